@@ -1,0 +1,75 @@
+"""
+A prepared dataset on disk: train.bin and val.bin, raw little-endian token ids, and the meta.json that says what they
+mean. Here they are found, checked and opened; data/ makes them. It knows no model and no settings.
+"""
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+
+SPLITS = ('train', 'val')
+
+
+def read_meta(folder):
+    """
+    The meta.json of the dataset in `folder`. A folder with bins alone is taken as the original nanoGPT wrote them:
+    GPT-2 BPE in uint16. FileNotFoundError if there is no dataset; its text says how to make one.
+    """
+    name = os.path.basename(os.path.normpath(folder))
+    missing = [f'{split}.bin' for split in SPLITS if not os.path.isfile(os.path.join(folder, f'{split}.bin'))]
+    if missing:
+        raise FileNotFoundError(f'dataset {name!r} has no {" and no ".join(missing)}; {how_to_prepare(folder)}')
+    path = os.path.join(folder, 'meta.json')
+    if os.path.isfile(path):
+        with open(path, encoding='utf-8') as f:
+            return json.load(f)
+    if os.path.isfile(os.path.join(folder, 'meta.pkl')):
+        raise FileNotFoundError(f'dataset {name!r} has a meta.pkl but no meta.json, and pickles are not loaded here; '
+                                f'{how_to_prepare(folder)}')
+    return {'tokenizer': 'gpt2', 'vocab_size': 50257, 'dtype': 'uint16'}
+
+
+def how_to_prepare(folder):
+    """What to type for a dataset that is not there."""
+    parent, name = os.path.split(os.path.normpath(folder))
+    if os.path.isfile(os.path.join(folder, 'prepare.py')):
+        return f'first run: python {os.path.join("data", name, "prepare.py")}'
+    known = sorted(entry for entry in os.listdir(parent) if os.path.isfile(os.path.join(parent, entry, 'prepare.py')))
+    return f'put its bins into {folder}, or choose --dataset from {", ".join(known)}'
+
+
+def prepare(folder):
+    """Make the dataset with its prepare.py, which shows what it does. FileNotFoundError or ValueError if it cannot."""
+    script = os.path.join(folder, 'prepare.py')
+    if not os.path.isfile(script):
+        raise FileNotFoundError(f'no {script} to prepare the dataset with; {how_to_prepare(folder)}')
+    if subprocess.run([sys.executable, script]).returncode != 0:
+        raise ValueError(f'{script} did not finish')
+
+
+def open_tokens(folder, split, meta):
+    """The ids of a split, as a read-only memory map."""
+    dtype = np.dtype(meta['dtype']).newbyteorder('<')
+    return np.memmap(os.path.join(folder, f'{split}.bin'), dtype=dtype, mode='r')
+
+
+def check(folder, meta, block_size):
+    """
+    The number of tokens in each split, {'train': n, 'val': n}. ValueError if one is too short for a sequence of
+    block_size tokens and the one that follows, or has an id that its vocabulary does not.
+    """
+    sizes = {}
+    for split in SPLITS:
+        path = os.path.join(folder, f'{split}.bin')
+        size = sizes[split] = os.path.getsize(path) // np.dtype(meta['dtype']).itemsize
+        if size < block_size + 1:
+            raise ValueError(f'{path} has {size} tokens, but block_size={block_size} needs {block_size + 1}; '
+                             f'try --block_size={max(size - 1, 1)}, or more text')
+        tokens = open_tokens(folder, split, meta)
+        largest = max(tokens[:2**26].max(), tokens[-2**26:].max())  # all of it, up to 134 million tokens
+        if largest >= meta['vocab_size']:
+            raise ValueError(f'{path} has the token id {largest}, which is not below its vocab_size='
+                             f'{meta["vocab_size"]}; {how_to_prepare(folder)}')
+    return sizes

@@ -1,0 +1,220 @@
+"""
+What this machine is: the device, the dtype that is fast on it, the processes that share the work, and
+the most it can compute. It knows no model and no settings; the scripts pass in what they were told.
+
+A ValueError here is a mistake in the settings; its text says what to type instead.
+"""
+import os
+import re
+import sys
+import time
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+
+# Dense TFLOP/s of the tensor cores in fp16 and bf16 with fp32 accumulation, without sparsity, by a pattern
+# in the name that PyTorch reports. Sources: NVIDIA's and AMD's data sheets; nanochat common.py; torchtitan utils.py.
+PEAK_TFLOPS = {
+    r'V100S': 130,
+    r'V100-(SXM|DGXS)': 125,
+    r'V100-PCIE': 112,
+    r'\bT4\b': 65,
+    r'\bA10\b': 125,  # disputed: about 62 were measured
+    r'\bA100\b': 312,
+    r'\bL4\b': 121,
+    r'\bL40S\b': 362,
+    r'RTX 3090$': 71,
+    r'RTX 4090$': 165.2,
+    r'RTX 5090$': 209.5,
+    r'\bH100 NVL': 835,
+    r'\bH100 PCIe': 756,
+    r'\bH100\b.*HBM3': 989,
+    r'\bH200$': 989,
+    r'\bGB200\b': 2500,
+    r'\bB200\b': 2250,
+    r'MI250X': 191.5,  # one of its two dies, which is what PyTorch shows as one device
+    r'MI300X': 1307,
+}
+
+CU126 = 'pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cu126'
+
+
+def rank():
+    """This process's number among all that torchrun started; 0 without torchrun."""
+    return int(os.environ.get('RANK', 0))
+
+
+def world_size():
+    """How many processes torchrun started; 1 without torchrun."""
+    return int(os.environ.get('WORLD_SIZE', 1))
+
+
+def local_rank():
+    """This process's number on its own machine, which is the number of its GPU."""
+    return int(os.environ.get('LOCAL_RANK', 0))
+
+
+def print0(*args):
+    """Print once for all processes, at once even when stdout is a file."""
+    if rank() == 0:
+        print(*args, flush=True)
+
+
+def stop(message):
+    """End the script for a mistake of the user's: one line on stderr (once a machine), exit code 2."""
+    if local_rank() == 0:
+        print(f'{os.path.basename(sys.argv[0])}: {message}', file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def has_gpu():
+    """True if PyTorch can train on something faster than the CPU here."""
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+def resolve_device(device):
+    """
+    'auto' becomes 'cuda', 'mps' or 'cpu'; under torchrun 'cuda' becomes this process's own GPU, 'cuda:1'.
+    ValueError if the device is not there, or if this build of PyTorch has no kernels for it.
+    """
+    if device == 'auto':
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    kind, _, index = device.partition(':')
+    if kind not in ('cuda', 'mps', 'cpu') or (index and not index.isdigit()):
+        raise ValueError(f'device={device!r} is not one of auto, cuda, cuda:N, mps, cpu')
+    if kind == 'mps' and not torch.backends.mps.is_available():
+        raise ValueError(f'device={device!r}, but PyTorch finds no Apple GPU here; try --device=auto')
+    if kind == 'cuda':
+        if not torch.cuda.is_available():
+            reason = 'this PyTorch is built for the CPU only' if torch.version.cuda is None else 'PyTorch finds no GPU'
+            raise ValueError(f'device={device!r}, but {reason}; try --device=auto or --device=cpu')
+        if world_size() > 1:
+            index = str(local_rank())
+        count = torch.cuda.device_count()
+        if index and int(index) >= count:
+            raise ValueError(f'GPU number {index} was asked for, but this machine has {count}; '
+                             'start at most one process a GPU')
+        device = f'cuda:{index}' if index else 'cuda'
+        check_architecture(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device),
+                           torch.cuda.get_arch_list())
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision('high')  # fp32 products in TF32, on the GPUs that have it
+    return device
+
+
+def check_architecture(name, capability, architectures):
+    """
+    ValueError if a PyTorch built for `architectures` (['sm_70', 'compute_90', ...]) has no kernels for a GPU
+    of compute capability (major, minor); without this check its first kernel fails with 'no kernel image'.
+    """
+    major, minor = capability
+    for architecture in architectures:
+        kind, _, number = architecture.partition('_')
+        number = re.match(r'\d+', number)
+        if number is None:  # ROCm lists gfx names; it has no such trap
+            return
+        built = divmod(int(number.group()), 10)
+        if kind == 'sm' and built[0] == major and built[1] <= minor or kind == 'compute' and built <= capability:
+            return
+    if architectures:
+        remedy = CU126 if major == 7 and minor == 0 else 'install the PyTorch build for it, see pytorch.org'
+        raise ValueError(f'this PyTorch has no kernels for {name} (sm_{major}{minor}; it has '
+                         f'{", ".join(architectures)}): {remedy}')
+
+
+def resolve_dtype(dtype, device, training=True):
+    """
+    'auto' becomes 'bfloat16' on a GPU that computes in it natively, 'float16' on an older one (a V100, a T4),
+    and 'float32' elsewhere. Emulated bfloat16 is replaced by float16, with a printed line: a V100 emulates it
+    at a fraction of its speed, and torch.cuda.is_bf16_supported() counts that unless told otherwise.
+    """
+    if dtype not in ('auto', 'float32', 'bfloat16', 'float16'):
+        raise ValueError(f'dtype={dtype!r} is not one of auto, float32, bfloat16, float16')
+    on_cuda = device.startswith('cuda')
+    native_bf16 = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    if dtype == 'auto':
+        return 'float32' if not on_cuda else 'bfloat16' if native_bf16 else 'float16'
+    if dtype == 'float16' and training and not on_cuda:
+        raise ValueError(f'float16 does not train on device={device!r}; use --dtype=float32 or --dtype=bfloat16')
+    if dtype == 'bfloat16' and on_cuda and not native_bf16:
+        print0('dtype: this GPU only emulates bfloat16; using float16 with loss scaling instead')
+        return 'float16'
+    return dtype
+
+
+def autocast(device, dtype):
+    """The context in which forward passes compute in `dtype`; parameters stay in float32."""
+    if dtype == 'float32':
+        return nullcontext()
+    return torch.autocast(device.partition(':')[0], dtype=getattr(torch, dtype))
+
+
+def start_processes(backend, device):
+    """Join the processes that torchrun started: NCCL between GPUs, gloo between CPUs unless `backend` names one."""
+    if world_size() == 1:
+        return
+    on_cuda = device.startswith('cuda')
+    if backend == 'nccl' and not on_cuda:
+        raise ValueError(f"backend='nccl' needs GPUs, but the device is {device!r}; use --backend=auto")
+    if backend not in ('auto', 'nccl', 'gloo'):
+        raise ValueError(f'backend={backend!r} is not one of auto, nccl, gloo')
+    if backend == 'auto':
+        backend = 'nccl' if on_cuda else 'gloo'
+    dist.init_process_group(backend, device_id=torch.device(device) if backend == 'nccl' else None)
+
+
+def barrier():
+    """Wait for all processes."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def stop_processes():
+    """Leave the processes that torchrun started, at the end of the script."""
+    if world_size() > 1:
+        dist.destroy_process_group()
+
+
+def all_reduce(values, device):
+    """The sum over all processes of a list of numbers, as a list of floats."""
+    if world_size() == 1:
+        return [float(value) for value in values]
+    # Apple's GPU has no float64, but also never more than one process
+    total = torch.tensor([float(value) for value in values], dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def compile_or_eager(model, device):
+    """torch.compile(model); where that cannot work (no C++ compiler, no Triton), the model itself and a line."""
+    start = time.perf_counter()
+    try:
+        torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=device))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        print0(f'compile: not possible on this machine, running eager instead ({reason})')
+        return model
+    print0(f'compile: available ({time.perf_counter() - start:.1f} s to try); the first iterations take a minute more')
+    return torch.compile(model)
+
+
+def synchronize(device):
+    """Wait until the device has done all it was given; a clock read before this shows nothing."""
+    if device.startswith('cuda'):
+        torch.cuda.synchronize(device)
+    elif device == 'mps':
+        torch.mps.synchronize()
+
+
+def memory_gb(device):
+    """The most memory that tensors on this GPU have taken so far, in GB; None where PyTorch does not count it."""
+    return torch.cuda.max_memory_allocated(device) / 1e9 if device.startswith('cuda') else None
+
+
+def peak_flops(device, dtype):
+    """FLOP/s that the devices of all processes can reach in `dtype`, None for a device that is not in the table."""
+    if not device.startswith('cuda') or dtype == 'float32':
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((1e12 * tflops * world_size() for pattern, tflops in PEAK_TFLOPS.items() if re.search(pattern, name)), None)

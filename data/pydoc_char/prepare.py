@@ -1,0 +1,62 @@
+"""
+Python's own documentation, one id a character: the language reference that help() shows (pydoc_data.topics) and the
+docstrings of the standard library. It comes with Python, so it needs no download.
+
+python data/pydoc_char/prepare.py                 # about 10 seconds
+python data/pydoc_char/prepare.py --input=FILE    # any other text in its place
+
+Sources are read with ast; nothing is imported or run. What comes out depends on the version of Python.
+"""
+import ast
+import hashlib
+import inspect
+import os
+import sys
+import sysconfig
+
+folder = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(folder))
+import corpus
+
+SKIPPED = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__', 'pydoc_data'}
+RARE = 50  # a character that occurs fewer times teaches nothing, but costs a row of the vocabulary
+
+
+def parse(path):
+    """The syntax tree of a source file; an empty one for the few that are not meant to parse."""
+    try:
+        with open(path, 'rb') as f:
+            return ast.parse(f.read())
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
+def source_files(top):
+    """Every .py file of the standard library without its tests, always in the same order."""
+    for place, folders, files in os.walk(top):
+        folders[:] = sorted(set(folders) - SKIPPED)
+        yield from (os.path.join(place, name) for name in sorted(files) if name.endswith('.py'))
+
+
+def documents(top):
+    """Each topic of the reference, and each source file's docstrings in order as one document."""
+    topics = os.path.join(top, 'pydoc_data', 'topics.py')
+    if os.path.exists(topics):  # it is one assignment: topics = {'assert': 'text', ...}
+        yield from ast.literal_eval(parse(topics).body[-1].value).values()
+    for path in source_files(top):
+        with_docstring = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        docstrings = [ast.get_docstring(node) for node in ast.walk(parse(path)) if isinstance(node, with_docstring)]
+        yield '\n\n'.join(text for text in docstrings if text)
+
+
+given = corpus.parse_input(__doc__)
+if given:
+    text, source = corpus.read_text(given), given
+else:
+    top = sysconfig.get_path('stdlib')
+    print(f'reading the docstrings of {top}')
+    texts = {inspect.cleandoc(text) for text in documents(top)} - {''}
+    # by hash: an order that is the same everywhere and mixes reference and library, so that val is like train
+    texts = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+    text, source = '\n\n'.join(texts), f"Python {sys.version.split()[0]}'s pydoc_data and standard library"
+corpus.write_char(folder, text, source, rare=RARE)

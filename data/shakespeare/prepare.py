@@ -1,0 +1,21 @@
+"""
+Tiny Shakespeare (1.1 MB, the public domain) in GPT-2's byte-pair encoding.
+
+python data/shakespeare/prepare.py                 # downloads it, once
+python data/shakespeare/prepare.py --input=FILE    # where there is no network
+
+Expect 1,115,394 characters; train has 301,966 tokens, val has 36,059.
+"""
+import os
+import sys
+
+folder = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(folder))
+import corpus
+
+URL = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
+SHA256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
+
+given = corpus.parse_input(__doc__)
+text = corpus.fetch(folder, URL, SHA256, given)
+corpus.write_gpt2(folder, text, source=given or URL, expected=(301966, 36059))
