@@ -241,7 +241,7 @@ def download(model_type):
     try:
         return snapshot_download(repo, allow_patterns=['config.json', '*.safetensors', '*.safetensors.index.json'])
     except Exception as error:  # its errors for no network, no such name and no access have no common base
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().split('\n')[0]
         raise ValueError(f'cannot get {repo} from Hugging Face ({type(error).__name__}: {reason}); without a network, '
                          'name a folder with its config.json and model.safetensors instead') from None
 

@@ -32,7 +32,7 @@ wandb_log = False
 wandb_project = 'owt'
 wandb_run_name = 'gpt2'
 # data
-dataset = 'openwebtext'            # a folder in data/, with train.bin and val.bin
+dataset = 'openwebtext'            # a folder in data/, or a path: train.bin, val.bin, meta.json
 auto_prepare = False               # run the dataset's prepare.py if it has no train.bin yet
 gradient_accumulation_steps = 5 * 8  # micro-batches in an iteration, of all processes together
 batch_size = 12                    # sequences in a micro-batch
@@ -208,8 +208,8 @@ def get_batch(split, starts):
 def eval_batches(split):
     """The starts of every batch of an evaluation, the same each time; this process's share, (n, batch_size)."""
     size = data_size[split]
-    if eval_iters > 0:
-        starts = random_numbers(EVAL, 0, eval_iters * batch_size) % np.uint64(size - block_size)
+    if eval_iters > 0:  # spread evenly over the split, which estimates its loss better than random places do
+        starts = np.linspace(0, size - block_size - 1, eval_iters * batch_size)
     else:  # windows side by side over the whole validation split, and over a piece of train as long
         starts = np.arange(0, min(size, data_size['val']) - 1, block_size)
         starts = np.append(starts, np.full(-len(starts) % batch_size, size))  # fills the last batch; counts for nothing
@@ -259,7 +259,7 @@ def get_lr(it):
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (learning_rate - min_lr)
 
 
-TRAIN, EVAL, DROPOUT = 0, 1, 2  # streams of random numbers; DROPOUT + rank is each process's own
+TRAIN, DROPOUT = 0, 1  # streams of random numbers; DROPOUT + rank is each process's own
 t0 = time.perf_counter()
 while True:
     # evaluate and save; the clock of training stands still meanwhile
@@ -284,7 +284,7 @@ while True:
             if done or (iter_num > first_iter and (improved or always_save_checkpoint)):
                 state = dict(weights, optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
                 checkpoint_file.save_last(state, out_dir)
-            if keep_interval and iter_num % keep_interval == 0:
+            if keep_interval and iter_num > 0 and iter_num % keep_interval == 0:
                 checkpoint_file.save(weights, os.path.join(out_dir, f'iter_{iter_num:06d}.pt'))
             if prompts:
                 texts = sample_texts()

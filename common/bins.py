@@ -33,11 +33,13 @@ def read_meta(folder):
 
 def how_to_prepare(folder):
     """What to type for a dataset that is not there."""
-    parent, name = os.path.split(os.path.normpath(folder))
-    if os.path.isfile(os.path.join(folder, 'prepare.py')):
-        return f'first run: python {os.path.join("data", name, "prepare.py")}'
-    known = sorted(entry for entry in os.listdir(parent) if os.path.isfile(os.path.join(parent, entry, 'prepare.py')))
-    return f'put its bins into {folder}, or choose --dataset from {", ".join(known)}'
+    script = os.path.join(folder, 'prepare.py')
+    if os.path.isfile(script):
+        return f'run: python {os.path.relpath(script)}'
+    parent = os.path.dirname(os.path.normpath(folder))
+    entries = os.listdir(parent) if os.path.isdir(parent) else []
+    known = sorted(entry for entry in entries if os.path.isfile(os.path.join(parent, entry, 'prepare.py')))
+    return f'put them into {folder}' + (f', or choose --dataset from {", ".join(known)}' if known else '')
 
 
 def prepare(folder):

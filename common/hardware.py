@@ -192,7 +192,7 @@ def compile_or_eager(model, device):
     try:
         torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=device))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().split('\n')[0]
         print0(f'compile: not possible on this machine, running eager instead ({reason})')
         return model
     print0(f'compile: available ({time.perf_counter() - start:.1f} s to try); the first iterations take a minute more')

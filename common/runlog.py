@@ -117,6 +117,6 @@ def start_wandb(settings, config):
         try:
             return wandb.init(**settings, config=config)
         except wandb.errors.Error as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().split('\n')[0]
     print(f'wandb: logging offline ({reason}); wandb sync uploads it later', flush=True)
     return wandb.init(**settings, config=config, mode='offline')

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import sys
-import urllib.error
 import urllib.request
 
 import numpy as np
@@ -54,8 +53,8 @@ def fetch(folder, url, sha256, given=None):
         try:
             with urllib.request.urlopen(url, timeout=60) as response:
                 content = response.read()
-        except (urllib.error.URLError, OSError) as error:
-            stop(f'cannot download {url} ({getattr(error, "reason", error)}).\n'
+        except OSError as error:  # urllib's errors are OSErrors
+            stop(f'cannot download {url} ({error}).\n'
                  f'Without a network: put that file at {path}, or name it with --input=FILE, or train on text that '
                  f'Python brings along: python train.py config/quickstart.py')
         if hashlib.sha256(content).hexdigest() != sha256:

@@ -1,0 +1,64 @@
+"""What the tests share: a corpus that they make, and the scripts run as a user runs them, at toy size and offline."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[:0] = [ROOT, os.path.join(ROOT, 'data')]
+
+# toy sizes are faster on one thread, and nothing here may wait for a network; set before torch is imported
+os.environ.update(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1')
+
+# 2 layers, 32 wide, 16 tokens of context: an iteration takes milliseconds
+TOY = ['--device=cpu', '--compile=False', '--n_layer=2', '--n_head=2', '--n_embd=32', '--block_size=16',
+       '--batch_size=4', '--gradient_accumulation_steps=2', '--max_iters=20', '--lr_decay_iters=20',
+       '--warmup_iters=2', '--learning_rate=1e-2', '--eval_interval=10', '--eval_iters=5']
+
+
+def python(*args, cwd, **env):
+    """Run `python args` in a folder; returns the CompletedProcess, with stdout and stderr as text."""
+    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env={**os.environ, **env},
+                          capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """run('train.py', '--max_iters=1', ...): a script of the project, in a temporary folder."""
+    return lambda script, *args, **env: python(os.path.join(ROOT, script), *args, cwd=tmp_path, **env)
+
+
+@pytest.fixture(scope='session')
+def corpus_dir(tmp_path_factory):
+    """A character-level dataset of 6,000 characters with something to learn in it."""
+    import corpus
+    folder = tmp_path_factory.mktemp('toy')
+    words = ['the cat', 'a dog', 'one bird', 'my fish', 'that horse']
+    verbs = ['sees', 'likes', 'follows', 'hears']
+    lines = [f'{words[i * i % 5]} {verbs[i % 4]} {words[(i * 3 + i // 7) % 5]}.' for i in range(270)]
+    corpus.write_char(str(folder), '\n'.join(lines), source='tests')
+    return str(folder)
+
+
+@pytest.fixture
+def train(run, corpus_dir):
+    """train('--max_iters=5', ...): a toy run of train.py on the test corpus."""
+    return lambda *args, **env: run('train.py', *TOY, f'--dataset={corpus_dir}', *args, **env)
+
+
+@pytest.fixture(scope='session')
+def trained(tmp_path_factory, corpus_dir):
+    """The out_dir of a finished toy run, which tests may read but not change."""
+    folder = tmp_path_factory.mktemp('trained')
+    done = python(os.path.join(ROOT, 'train.py'), *TOY, f'--dataset={corpus_dir}', '--out_dir=out', cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return str(folder / 'out')
+
+
+def read_metrics(out_dir):
+    """(training lines, evaluation lines, the last line) of a run's metrics.jsonl."""
+    with open(os.path.join(out_dir, 'metrics.jsonl'), encoding='utf-8') as f:
+        lines = [json.loads(line) for line in f]
+    return [line for line in lines if 'loss' in line], [line for line in lines if 'val_loss' in line], lines[-1]

@@ -1,0 +1,90 @@
+"""What the machine is said to be, on machines that are not there: the V100's rules above all."""
+import pytest
+import torch
+
+from common import hardware
+
+CUDA13 = ['sm_75', 'sm_80', 'sm_86', 'sm_90', 'sm_100', 'sm_120']
+CUDA126 = ['sm_50', 'sm_60', 'sm_70', 'sm_75', 'sm_80', 'sm_86', 'sm_90']
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """gpu(name, native_bf16): pretend that PyTorch has found it."""
+    def pretend(name='Tesla V100-SXM2-16GB', native_bf16=False):
+        # like the real one, it counts emulation unless told otherwise
+        monkeypatch.setattr(torch.cuda, 'is_bf16_supported',
+                            lambda including_emulation=True: including_emulation or native_bf16)
+        monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: name)
+    return pretend
+
+
+def test_a_v100_trains_in_float16_and_never_in_emulated_bfloat16(gpu, capsys):
+    gpu()
+    assert hardware.resolve_dtype('auto', 'cuda') == 'float16'
+    assert hardware.resolve_dtype('bfloat16', 'cuda') == 'float16'
+    assert capsys.readouterr().out.count('\n') == 1
+
+
+def test_a_gpu_with_native_bfloat16_uses_it(gpu):
+    gpu('NVIDIA H200', native_bf16=True)
+    assert hardware.resolve_dtype('auto', 'cuda:1') == 'bfloat16'
+    assert hardware.resolve_dtype('float16', 'cuda:1') == 'float16'
+
+
+def test_float16_on_a_cpu_is_refused():
+    assert hardware.resolve_dtype('auto', 'cpu') == 'float32'
+    with pytest.raises(ValueError, match='float16'):
+        hardware.resolve_dtype('float16', 'cpu')
+
+
+@pytest.mark.parametrize('capability, built, runs', [
+    ((7, 0), CUDA126, True), ((7, 0), CUDA13, False), ((8, 6), CUDA13, True), ((8, 9), CUDA13, True),
+    ((9, 0), ['sm_90a'], True), ((12, 0), ['sm_90', 'compute_90'], True), ((12, 0), CUDA126, False),
+    ((9, 4), ['gfx90a'], True)])
+def test_a_build_without_kernels_for_the_gpu_is_found_at_once(capability, built, runs):
+    if runs:
+        return hardware.check_architecture('a GPU', capability, built)
+    with pytest.raises(ValueError) as error:
+        hardware.check_architecture('a GPU', capability, built)
+    assert ('cu126' in str(error.value)) == (capability == (7, 0))
+
+
+@pytest.mark.parametrize('name, tflops', [
+    ('Tesla V100-SXM2-16GB', 125), ('Tesla V100-SXM2-32GB', 125), ('Tesla V100-PCIE-32GB', 112),
+    ('Tesla V100S-PCIE-32GB', 130), ('Tesla V100-DGXS-32GB', 125), ('Tesla T4', 65), ('NVIDIA A10', 125),
+    ('NVIDIA A10G', None), ('NVIDIA A100-SXM4-80GB', 312), ('NVIDIA L4', 121), ('NVIDIA L40S', 362), ('NVIDIA L40', None),
+    ('NVIDIA GeForce RTX 3090', 71), ('NVIDIA GeForce RTX 3090 Ti', None), ('NVIDIA GeForce RTX 4090', 165.2),
+    ('NVIDIA H100 80GB HBM3', 989), ('NVIDIA H100 PCIe', 756), ('NVIDIA H100 NVL', 835), ('NVIDIA H200', 989),
+    ('NVIDIA H200 NVL', None), ('NVIDIA B200', 2250), ('NVIDIA GB200', 2500), ('AMD Instinct MI300X', 1307),
+    ('Some GPU of tomorrow', None)])
+def test_the_peak_is_the_cards_own_or_unknown(gpu, name, tflops):
+    gpu(name)
+    assert hardware.peak_flops('cuda', 'bfloat16') == (None if tflops is None else tflops * 1e12)
+    assert hardware.peak_flops('cuda', 'float32') is None and hardware.peak_flops('cpu', 'bfloat16') is None
+
+
+@pytest.mark.parametrize('device, expected', [('cuda', 'cuda'), ('gpu', 'not one of'), ('cuda:x', 'not one of')])
+def test_a_device_that_is_not_there_is_refused(monkeypatch, device, expected):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match=expected):
+        hardware.resolve_device(device)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setenv('WORLD_SIZE', '4')
+    monkeypatch.setenv('LOCAL_RANK', '3')
+    with pytest.raises(ValueError, match='GPU number 3'):
+        hardware.resolve_device('auto')
+
+
+def test_without_a_compiler_training_goes_on_in_eager_and_says_so(monkeypatch, capsys):
+    def no_compiler(function):
+        raise RuntimeError('Failed to find C++ compiler\nmore lines')
+    monkeypatch.setattr(torch, 'compile', no_compiler)
+    model = torch.nn.Linear(2, 2)
+    assert hardware.compile_or_eager(model, 'cpu') is model
+    assert capsys.readouterr().out == ('compile: not possible on this machine, running eager instead '
+                                       '(Failed to find C++ compiler)\n')

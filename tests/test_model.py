@@ -1,0 +1,204 @@
+"""The model: GPT-2 to the letter, by Hugging Face's implementation, and the weights it can start from."""
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from common import checkpoint as checkpoint_file
+from conftest import python, ROOT
+from model import GPT, GPTConfig, load_weights
+
+SMALL = dict(block_size=32, vocab_size=96, n_layer=3, n_head=4, n_embd=48)
+
+
+def small_gpt(seed=0, **changes):
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(**{**SMALL, **changes}))
+    with torch.no_grad():
+        for p in model.parameters():  # weights far from their initial values show what they would hide
+            p.add_(0.1 * torch.randn_like(p))
+    return model.eval()
+
+
+@pytest.fixture(scope='module')
+def huggingface():
+    """A random small GPT2LMHeadModel, and ids for it."""
+    transformers = pytest.importorskip('transformers')
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_positions=32, vocab_size=96, n_layer=3, n_head=4, n_embd=48,
+                                     bos_token_id=0, eos_token_id=0)
+    model = transformers.GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model.eval(), torch.randint(96, (2, 32))
+
+
+@pytest.mark.parametrize('files', ['one', 'several', 'openai'])
+def test_logits_and_loss_equal_hugging_face(huggingface, tmp_path, files):
+    reference, idx = huggingface
+    reference.save_pretrained(tmp_path, max_shard_size='50KB' if files == 'several' else '1GB')
+    if files == 'openai':  # as in OpenAI's own repositories: no prefix, and the attention masks among the weights
+        from safetensors.torch import load_file, save_file
+        weights = {key.removeprefix('transformer.'): value for key, value in
+                   load_file(tmp_path / 'model.safetensors').items()}
+        save_file({**weights, 'h.0.attn.bias': torch.ones(1, 1, 32, 32)}, tmp_path / 'model.safetensors')
+    assert len(list(tmp_path.glob('*.safetensors'))) > 1 if files == 'several' else True
+    model = GPT.from_pretrained(str(tmp_path)).eval()
+    assert model.config.activation == 'gelu_tanh' and model.config.bias
+    logits, loss = model(idx, targets=idx.roll(-1, dims=1))
+    expected = reference(idx).logits
+    assert (logits - expected).abs().max() < 1e-4
+    expected_loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), idx.roll(-1, dims=1).flatten())
+    assert abs(loss.item() - expected_loss.item()) < 1e-5
+    assert torch.allclose(model(idx)[0], logits[:, [-1]], atol=1e-5)
+
+
+def test_from_pretrained_needs_no_transformers(huggingface, tmp_path):
+    huggingface[0].save_pretrained(tmp_path)
+    code = ('import sys; from model import GPT; GPT.from_pretrained(sys.argv[1]); '
+            'assert "transformers" not in sys.modules')
+    done = python('-c', code, tmp_path, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('change', [{'model_type': 'llama'}, {'scale_attn_by_inverse_layer_idx': True},
+                                    {'n_inner': 100}, {'activation_function': 'relu'},
+                                    {'tie_word_embeddings': False}])
+def test_from_pretrained_refuses_what_it_would_get_wrong(huggingface, tmp_path, change):
+    huggingface[0].save_pretrained(tmp_path)
+    config = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps({**config, **change}))
+    with pytest.raises(ValueError, match=next(iter(change.values())) if 'model_type' in change else next(iter(change))):
+        GPT.from_pretrained(str(tmp_path))
+
+
+def test_from_pretrained_without_a_network_says_to_name_a_folder():
+    done = python('-c', 'from model import GPT; GPT.from_pretrained("gpt2")', cwd=ROOT, HF_HOME='/nonexistent')
+    assert 'ValueError: cannot get openai-community/gpt2' in done.stderr and 'name a folder' in done.stderr
+
+
+def original_checkpoint(model):
+    """A checkpoint as the original nanoGPT wrote it: compiled, with masks, the AdamW state and a 0-d best_val_loss."""
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), 'cpu')
+    model(torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 4, dtype=torch.long))[1].backward()
+    optimizer.step()
+    state = {f'_orig_mod.{key}': value for key, value in model.state_dict().items()}
+    state['_orig_mod.transformer.h.0.attn.bias'] = torch.ones(1, 1, 32, 32)
+    model_args = {key: getattr(model.config, key) for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias',
+                                                              'vocab_size', 'dropout')}
+    saved = optimizer.state_dict()
+    for group in saved['param_groups']:
+        group.update(fused=None, foreach=None)
+    return dict(model=state, optimizer=saved, model_args=model_args, iter_num=7, best_val_loss=torch.tensor(1.5),
+                config=dict(dataset='shakespeare_char', learning_rate=1e-3))
+
+
+def test_a_checkpoint_of_the_original_loads(tmp_path):
+    model = small_gpt(bias=False)
+    torch.save(original_checkpoint(model), tmp_path / 'ckpt.pt')
+    idx = torch.randint(96, (2, 20))
+    loaded, checkpoint = load_weights(str(tmp_path))
+    assert torch.equal(loaded.eval()(idx)[0], model(idx)[0])
+    optimizer = loaded.configure_optimizers(0.1, 1e-3, (0.9, 0.95), 'cpu')
+    checkpoint_file.load_optimizer(optimizer, checkpoint['optimizer'])
+    first = next(iter(optimizer.state.values()))
+    assert first['step'].item() == 1 and first['exp_avg'].abs().sum() > 0 and optimizer.param_groups[0]['fused']
+
+
+def test_the_future_does_not_change_the_past():
+    model, idx = small_gpt(), torch.randint(96, (1, 32))
+    changed = idx.clone()
+    changed[0, 20:] = (changed[0, 20:] + 1) % 96
+    before, after = model(idx, idx)[0], model(changed, idx)[0]
+    assert torch.allclose(before[:, :20], after[:, :20], atol=1e-5)
+    assert not torch.allclose(before[:, 20:], after[:, 20:], atol=1e-3)
+
+
+def test_targets_of_minus_one_do_not_count():
+    model, idx = small_gpt(), torch.randint(96, (1, 32))
+    targets = idx.roll(-1, dims=1)
+    targets[0, 10:] = -1
+    expected = torch.nn.functional.cross_entropy(model(idx, idx)[0][0, :10], targets[0, :10])
+    assert torch.allclose(model(idx, targets)[1], expected)
+
+
+def test_a_new_model_knows_nothing_and_keeps_the_residual_scale():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=64, vocab_size=500, n_layer=8, n_head=4, n_embd=64))
+    idx = torch.randint(500, (4, 64))
+    assert abs(model(idx, idx.roll(1, dims=1))[1].item() - math.log(500)) < 0.1
+    block = model.transformer.h[0]
+    assert abs(block.mlp.c_fc.weight.std().item() - 0.02) < 1e-3
+    assert abs(block.mlp.c_proj.weight.std().item() - 0.02 / math.sqrt(16)) < 1e-3
+    assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    model, idx = small_gpt(dropout=0.1).train(), torch.randint(96, (2, 32))
+    gradients = []
+    for recompute in (False, True):
+        model.gradient_checkpointing = recompute
+        model.zero_grad()
+        torch.manual_seed(1)
+        model(idx, idx)[1].backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+
+
+def test_cropping_the_context_keeps_the_logits():
+    model, idx = small_gpt(), torch.randint(96, (1, 16))
+    before = model(idx)[0]
+    model.crop_block_size(16)
+    assert torch.equal(model(idx)[0], before)
+    with pytest.raises(ValueError, match='block_size=16'):
+        model(torch.zeros(1, 17, dtype=torch.long))
+    with pytest.raises(ValueError, match='block_size=32 is above'):
+        model.crop_block_size(32)
+
+
+def test_only_matrices_and_embeddings_decay():
+    model = small_gpt()
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), 'cpu')
+    decayed, plain = optimizer.param_groups
+    assert (decayed['weight_decay'], plain['weight_decay']) == (0.1, 0.0)
+    assert all(p.dim() == 2 for p in decayed['params']) and all(p.dim() == 1 for p in plain['params'])
+    assert len(decayed['params']) + len(plain['params']) == len(list(model.parameters()))
+
+
+def test_fused_adamw_equals_the_plain_one():
+    models = [small_gpt(), small_gpt()]
+    fused = models[0].configure_optimizers(0.1, 1e-3, (0.9, 0.95), 'cpu')
+    groups = [{'params': [p for p in models[1].parameters() if p.dim() >= 2], 'weight_decay': 0.1},
+              {'params': [p for p in models[1].parameters() if p.dim() < 2], 'weight_decay': 0.0}]
+    plain = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), foreach=False)
+    for _ in range(3):
+        for a, b in zip(models[0].parameters(), models[1].parameters()):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        fused.step()
+        plain.step()
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(models[0].parameters(), models[1].parameters()))
+
+
+def test_sizes_and_costs_of_gpt2():
+    with torch.device('meta'):
+        model = GPT(GPTConfig(vocab_size=50257))
+    assert model.get_num_params(non_embedding=False) == 124_439_808  # what OpenAI's weights count
+    assert model.flops_per_token() == pytest.approx(0.86e9, rel=0.01)
+
+
+def test_impossible_configurations_are_refused():
+    with pytest.raises(ValueError, match='n_embd=50 is not divisible by n_head=4'):
+        GPTConfig(**{**SMALL, 'n_embd': 50})
+    with pytest.raises(ValueError, match='activation'):
+        GPTConfig(**SMALL, activation='relu')
+
+
+def test_weights_of_another_shape_are_named(tmp_path):
+    model = small_gpt()
+    model_args = dataclasses.asdict(model.config)
+    with pytest.raises(ValueError, match='do not fit'):
+        GPT.from_checkpoint(dict(model=model.state_dict(), model_args={**model_args, 'n_embd': 96}))

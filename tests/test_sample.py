@@ -1,0 +1,59 @@
+"""sample.py as a user runs it, on a toy model."""
+import os
+import shutil
+
+import pytest
+import torch
+
+from common import checkpoint as checkpoint_file
+
+
+@pytest.fixture
+def sample(run, trained):
+    return lambda *args: run('sample.py', f'--out_dir={trained}', '--device=cpu', '--num_samples=2',
+                             '--max_new_tokens=30', *args)
+
+
+def texts(done):
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split('\n---------------\n')[:-1]
+
+
+def test_samples_continue_the_prompt(sample):
+    written = texts(sample('--start=the cat'))
+    assert len(written) == 2 and written[0] != written[1]
+    assert all(text.startswith('the cat') and len(text) == len('the cat') + 30 for text in written)
+
+
+def test_temperature_zero_and_top_k_one_are_greedy(sample):
+    greedy = texts(sample('--start=a dog', '--temperature=0'))
+    assert greedy[0] == greedy[1] == texts(sample('--start=a dog', '--top_k=1'))[0]
+
+
+def test_top_k_zero_is_off_and_the_seed_decides(sample):
+    first = texts(sample('--top_k=0', '--seed=1'))
+    assert first == texts(sample('--top_k=0', '--seed=1')) != texts(sample('--top_k=0', '--seed=2'))
+
+
+def test_a_prompt_comes_from_a_file_or_is_empty(sample, tmp_path):
+    (tmp_path / 'prompt.txt').write_text('my fish')
+    assert texts(sample('--start=FILE:prompt.txt'))[0].startswith('my fish')
+    assert len(texts(sample('--start='))[0]) == 31  # after the newline that a new text starts from
+
+
+def test_a_checkpoint_of_the_original_speaks_through_its_dataset(run, trained, corpus_dir, tmp_path):
+    state = checkpoint_file.load(os.path.join(trained, 'ckpt.pt'))
+    (tmp_path / 'out').mkdir()
+    torch.save(dict(model=state['model'], model_args=state['model_args'], config={'dataset': corpus_dir}),
+               tmp_path / 'out' / 'ckpt.pt')
+    done = run('sample.py', '--out_dir=out', '--device=cpu', '--num_samples=1', '--max_new_tokens=5')
+    assert len(texts(done)) == 1
+
+
+@pytest.mark.parametrize('args, expected', [
+    (['--start=the #cat@'], "'#@'"), (['--start=FILE:none.txt'], 'none.txt'), (['--out_dir=none'], 'none'),
+    (['--temperature=-1.0'], 'temperature=-1.0'), (['--device=cuda'], "device='cuda'"), (['--topk=3'], 'top_k')])
+def test_a_mistake_is_one_line_and_exit_code_2(sample, args, expected):
+    done = sample(*args)
+    assert done.returncode == 2 and done.stdout == '' and expected in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,62 @@
+"""Text to ids and back, and which vocabularies go together."""
+import os
+
+import pytest
+
+from common import tokenizer
+
+CHAR = {'tokenizer': 'char', 'vocab_size': 4, 'chars': '\nab가'}
+GPT2 = {'tokenizer': 'gpt2', 'vocab_size': 50257}
+
+
+@pytest.fixture
+def gpt2():
+    pytest.importorskip('tiktoken')
+    if not os.environ.get('TIKTOKEN_CACHE_DIR'):
+        pytest.skip("needs GPT-2's vocabulary files: set TIKTOKEN_CACHE_DIR to a folder that has them")
+    return tokenizer.from_meta(GPT2)
+
+
+def test_characters_come_back():
+    text = tokenizer.from_meta(CHAR)
+    assert text.decode(text.encode('ab\n가b')) == 'ab\n가b' and text.encode('\nab가') == [0, 1, 2, 3]
+
+
+def test_an_unknown_character_is_named():
+    with pytest.raises(ValueError, match="'xy'"):
+        tokenizer.from_meta(CHAR).encode('axby')
+
+
+def test_an_empty_prompt_starts_a_text():
+    assert tokenizer.encode_prompts(CHAR, ['', 'ab']) == [[0], [1, 2]]
+    assert tokenizer.encode_prompts(CHAR, []) == []
+
+
+def test_gpt2_text_comes_back(gpt2):
+    text = 'Hello, 세계! <|endoftext|> again'
+    ids = gpt2.encode(text)
+    assert gpt2.decode(ids) == text and gpt2.end_id in ids and gpt2.encode('Hello world') == [15496, 995]
+
+
+def test_an_unknown_tokenizer_is_named():
+    with pytest.raises(ValueError, match="'words'"):
+        tokenizer.from_meta({'tokenizer': 'words'})
+
+
+def test_vocabularies_are_padded_for_tensor_cores_but_characters_are_not():
+    assert tokenizer.padded_vocab_size(GPT2) == 50304 and tokenizer.padded_vocab_size(CHAR) == 4
+
+
+@pytest.mark.parametrize('theirs, vocab_size, fits', [
+    (CHAR, 4, True), (None, 4, True), (dict(CHAR, chars='\nabc'), 4, False), (GPT2, 50304, False), (None, 5, False)])
+def test_only_the_same_vocabulary_fits(theirs, vocab_size, fits):
+    if fits:
+        tokenizer.check_same(CHAR, theirs, vocab_size)
+    else:
+        with pytest.raises(ValueError, match='vocabularies differ'):
+            tokenizer.check_same(CHAR, theirs, vocab_size)
+
+
+@pytest.mark.parametrize('vocab_size', [50257, 50304])
+def test_gpt2_weights_fit_gpt2_data_padded_or_not(vocab_size):
+    tokenizer.check_same(GPT2, None, vocab_size)

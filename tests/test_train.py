@@ -1,0 +1,393 @@
+"""train.py as a user runs it, at toy size: what it promises, and what it refuses."""
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from common import checkpoint as checkpoint_file
+from conftest import ROOT, TOY, python, read_metrics
+from model import GPT
+
+
+def losses(out_dir):
+    return [line['loss'] for line in read_metrics(out_dir)[0]]
+
+
+def weights(path):
+    return checkpoint_file.load(str(path))['model']
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+# what a run leaves behind
+
+def test_a_run_leaves_what_the_design_promises(trained):
+    assert sorted(os.listdir(trained)) == ['ckpt.pt', 'last.pt', 'metrics.jsonl', 'prev.pt']
+    training, evaluations, end = read_metrics(trained)
+    assert [line['iter'] for line in training] == list(range(20))
+    assert [line['iter'] for line in evaluations] == [0, 10, 20]
+    assert set(training[0]) == {'iter', 'loss', 'lr', 'grad_norm', 'ms', 'tok_s', 'mfu', 'mem_gb', 'tokens', 'train_s'}
+    assert set(evaluations[0]) == {'iter', 'train_loss', 'val_loss', 'val_ppl', 'val_acc', 'tokens', 'train_s'}
+    assert end['done'] and end['iter'] == 20 and end['best_val_loss'] == min(e['val_loss'] for e in evaluations)
+    assert training[-1]['tokens'] == 20 * 2 * 4 * 16 and training[-1]['mfu'] is None
+    assert evaluations[-1]['val_loss'] < evaluations[0]['val_loss'] - 0.5
+
+
+def test_exactly_max_iters_updates_and_a_whole_state(trained):
+    state = torch.load(os.path.join(trained, 'last.pt'), weights_only=True)
+    assert {'model', 'optimizer', 'model_args', 'iter_num', 'best_val_loss', 'config', 'scaler', 'meta',
+            'format'} <= set(state)
+    assert state['iter_num'] == 20
+    assert {int(moments['step']) for moments in state['optimizer']['state'].values()} == {20}
+    assert state['config']['device'] == 'cpu' and state['config']['dtype'] == 'float32'
+    assert 'optimizer' not in torch.load(os.path.join(trained, 'ckpt.pt'), weights_only=True)
+    assert not any('_orig_mod' in key or 'module' in key for key in state['model'])
+
+
+def test_a_run_shorter_than_eval_interval_is_saved_too(train, tmp_path):
+    done = train('--out_dir=out', '--max_iters=3', '--eval_interval=1000')
+    assert done.returncode == 0, done.stderr
+    assert checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num'] == 3
+
+
+def test_the_best_weights_stay_when_later_ones_are_worse(train, tmp_path):
+    args = ['--out_dir=out', '--learning_rate=0.1', '--min_lr=0.1', '--grad_clip=0.0', '--max_iters=40',
+            '--eval_interval=2', '--beta2=0.5']
+    assert train(*args).returncode == 0
+    evaluations = read_metrics(tmp_path / 'out')[1]
+    best = min(evaluations, key=lambda line: line['val_loss'])
+    assert best['iter'] < 40, 'this run was to get worse in the end'
+    assert checkpoint_file.load(str(tmp_path / 'out' / 'ckpt.pt'))['iter_num'] == best['iter']
+    assert checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num'] == 40
+
+
+def test_weights_are_kept_every_keep_interval(train, tmp_path):
+    assert train('--out_dir=out', '--eval_interval=5', '--keep_interval=10').returncode == 0
+    assert sorted(n for n in os.listdir(tmp_path / 'out') if n.startswith('iter_')) == ['iter_000010.pt',
+                                                                                       'iter_000020.pt']
+
+
+def test_samples_are_written_and_shown_at_the_end(train, tmp_path):
+    done = train('--out_dir=out', "--sample_prompts=['the cat', '']")
+    assert sorted(os.listdir(tmp_path / 'out' / 'samples')) == ['iter_000000.txt', 'iter_000010.txt', 'iter_000020.txt']
+    text = (tmp_path / 'out' / 'samples' / 'iter_000020.txt').read_text()
+    assert text.startswith('the cat') and text.strip() in done.stdout
+    assert 'python sample.py --out_dir=out' in done.stdout
+
+
+def test_starting_over_sets_the_earlier_run_aside(train, tmp_path):
+    train('--out_dir=out', '--max_iters=2')
+    done = train('--out_dir=out', '--max_iters=3')
+    assert 'out held a run already; it is now in out/previous' in done.stdout
+    assert checkpoint_file.load(str(tmp_path / 'out' / 'previous' / 'last.pt'))['iter_num'] == 2
+    assert checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num'] == 3
+    assert len(losses(tmp_path / 'out')) == 3
+
+
+# the same run, however it is cut
+
+def test_evaluating_changes_nothing(train, trained, tmp_path):
+    assert train('--out_dir=out', '--eval_interval=3', "--sample_prompts=['a dog']").returncode == 0
+    assert losses(tmp_path / 'out') == losses(trained)
+    assert same(weights(tmp_path / 'out' / 'last.pt'), weights(trained + '/last.pt'))
+
+
+def test_a_resumed_run_is_the_uninterrupted_run(train, trained, tmp_path):
+    for args in (['--max_iters=10'], ['--init_from=resume']):
+        done = train('--out_dir=out', '--dropout=0.1', *args)
+        assert done.returncode == 0, done.stderr
+    assert train('--out_dir=whole', '--dropout=0.1').returncode == 0
+    assert losses(tmp_path / 'out') == losses(tmp_path / 'whole') != losses(trained)
+    assert same(weights(tmp_path / 'out' / 'last.pt'), weights(tmp_path / 'whole' / 'last.pt'))
+    steps, evaluations, end = read_metrics(tmp_path / 'out')
+    assert [line['iter'] for line in evaluations] == [0, 10, 20] and end['done']
+
+
+def test_auto_starts_where_there_is_nothing_and_resumes_where_there_is(train, tmp_path):
+    assert 'resuming' not in train('--out_dir=out', '--init_from=auto', '--max_iters=10').stdout
+    assert 'resuming out at iteration 10' in train('--out_dir=out', '--init_from=auto').stdout
+    assert checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num'] == 20
+
+
+def test_how_the_batch_is_cut_into_micro_batches_changes_only_rounding(train, trained, tmp_path):
+    assert train('--out_dir=out', '--batch_size=2', '--gradient_accumulation_steps=4').returncode == 0
+    assert np.allclose(losses(tmp_path / 'out'), losses(trained), atol=1e-4)
+
+
+# train.py, with a note of every place in the corpus that it reads
+RECORDER = '''
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+from common import bins
+
+class Recorder:
+    def __init__(self, tokens, split):
+        self.tokens, self.split = tokens, split
+    def __len__(self):
+        return len(self.tokens)
+    def __getitem__(self, positions):
+        if not isinstance(positions, slice):
+            with open(f"read.{os.environ.get('RANK', 0)}", "a") as f:
+                f.writelines(f"{self.split} {start}\\n" for start in positions[:, 0])
+        return self.tokens[positions]
+
+open_tokens = bins.open_tokens
+bins.open_tokens = lambda folder, split, meta: Recorder(open_tokens(folder, split, meta), split)
+runpy.run_path(sys.argv[0], run_name="__main__")
+'''
+
+
+def test_two_processes_train_as_one(corpus_dir, tmp_path):
+    def train_with(folder, *launcher):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'recorder.py').write_text(RECORDER)
+        done = python(*launcher, 'recorder.py', os.path.join(ROOT, 'train.py'), *TOY, f'--dataset={corpus_dir}',
+                      '--out_dir=out', "--sample_prompts=['']", cwd=tmp_path / folder)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count('iter 7:') == 1, 'every line once, not once a process'
+        read = [line for name in os.listdir(tmp_path / folder) if name.startswith('read.')
+                for line in (tmp_path / folder / name).read_text().splitlines()]
+        return read_metrics(tmp_path / folder / 'out'), read
+
+    (steps1, evaluations1, _), read1 = train_with('one')
+    (steps2, evaluations2, _), read2 = train_with('two', '-m', 'torch.distributed.run', '--standalone',
+                                                  '--nproc_per_node=2')
+    assert len(read1) == 20 * 8 + 3 * 2 * 5 * 4 and sorted(read1) == sorted(read2)
+    assert np.allclose([s['loss'] for s in steps1], [s['loss'] for s in steps2], atol=1e-4)
+    for one, two in zip(evaluations1, evaluations2, strict=True):
+        assert one['val_loss'] == pytest.approx(two['val_loss'], abs=1e-4)
+        assert one['val_acc'] == pytest.approx(two['val_acc'], abs=1e-2)
+
+
+@pytest.mark.parametrize('options', [['--gradient_checkpointing=True', '--dropout=0.1'], ['--dtype=bfloat16'],
+                                     ['--grad_clip=0.0', '--decay_lr=False', '--bias=True'],
+                                     ['--activation=gelu_tanh', '--log_interval=5', '--always_save_checkpoint=False']])
+def test_options_train(train, tmp_path, options):
+    done = train('--out_dir=out', *options)
+    assert done.returncode == 0, done.stderr
+    evaluations = read_metrics(tmp_path / 'out')[1]
+    assert evaluations[-1]['val_loss'] < evaluations[0]['val_loss'] - 0.5
+
+
+def test_compile_trains_or_says_that_it_cannot(train, tmp_path):
+    small = ['--n_layer=1', '--max_iters=4', '--eval_interval=4']
+    done = train('--out_dir=out', '--compile=True', *small)
+    assert done.returncode == 0, done.stderr
+    assert 'compile: ' in done.stdout
+    assert train('--out_dir=eager', *small).returncode == 0
+    assert np.allclose(losses(tmp_path / 'out'), losses(tmp_path / 'eager'), atol=1e-3)
+
+
+# evaluation
+
+def test_zero_eval_iters_score_every_token_of_the_validation_split_once(train, trained, corpus_dir, tmp_path):
+    args = [f'--init_from={trained}', '--out_dir=out', '--eval_only=True', '--eval_iters=0', '--batch_size=7']
+    printed = train(*args).stdout
+    model = GPT.from_checkpoint(trained).eval()
+    ids = np.fromfile(os.path.join(corpus_dir, 'val.bin'), dtype='<u2').astype(np.int64)
+    total = correct = 0.0
+    with torch.no_grad():
+        for start in range(0, len(ids) - 1, 16):
+            window = torch.from_numpy(ids[start:start + 17])[None]
+            logits, loss = model(window[:, :-1], window[:, 1:])
+            total += loss.item() * (window.shape[1] - 1)
+            correct += (logits.argmax(dim=-1) == window[:, 1:]).sum().item()
+    assert f'val loss {total / (len(ids) - 1):.4f}' in printed
+    assert f'accuracy {100 * correct / (len(ids) - 1):.1f}%' in printed
+
+
+def test_eval_only_writes_nothing_and_trains_nothing(train, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / 'out')
+    before = {name: (tmp_path / 'out' / name).read_bytes() for name in os.listdir(tmp_path / 'out')}
+    done = train('--out_dir=out', '--init_from=resume', '--eval_only=True')
+    assert done.returncode == 0 and 'step 20: train loss' in done.stdout and 'iter 20' not in done.stdout
+    assert before == {name: (tmp_path / 'out' / name).read_bytes() for name in os.listdir(tmp_path / 'out')}
+    assert train('--out_dir=none', '--eval_only=True').returncode == 0
+    assert not (tmp_path / 'none').exists()
+
+
+# where a run starts from
+
+def test_another_runs_weights_start_a_new_run(train, trained, tmp_path):
+    done = train('--out_dir=out', f'--init_from={trained}', '--block_size=8', '--max_iters=0')
+    assert done.returncode == 0, done.stderr
+    ours, theirs = weights(tmp_path / 'out' / 'ckpt.pt'), weights(trained + '/ckpt.pt')
+    assert torch.equal(ours['transformer.h.0.attn.c_attn.weight'], theirs['transformer.h.0.attn.c_attn.weight'])
+    assert ours['transformer.wpe.weight'].shape == (8, 32)
+    assert checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['config']['block_size'] == 8
+
+
+def test_a_run_of_the_original_resumes_with_its_optimizer(train, trained, tmp_path):
+    state = checkpoint_file.load(trained + '/last.pt')
+    (tmp_path / 'out').mkdir()
+    model_args = {key: value for key, value in state['model_args'].items() if key != 'activation'}
+    torch.save(dict(model={f'_orig_mod.{key}': value for key, value in state['model'].items()},
+                    optimizer=state['optimizer'], model_args=model_args, iter_num=10,
+                    best_val_loss=torch.tensor(2.0), config={'dataset': 'x'}), tmp_path / 'out' / 'ckpt.pt')
+    done = train('--out_dir=out', '--init_from=resume')
+    assert done.returncode == 0 and 'resuming out at iteration 10' in done.stdout, done.stderr
+    assert {int(moments['step']) for moments in torch.load(
+        tmp_path / 'out' / 'last.pt', weights_only=True)['optimizer']['state'].values()} == {30}
+
+
+def test_gpt2_weights_are_finetuned_from_a_folder(train, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    config = transformers.GPT2Config(n_positions=32, vocab_size=50257, n_layer=1, n_head=2, n_embd=16)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / 'gpt2-tiny')
+    data = tmp_path / 'data'
+    data.mkdir()
+    for split in ('train', 'val'):  # as the original's prepare.py wrote them: bins alone
+        np.random.default_rng(0).integers(50257, size=500).astype('<u2').tofile(data / f'{split}.bin')
+    done = train('--init_from=gpt2-tiny', f'--dataset={data}', '--out_dir=out', '--max_iters=2')
+    assert done.returncode == 0, done.stderr
+    model_args = checkpoint_file.load(str(tmp_path / 'out' / 'ckpt.pt'))['model_args']
+    assert (model_args['n_layer'], model_args['activation'], model_args['block_size']) == (1, 'gelu_tanh', 16)
+
+
+# what is imported, prepared and logged elsewhere
+
+def test_nothing_is_imported_that_was_not_asked_for(corpus_dir, tmp_path):
+    code = ('import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name="__main__"); '
+            'print([m for m in ("wandb", "datasets", "tiktoken", "transformers", "matplotlib") if m in sys.modules])')
+    done = python('-c', code, os.path.join(ROOT, 'train.py'), *TOY, f'--dataset={corpus_dir}', '--max_iters=1',
+                  cwd=tmp_path)
+    assert done.stdout.endswith('[]\n'), done.stdout + done.stderr
+
+
+def test_a_dataset_prepares_itself_where_the_config_says_so(train, corpus_dir, tmp_path):
+    folder = tmp_path / 'mine'
+    folder.mkdir()
+    (folder / 'prepare.py').write_text(f'import shutil, os\nfor name in os.listdir({corpus_dir!r}):\n'
+                                       f'    shutil.copy(os.path.join({corpus_dir!r}, name), {str(folder)!r})\n')
+    refused = train(f'--dataset={folder}')
+    assert refused.returncode == 2 and 'run: python mine/prepare.py' in refused.stderr
+    assert train(f'--dataset={folder}', '--auto_prepare=True', '--max_iters=1').returncode == 0
+
+
+FAKE_WANDB = '''
+import json
+class errors:
+    class Error(Exception): pass
+class api: api_key = {key}
+def init(mode='online', **settings):
+    if mode == 'online': raise errors.Error('no route to host')
+    open('wandb.log', 'a').write(json.dumps([mode, settings['project']]) + '\\n')
+    import sys; return sys.modules[__name__]
+def log(values, step): open('wandb.log', 'a').write(json.dumps([step, values]) + '\\n')
+def finish(): open('wandb.log', 'a').write('"finished"\\n')
+'''
+
+
+@pytest.mark.parametrize('key, reason', [(None, 'no account'), ("'secret'", 'no route to host')])
+def test_wandb_without_account_or_network_goes_on_offline(train, tmp_path, key, reason):
+    (tmp_path / 'fake').mkdir()
+    (tmp_path / 'fake' / 'wandb.py').write_text(FAKE_WANDB.format(key=key))
+    done = train('--out_dir=out', '--wandb_log=True', '--wandb_project=p', '--max_iters=2',
+                 PYTHONPATH=str(tmp_path / 'fake'), WANDB_MODE='online')
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if 'wandb' in line] == [
+        line for line in done.stdout.splitlines() if reason in line and 'offline' in line] != []
+    lines = [json.loads(line) for line in (tmp_path / 'wandb.log').read_text().splitlines()]
+    assert lines[0] == ['offline', 'p'] and lines[-1] == 'finished' and len(lines) == 2 + 4 + 1
+
+
+# bad input: one line, exit code 2, nothing written
+
+@pytest.mark.parametrize('args, expected', [
+    (['--batch_sise=3'], ['unknown setting --batch_sise', 'batch_size']),
+    (['--max_iters=many'], ['max_iters expects int']),
+    (['config/nothing.py'], ["no config file 'config/nothing.py'"]),
+    (['--dataset=nothing'], ["'nothing' has no train.bin and no val.bin", 'shakespeare_char']),
+    (['--dataset={root}/data/shakespeare_char'], ['run: python', 'shakespeare_char/prepare.py']),
+    (['--block_size=9000'], ['train.bin has 5', 'block_size=9000 needs 9001']),
+    (['--n_embd=33'], ['n_embd=33 is not divisible by n_head=2', 'n_embd=32']),
+    (['--init_from=resume'], ['nothing to resume']),
+    (['--init_from=nowhere'], ['cannot get nowhere']),
+    (['--warmup_iters=20'], ['warmup_iters=20', 'lr_decay_iters=20', '--warmup_iters=1']),
+    (['--device=cuda'], ["device='cuda'", '--device=auto']),
+    (['--dtype=float16'], ['float16', '--dtype=float32']),
+    (['--dtype=float8'], ["dtype='float8'"]),
+    (['--batch_size=0'], ['batch_size=0 must be at least 1']),
+    (['--keep_interval=7'], ['keep_interval=7', 'eval_interval=10']),
+    (["--sample_prompts=['#']"], ["'#'"]),
+])
+def test_a_mistake_is_one_line_and_nothing_is_written(train, tmp_path, args, expected):
+    if '{root}' in args[0] and os.path.exists(os.path.join(ROOT, 'data/shakespeare_char/train.bin')):
+        pytest.skip('this dataset has been prepared')
+    done = train('--out_dir=out', *[arg.format(root=ROOT) for arg in args])
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and done.stderr.startswith('train.py: ')
+    for part in expected:
+        assert part in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_accumulation_that_the_processes_cannot_share_is_refused(train):
+    done = train('--gradient_accumulation_steps=5', WORLD_SIZE='3', RANK='0')
+    assert done.returncode == 2 and 'try 3 or 6' in done.stderr
+
+
+@pytest.mark.parametrize('args, expected', [
+    (['--n_layer=3'], ['another model', '--n_layer=2']),
+    (['--block_size=8'], ['another model', '--block_size=16']),
+    (['--bias=True'], ['another model', '--bias=False']),
+])
+def test_resuming_with_another_shape_is_refused_and_harms_nothing(train, trained, tmp_path, args, expected):
+    shutil.copytree(trained, tmp_path / 'out')
+    before = (tmp_path / 'out' / 'last.pt').read_bytes()
+    done = train('--out_dir=out', '--init_from=resume', *args)
+    assert done.returncode == 2
+    for part in expected:
+        assert part in done.stderr
+    assert (tmp_path / 'out' / 'last.pt').read_bytes() == before
+
+
+@pytest.fixture
+def other_corpus(tmp_path):
+    """A dataset folder that a test may spoil: other_corpus(text, changes to its meta.json)."""
+    import corpus
+
+    def make(text='abc\n' * 500, **changes):
+        folder = tmp_path / 'other'
+        folder.mkdir()
+        corpus.write_char(str(folder), text, source='tests')
+        meta = json.loads((folder / 'meta.json').read_text())
+        (folder / 'meta.json').write_text(json.dumps({**meta, **changes}))
+        return str(folder)
+    return make
+
+
+def test_another_vocabulary_is_refused(train, trained, other_corpus):
+    folder = other_corpus()
+    for init_from in (trained, os.path.join(trained, 'last.pt')):
+        done = train(f'--dataset={folder}', f'--init_from={init_from}', '--out_dir=new')
+        assert done.returncode == 2 and 'vocabularies differ' in done.stderr
+
+
+def test_an_id_beyond_the_vocabulary_is_refused(train, other_corpus):
+    done = train(f'--dataset={other_corpus(vocab_size=3)}')
+    assert done.returncode == 2 and 'token id 3' in done.stderr and 'vocab_size=3' in done.stderr
+
+
+def test_a_pickled_meta_is_not_loaded(train, other_corpus):
+    folder = other_corpus()
+    os.rename(os.path.join(folder, 'meta.json'), os.path.join(folder, 'meta.pkl'))
+    done = train(f'--dataset={folder}')
+    assert done.returncode == 2 and 'meta.pkl' in done.stderr
+
+
+@pytest.mark.parametrize('content', [b'', b'random bytes', b'\x80\x02cos\nsystem\nX\x0e\x00\x00\x00touch explodedq\x00\x85R.'])
+def test_a_damaged_checkpoint_is_refused_and_left_alone(train, tmp_path, content):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'last.pt').write_bytes(content)
+    for init_from in ('resume', 'auto', 'out'):
+        done = train('--out_dir=out', f'--init_from={init_from}')
+        assert done.returncode == 2 and 'last.pt is damaged or not a checkpoint' in done.stderr, done.stderr
+    assert (tmp_path / 'out' / 'last.pt').read_bytes() == content and not (tmp_path / 'exploded').exists()
