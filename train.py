@@ -238,9 +238,8 @@ def estimate_loss():
 def sample_texts():
     """Each of sample_prompts continued by 200 tokens, with the same random numbers every time."""
     model.eval()
-    texts = []
+    texts, generator = [], torch.Generator(device).manual_seed(seed)
     for prompt in prompts:
-        generator = torch.Generator(device).manual_seed(seed)
         with ctx:
             ids = model.generate(torch.tensor([prompt], device=device), 200, temperature=0.8, top_k=200,
                                  vocab_size=meta['vocab_size'], generator=generator)

@@ -47,6 +47,7 @@ def prepare(folder):
     script = os.path.join(folder, 'prepare.py')
     if not os.path.isfile(script):
         raise FileNotFoundError(f'no {script} to prepare the dataset with; {how_to_prepare(folder)}')
+    print(f'no {os.path.basename(folder)}/train.bin yet: running {os.path.relpath(script)}', flush=True)
     if subprocess.run([sys.executable, script]).returncode != 0:
         raise ValueError(f'{script} did not finish')
 
