@@ -213,7 +213,7 @@ def memory_gb(device):
 
 
 def peak_flops(device, dtype):
-    """FLOP/s that the devices of all processes can reach in `dtype`, None for a device that is not in the table."""
+    """FLOP/s that all processes' devices can reach in `dtype`; None for a device that is not in the table."""
     if not device.startswith('cuda') or dtype == 'float32':
         return None
     name = torch.cuda.get_device_name(device)

@@ -1,6 +1,7 @@
 """
 What a run tells while it trains: metrics.jsonl (one JSON object a line), samples/, the line of an iteration on stdout,
-and Weights & Biases when asked. It takes numbers and texts and knows no model; an unknown number is None, never made up.
+and Weights & Biases when asked. It takes numbers and texts and knows no model; an unknown number is None, never made
+up.
 """
 import json
 import math
