@@ -51,7 +51,7 @@ def _configure(settings, keys, argv):
         """What `text` means as a Python literal, else the text itself. A str setting keeps 123 as '123'."""
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, MemoryError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return text
         is_text = isinstance(settings.get(key), str)
         return text if is_text and not isinstance(value, str) else value
@@ -64,18 +64,18 @@ def _configure(settings, keys, argv):
             files = [f'config/{name}' for name in sorted(os.listdir(folder))] if os.path.isdir(folder) else []
             close = difflib.get_close_matches(path, files, n=2)
             stop(f'no config file {path!r}' + (f'; did you mean {" or ".join(close)}?' if close else ''))
-        with open(found, encoding='utf-8') as f:
-            source = f.read()
         namespace = {key: settings[key] for key in keys}
         namespace.update(__file__=found, __name__='config')
         try:
-            tree = ast.parse(source, found)
+            with open(found, encoding='utf-8') as f:
+                tree = ast.parse(f.read(), found)
             exec(builtins.compile(tree, found, 'exec'), namespace)
         except SyntaxError as error:
             stop(f'{path}, line {error.lineno}: {error.msg}')
         except Exception as error:
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == found]
-            stop(f'{path}, line {lines[-1]}: {type(error).__name__}: {error}')
+            where = f'{path}, line {lines[-1]}' if lines else f'{path} is not a config file'
+            stop(f'{where}: {type(error).__name__}: {error}')
         # the names it assigned, with their lines; imports, functions and _private names are its own business
         assigned = {node.id: node.lineno for node in ast.walk(tree)
                     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}

@@ -153,7 +153,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):
-        """Continue idx (B, T) by max_new_tokens; see common/generate.py. Returns (B, T + max_new_tokens)."""
+        """idx (B, T) with its continuation, (B, T + max_new_tokens). The other options stand in common/generate.py."""
         return generate.generate(self, idx, max_new_tokens, temperature=temperature, top_k=top_k, **options)
 
     def get_num_params(self, non_embedding=True):
@@ -175,11 +175,12 @@ class GPT(nn.Module):
                                                             freeze=False)
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
-        """AdamW, fused. Matrices and embeddings decay; biases and norms do not."""
+        """AdamW. Matrices and embeddings decay; biases and norms do not."""
         params = [p for p in self.parameters() if p.requires_grad]
         groups = [{'params': [p for p in params if p.dim() >= 2], 'weight_decay': weight_decay},
                   {'params': [p for p in params if p.dim() < 2], 'weight_decay': 0.0}]
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=device_type in ('cuda', 'cpu', 'mps'))
+        fused = device_type in ('cuda', 'cpu', 'mps')  # one kernel for all parameters, where there is one
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
 
     @classmethod
     def from_checkpoint(cls, source, **overrides):
@@ -207,17 +208,8 @@ class GPT(nn.Module):
         (OpenAI's), any repository id, or a local folder with config.json and model.safetensors.
         override_args: {'dropout': p} or nothing. ValueError if it cannot be had, or is not a GPT-2.
         """
-        from safetensors.torch import load_file
-        folder = model_type if os.path.isdir(model_type) else download(model_type)
-        with open(os.path.join(folder, 'config.json'), encoding='utf-8') as f:
-            config = gpt2_config(json.load(f), model_type)
-        model = cls(GPTConfig(**{**config, **(override_args or {})}))
-        names = sorted(name for name in os.listdir(folder) if name.endswith('.safetensors'))
-        if not names:
-            raise ValueError(f'{folder} has no .safetensors file')
-        weights = {}
-        for name in names:  # a large model comes in several files
-            weights.update(load_file(os.path.join(folder, name)))
+        config, weights = read_pretrained(model_type if os.path.isdir(model_type) else download(model_type))
+        model = cls(GPTConfig(**{**gpt2_config(config, model_type), **(override_args or {})}))
         theirs = {key.removeprefix('transformer.'): value for key, value in weights.items()}
         with torch.no_grad():
             for name, p in model.named_parameters():
@@ -246,10 +238,30 @@ def download(model_type):
                          'name a folder with its config.json and model.safetensors instead') from None
 
 
+def read_pretrained(folder):
+    """(config.json, weights), two dicts, of a folder in Hugging Face's layout. ValueError if that cannot be read."""
+    from safetensors.torch import load_file
+    names = sorted(name for name in os.listdir(folder) if name.endswith('.safetensors'))  # large models have several
+    if not names:
+        raise ValueError(f'{folder} has no .safetensors file')
+    weights = {}
+    try:
+        for name in names:
+            weights.update(load_file(os.path.join(folder, name)))
+        name = 'config.json'
+        with open(os.path.join(folder, name), encoding='utf-8') as f:
+            return json.load(f), weights
+    except Exception as error:  # a SafetensorError, for one, is nothing else
+        raise ValueError(f'{os.path.join(folder, name)} cannot be read ({error})') from None
+
+
 def gpt2_config(theirs, model_type):
     """GPTConfig's arguments from a Hugging Face config.json; ValueError for what GPT-2 here does not do."""
     if theirs.get('model_type') != 'gpt2':
         raise ValueError(f'{model_type} is a {theirs.get("model_type")!r} model, not a GPT-2')
+    missing = {'n_layer', 'n_head', 'n_embd', 'n_positions', 'vocab_size'} - theirs.keys()
+    if missing:
+        raise ValueError(f'the config.json of {model_type} has no {" and no ".join(sorted(missing))}')
     unusual = [key for key, usual in (('scale_attn_by_inverse_layer_idx', False), ('scale_attn_weights', True),
                                       ('tie_word_embeddings', True), ('layer_norm_epsilon', 1e-5))
                if theirs.get(key, usual) != usual]

@@ -1,5 +1,5 @@
 """
-Let a trained model write.
+Generate text from a trained model.
 
 python sample.py --out_dir=out-shakespeare-char                      # the best weights of a run
 python sample.py --out_dir=out-quickstart --start='The ' --num_samples=3
@@ -31,7 +31,8 @@ exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # be
 
 import torch
 
-from common import bins, generate, hardware, tokenizer
+from common import bins, generate, hardware
+from common.tokenizer import check_same, from_meta
 from model import load_weights
 
 
@@ -51,7 +52,7 @@ def find_meta():
         return {'tokenizer': 'gpt2', 'vocab_size': 50257}
     if checkpoint is None or 'dataset' not in checkpoint.get('config', {}):
         raise ValueError(f'no tokenizer is known for these weights, which have {model.config.vocab_size} ids')
-    return bins.read_meta(os.path.join(root, 'data', checkpoint['config']['dataset']))
+    return bins.read_meta(bins.find(root, checkpoint['config']['dataset']))
 
 
 try:
@@ -61,26 +62,26 @@ try:
     dtype = hardware.resolve_dtype(dtype, device, training=False)
     model, checkpoint = load_weights(out_dir if init_from == 'resume' else init_from, dropout=0.0)
     meta = find_meta()
-    speaker = tokenizer.from_meta(meta)
-    prompt = speaker.encode(read_start()) or [speaker.start_id]
+    check_same(meta, None, model.config.vocab_size)
+    tokenizer = from_meta(meta)
+    prompt = tokenizer.encode(read_start()) or [tokenizer.start_id]
 except (ValueError, OSError) as error:
     hardware.stop(error)
 
 model.eval()
 model.to(device)
-writer = hardware.compile_or_eager(model, device) if compile else model
 generator = torch.Generator(device).manual_seed(seed)
 idx = torch.tensor([prompt], device=device)  # (1, T)
-
-for _ in range(num_samples):
-    shown = ''
-    ids = list(prompt)
-    with hardware.autocast(device, dtype):
-        for token in generate.stream(writer, idx, max_new_tokens, temperature=temperature, top_k=top_k,
-                                     vocab_size=speaker.vocab_size, generator=generator):
+with torch.no_grad(), hardware.autocast(device, dtype):
+    if compile:
+        model = hardware.compile_or_eager(model, lambda compiled: compiled(idx[:, -model.config.block_size:]))
+    for _ in range(num_samples):
+        ids, shown = list(prompt), ''
+        for token in generate.stream(model, idx, max_new_tokens, temperature=temperature, top_k=top_k,
+                                     vocab_size=tokenizer.vocab_size, generator=generator):
             ids.append(token.item())
-            written = speaker.decode(ids)
-            if not written.endswith('\ufffd'):  # the rest of a character of several bytes is still to come
-                print(written[len(shown):], end='', flush=True)
-                shown = written
-    print('\n---------------')
+            text = tokenizer.decode(ids)
+            if not text.endswith('\ufffd'):  # the rest of a character of several bytes is still to come
+                print(text[len(shown):], end='', flush=True)
+                shown = text
+        print(tokenizer.decode(ids)[len(shown):] + '\n---------------')

@@ -1,7 +1,7 @@
 """
 Train a GPT. One process, or as many as torchrun starts; a GPU, or a laptop.
 
-python train.py config/quickstart.py                   # a first model from text that Python brings along, in a minute
+python train.py config/quickstart.py                   # a first model from text that Python brings along
 python train.py config/train_shakespeare_char.py       # after python data/shakespeare_char/prepare.py
 python train.py config/train_shakespeare_char.py --init_from=auto        # resume it, or start if there is nothing yet
 torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py   # GPT-2 124M on 8 GPUs, val loss about 2.85
@@ -32,7 +32,7 @@ wandb_log = False
 wandb_project = 'owt'
 wandb_run_name = 'gpt2'
 # data
-dataset = 'openwebtext'            # a folder in data/, or a path: train.bin, val.bin, meta.json
+dataset = 'openwebtext'            # a folder in data/, or a path to one: train.bin, val.bin, meta.json
 auto_prepare = False               # run the dataset's prepare.py if it has no train.bin yet
 gradient_accumulation_steps = 5 * 8  # micro-batches in an iteration, of all processes together
 batch_size = 12                    # sequences in a micro-batch
@@ -44,7 +44,7 @@ n_embd = 768
 dropout = 0.0                      # 0 for pre-training, 0.1 and more for small data
 bias = False                       # biases in LayerNorm and Linear, as GPT-2 has them
 activation = 'gelu'                # gelu (exact) or gelu_tanh (what OpenAI's weights have)
-gradient_checkpointing = False     # recompute activations in the backward pass: less memory, about a third more time
+gradient_checkpointing = False     # recompute activations in the backward pass: less memory, more time
 # AdamW
 learning_rate = 6e-4               # the highest
 max_iters = 600000                 # updates
@@ -80,14 +80,21 @@ from common.hardware import print0
 from model import GPT, GPTConfig, load_weights
 
 rank, world_size = hardware.rank(), hardware.world_size()
-data_dir = os.path.join(root, 'data', dataset)
+data_dir = bins.find(root, dataset)
 
 
 def check_settings():
-    """ValueError, with what to type instead, for settings that cannot work together."""
-    for key in ('batch_size', 'block_size', 'eval_interval', 'log_interval', 'gradient_accumulation_steps'):
-        if globals()[key] < 1:
-            raise ValueError(f'{key}={globals()[key]} must be at least 1')
+    """ValueError, with what to type instead, for settings that cannot work."""
+    at_least = dict.fromkeys(('n_layer', 'n_head', 'n_embd', 'batch_size', 'block_size', 'gradient_accumulation_steps',
+                              'eval_interval', 'log_interval', 'lr_decay_iters'), 1)
+    at_least.update(dict.fromkeys(('max_iters', 'eval_iters', 'keep_interval', 'warmup_iters', 'learning_rate',
+                                   'min_lr', 'weight_decay', 'grad_clip', 'dropout', 'beta1', 'beta2', 'seed'), 0))
+    for key, least in at_least.items():
+        if globals()[key] < least:
+            raise ValueError(f'{key}={globals()[key]} is below {least}')
+    for key in ('dropout', 'beta1', 'beta2'):
+        if globals()[key] >= 1:
+            raise ValueError(f'{key}={globals()[key]} is not below 1')
     above = -(-gradient_accumulation_steps // world_size) * world_size
     if above != gradient_accumulation_steps:
         nearest = f'{above - world_size} or {above}' if above > world_size else above
@@ -97,92 +104,79 @@ def check_settings():
         raise ValueError(f'warmup_iters={warmup_iters} is not below lr_decay_iters={lr_decay_iters}; '
                          f'try --warmup_iters={lr_decay_iters // 20}')
     if keep_interval % eval_interval != 0:
-        raise ValueError(f'keep_interval={keep_interval} is not a multiple of eval_interval={eval_interval}')
+        raise ValueError(f'keep_interval={keep_interval} is not a multiple of eval_interval={eval_interval}; '
+                         f'try --keep_interval={-(-keep_interval // eval_interval) * eval_interval}')
 
 
 def load_model():
-    """(model, checkpoint): the GPT to train, and the state to resume from or None."""
-    torch.manual_seed(seed)  # the same weights in every process
-    wanted = GPTConfig(n_layer=n_layer, n_head=n_head, n_embd=n_embd, block_size=block_size, bias=bias, dropout=dropout,
-                       vocab_size=tokenizer.padded_vocab_size(meta), activation=activation)
+    """(model, checkpoint, path): the GPT to train; the state to resume from and its file, or None."""
+    shape = {key: globals()[key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'activation')}
     if init_from in ('resume', 'auto'):
         try:
-            checkpoint = checkpoint_file.load_newest(out_dir)
+            checkpoint, path = checkpoint_file.load_newest(out_dir)
+            model = GPT.from_checkpoint(checkpoint, dropout=dropout)
+            tokenizer.check_same(meta, checkpoint.get('meta'), model.config.vocab_size)
+            checkpoint_file.check_same_model(shape, checkpoint, out_dir)
+            return model, checkpoint, path
         except FileNotFoundError:
             if init_from == 'resume':
                 raise
-            return GPT(wanted), None
-        model = GPT.from_checkpoint(checkpoint, dropout=dropout)
-        tokenizer.check_same(meta, checkpoint.get('meta'), model.config.vocab_size)
-        differing = [key for key, value in asdict(wanted).items() if value != getattr(model.config, key)]
-        if differing:
-            theirs = ' '.join(f'--{key}={getattr(model.config, key)}' for key in differing)
-            raise ValueError(f'the run in {out_dir} has another model; resume it with {theirs}, '
-                             'or start another run in another out_dir')
-        return model, checkpoint
-    if init_from == 'scratch':
-        return GPT(wanted), None
+    if init_from in ('scratch', 'auto'):
+        torch.manual_seed(seed)  # the same weights in every process
+        return GPT(GPTConfig(**shape, vocab_size=tokenizer.padded_vocab_size(meta), dropout=dropout)), None, None
     model, source = load_weights(init_from, dropout=dropout)
     tokenizer.check_same(meta, source and source.get('meta'), model.config.vocab_size)
     if block_size != model.config.block_size:
         model.crop_block_size(block_size)
-    return model, None
+    print0(f'{init_from} sets ' + ', '.join(f'{key}={getattr(model.config, key)}' for key in shape))
+    return model, None, None
 
 
-# a mistake of the user's shows here, before any work and before anything is written
+# a mistake of the user's shows here, before any work
 try:
     check_settings()
     device = hardware.resolve_device(device)
     dtype = hardware.resolve_dtype(dtype, device)
     hardware.start_processes(backend, device)
-    if auto_prepare and not os.path.exists(os.path.join(data_dir, 'meta.json')):
-        if rank == 0:
+    if auto_prepare:
+        if hardware.local_rank() == 0 and not os.path.exists(os.path.join(data_dir, 'train.bin')):
             bins.prepare(data_dir)
         hardware.barrier()
     meta = bins.read_meta(data_dir)
     data_size = bins.check(data_dir, meta, block_size)  # tokens in each split
     prompts = tokenizer.encode_prompts(meta, sample_prompts)
-    model, checkpoint = load_model()
+    raw_model, checkpoint, path = load_model()
+    device_type = device.partition(':')[0]
+    raw_model.to(device)
+    optimizer = raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type)
+    scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
+    iter_num, best_val_loss, train_s = 0, math.inf, 0.0
+    if checkpoint is not None:
+        checkpoint_file.load_optimizer(optimizer, scaler, checkpoint)
+        iter_num, best_val_loss = checkpoint['iter_num'], float(checkpoint['best_val_loss'])
+        train_s = checkpoint.get('train_s', 0.0)
+        print0(f'resuming {path} at iteration {iter_num}')
+    if hardware.all_reduce([iter_num], device)[0] != iter_num * world_size:
+        raise ValueError(f'the processes found different states in {out_dir}; it must be on a disk that all share')
+    if rank == 0 and not eval_only:
+        os.makedirs(out_dir, exist_ok=True)
+        if checkpoint is not None:
+            checkpoint_file.keep_good(out_dir, path)
+        else:
+            previous = checkpoint_file.set_aside(out_dir)
+            if previous:
+                print0(f'{out_dir} held a run already; it is now in {previous}')
 except (ValueError, OSError) as error:
     hardware.stop(error)
 
-ctx = hardware.autocast(device, dtype)
-device_type = device.partition(':')[0]
+first_iter, checkpoint = iter_num, None  # None frees the memory
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
-model_args = asdict(model.config)
-config = {key: model_args.get(key, globals()[key]) for key in config_keys}  # resolved: what is logged and saved
+model_args = asdict(raw_model.config)
+config = {key: globals()[key] for key in config_keys}  # with device and dtype resolved
+ctx = hardware.autocast(device, dtype)
 print0(f'data: {dataset}, {data_size["train"]:,} tokens to train on and {data_size["val"]:,} to validate')
-print0(f'model: {model.get_num_params() / 1e6:.2f}M parameters ({config["n_layer"]} layers, {config["n_embd"]} wide)')
+print0(f'model: {raw_model.get_num_params() / 1e6:.2f}M parameters')
 print0(f'run: {device}, {dtype}, processes: {world_size}, tokens per iteration will be: {tokens_per_iter:,}')
-
-model.gradient_checkpointing = gradient_checkpointing
-model.to(device)
-optimizer = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type)
-scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
-iter_num, best_val_loss, train_s = 0, math.inf, 0.0
-if checkpoint is not None:
-    checkpoint_file.load_optimizer(optimizer, checkpoint['optimizer'])
-    if checkpoint.get('scaler'):
-        scaler.load_state_dict(checkpoint['scaler'])
-    iter_num, best_val_loss = checkpoint['iter_num'], float(checkpoint['best_val_loss'])
-    train_s = checkpoint.get('train_s', 0.0)
-    print0(f'resuming {out_dir} at iteration {iter_num}')
-    checkpoint = None  # frees its memory
-first_iter = iter_num
-
-# model is saved and sampled from, compiled is the same in fast, trained also averages gradients over processes
-compiled = trained = hardware.compile_or_eager(model, device) if compile else model
-if world_size > 1:
-    trained = DistributedDataParallel(compiled, device_ids=[device] if device_type == 'cuda' else None)
-
-if rank == 0 and not eval_only:
-    os.makedirs(out_dir, exist_ok=True)
-    previous = checkpoint_file.set_aside(out_dir) if first_iter == 0 else None
-    if previous:
-        print0(f'{out_dir} held a run already; it is now in {previous}')
-    wandb_settings = dict(project=wandb_project, name=wandb_run_name) if wandb_log else None
-    log = runlog.RunLog(out_dir, config, first_iter, train_s, tokens_per_iter, wandb_settings,
-                        model.flops_per_token(), hardware.peak_flops(device, dtype))
 
 
 def random_numbers(stream, i, count):
@@ -219,32 +213,32 @@ def eval_batches(split):
 @torch.no_grad()
 def estimate_loss():
     """{'train': (loss, accuracy), 'val': ...}, each a mean over all scored tokens of all processes."""
-    model.eval()
+    raw_model.eval()
     result = {}
     for split in ('train', 'val'):
         sums = [torch.zeros(3, device=device)]
         for starts in tqdm(eval_batches(split), f'evaluating {split}', delay=5, leave=False, disable=rank > 0):
             x, y = get_batch(split, starts)
             with ctx:
-                logits, loss = compiled(x, y)
+                logits, loss = compiled_model(x, y)
             counted = (y >= 0).sum()
             sums.append(torch.stack((loss * counted, (logits.argmax(dim=-1) == y).sum(), counted)))
         loss, correct, counted = hardware.all_reduce(torch.stack(sums).cpu().double().sum(dim=0), device)
         result[split] = loss / counted, correct / counted
-    model.train()
+    raw_model.train()
     return result
 
 
 def sample_texts():
     """Each of sample_prompts continued by 200 tokens, with the same random numbers every time."""
-    model.eval()
+    raw_model.eval()
     texts, generator = [], torch.Generator(device).manual_seed(seed)
     for prompt in prompts:
         with ctx:
-            ids = model.generate(torch.tensor([prompt], device=device), 200, temperature=0.8, top_k=200,
+            ids = raw_model.generate(torch.tensor([prompt], device=device), 200, temperature=0.8, top_k=200,
                                  vocab_size=meta['vocab_size'], generator=generator)
         texts.append(tokenizer.from_meta(meta).decode(ids[0].tolist()))
-    model.train()
+    raw_model.train()
     return texts
 
 
@@ -258,7 +252,25 @@ def get_lr(it):
     return min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (learning_rate - min_lr)
 
 
+# raw_model is saved and sampled from; compiled_model runs the same weights faster; model averages gradients as well
+raw_model.gradient_checkpointing = gradient_checkpointing
+model = compiled_model = raw_model
+if compile:
+    def trial(compiled):
+        with ctx:
+            compiled(*get_batch('train', np.arange(batch_size)))[1].backward()
+        raw_model.zero_grad(set_to_none=True)
+
+    model = compiled_model = hardware.compile_or_eager(raw_model, trial)
+if world_size > 1:
+    model = DistributedDataParallel(compiled_model, device_ids=[device] if device_type == 'cuda' else None)
+if rank == 0 and not eval_only:
+    wandb_settings = dict(project=wandb_project, name=wandb_run_name) if wandb_log else None
+    log = runlog.RunLog(out_dir, {**config, **model_args}, first_iter, train_s, tokens_per_iter, wandb_settings,
+                        raw_model.flops_per_token(), hardware.peak_flops(device, dtype))
+
 TRAIN, DROPOUT = 0, 1  # streams of random numbers; DROPOUT + rank is each process's own
+texts = []
 t0 = time.perf_counter()
 while True:
     # evaluate and save; the clock of training stands still meanwhile
@@ -276,13 +288,14 @@ while True:
         best_val_loss = val_loss if improved else best_val_loss
         if rank == 0:
             log.evaluation(iter_num, train_loss, val_loss, val_acc, train_s)
-            weights = dict(model=model.state_dict(), model_args=model_args, iter_num=iter_num, config=config, meta=meta,
-                           best_val_loss=best_val_loss, train_s=train_s, format=checkpoint_file.FORMAT)
+            weights = dict(model=raw_model.state_dict(), model_args=model_args, config=config, meta=meta,
+                           iter_num=iter_num, best_val_loss=best_val_loss, train_s=train_s,
+                           format=checkpoint_file.FORMAT)
+            if done or improved or (always_save_checkpoint and iter_num > first_iter):
+                state = dict(weights, optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
+                checkpoint_file.save_last(state, out_dir)  # before ckpt.pt, which may be the state of a nanoGPT run
             if improved:
                 checkpoint_file.save(weights, os.path.join(out_dir, 'ckpt.pt'))
-            if done or (iter_num > first_iter and (improved or always_save_checkpoint)):
-                state = dict(weights, optimizer=optimizer.state_dict(), scaler=scaler.state_dict())
-                checkpoint_file.save_last(state, out_dir)
             if keep_interval and iter_num > 0 and iter_num % keep_interval == 0:
                 checkpoint_file.save(weights, os.path.join(out_dir, f'iter_{iter_num:06d}.pt'))
             if prompts:
@@ -305,16 +318,16 @@ while True:
     for micro_step, micro_starts in enumerate(micro_batches):
         x, y = get_batch('train', micro_starts)
         if world_size > 1:  # gradients travel once an iteration, not once a micro-batch
-            trained.require_backward_grad_sync = micro_step == len(micro_batches) - 1
+            model.require_backward_grad_sync = micro_step == len(micro_batches) - 1
         with ctx:
-            _, loss = trained(x, y)
+            _, loss = model(x, y)
             loss = loss / len(micro_batches)
         loss_sum += loss.detach()
         scaler.scale(loss).backward()
     grad_norm = None
     if grad_clip != 0.0:
         scaler.unscale_(optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+        grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
@@ -328,10 +341,5 @@ while True:
             log.iteration(iter_num - 1, loss, lr, grad_norm, train_s, hardware.memory_gb(device))
 
 if rank == 0 and not eval_only:
-    log.done(iter_num, best_val_loss, train_s)
-    if prompts:
-        print('\nin its own words, from out_dir/samples:\n\n' + '\n---------------\n'.join(texts))
-    print(f'\ntrained {iter_num} iterations in {runlog.duration(train_s)}, best val loss {best_val_loss:.4f}\n'
-          f'wrote {out_dir}: ckpt.pt (the best weights), last.pt (to resume from), metrics.jsonl\n'
-          f'sample more: python sample.py --out_dir={out_dir}')
+    log.done(iter_num, best_val_loss, train_s, texts)
 hardware.stop_processes()

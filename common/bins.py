@@ -12,23 +12,35 @@ import numpy as np
 SPLITS = ('train', 'val')
 
 
+def find(root, dataset):
+    """The folder of a dataset by the name that a user gives it: a folder in data/, or any other by its path."""
+    folder = os.path.join(root, 'data', dataset)
+    return dataset if os.path.isdir(dataset) and not os.path.isdir(folder) else folder
+
+
 def read_meta(folder):
     """
     The meta.json of the dataset in `folder`. A folder with bins alone is taken as the original nanoGPT wrote them:
-    GPT-2 BPE in uint16. FileNotFoundError if there is no dataset; its text says how to make one.
+    GPT-2 BPE in uint16. FileNotFoundError if there is no dataset, ValueError if it is not whole; what it says ends with
+    how to make one.
     """
     name = os.path.basename(os.path.normpath(folder))
     missing = [f'{split}.bin' for split in SPLITS if not os.path.isfile(os.path.join(folder, f'{split}.bin'))]
     if missing:
         raise FileNotFoundError(f'dataset {name!r} has no {" and no ".join(missing)}; {how_to_prepare(folder)}')
     path = os.path.join(folder, 'meta.json')
-    if os.path.isfile(path):
+    if not os.path.isfile(path):
+        if os.path.isfile(os.path.join(folder, 'meta.pkl')):
+            raise FileNotFoundError(f'dataset {name!r} has a meta.pkl but no meta.json, and pickles are not loaded '
+                                    f'here; {how_to_prepare(folder)}')
+        return {'tokenizer': 'gpt2', 'vocab_size': 50257, 'dtype': 'uint16'}
+    try:
         with open(path, encoding='utf-8') as f:
-            return json.load(f)
-    if os.path.isfile(os.path.join(folder, 'meta.pkl')):
-        raise FileNotFoundError(f'dataset {name!r} has a meta.pkl but no meta.json, and pickles are not loaded here; '
-                                f'{how_to_prepare(folder)}')
-    return {'tokenizer': 'gpt2', 'vocab_size': 50257, 'dtype': 'uint16'}
+            meta = json.load(f)
+        np.dtype(meta['dtype']), int(meta['vocab_size']), str(meta['tokenizer'])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f'{path} is damaged ({type(error).__name__}: {error}); {how_to_prepare(folder)}') from None
+    return meta
 
 
 def how_to_prepare(folder):
@@ -61,17 +73,21 @@ def open_tokens(folder, split, meta):
 def check(folder, meta, block_size):
     """
     The number of tokens in each split, {'train': n, 'val': n}. ValueError if one is too short for a sequence of
-    block_size tokens and the one that follows, or has an id that its vocabulary does not.
+    block_size tokens and the one that follows, or has an id that its vocabulary does not. Of a split with more than
+    134 million tokens only the first and the last 67 million are looked at.
     """
     sizes = {}
     for split in SPLITS:
         path = os.path.join(folder, f'{split}.bin')
         size = sizes[split] = os.path.getsize(path) // np.dtype(meta['dtype']).itemsize
+        if size != meta.get(f'{split}_tokens', size):
+            raise ValueError(f'{path} has {size} tokens, but its meta.json says {meta[f"{split}_tokens"]}; '
+                             f'{how_to_prepare(folder)}')
         if size < block_size + 1:
             raise ValueError(f'{path} has {size} tokens, but block_size={block_size} needs {block_size + 1}; '
                              f'try --block_size={max(size - 1, 1)}, or more text')
         tokens = open_tokens(folder, split, meta)
-        largest = max(tokens[:2**26].max(), tokens[-2**26:].max())  # all of it, up to 134 million tokens
+        largest = max(tokens[:2**26].max(), tokens[-2**26:].max())
         if largest >= meta['vocab_size']:
             raise ValueError(f'{path} has the token id {largest}, which is not below its vocab_size='
                              f'{meta["vocab_size"]}; {how_to_prepare(folder)}')

@@ -1,5 +1,5 @@
 """
-From logits to text, as a ladder of small functions: each is composed of the one below. It knows no tokenizer; ids
+From logits to ids, as a ladder of small functions: each is composed of the one below. It knows no tokenizer; ids
 come in and ids go out. `model` is anything that maps ids (B, T) to (logits of the last position (B, 1, V), None).
 """
 import torch

@@ -79,22 +79,27 @@ def resolve_device(device):
     ValueError if the device is not there, or if this build of PyTorch has no kernels for it.
     """
     if device == 'auto':
-        device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+        one_mac = torch.backends.mps.is_available() and world_size() == 1
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if one_mac else 'cpu'
     kind, _, index = device.partition(':')
     if kind not in ('cuda', 'mps', 'cpu') or (index and not index.isdigit()):
         raise ValueError(f'device={device!r} is not one of auto, cuda, cuda:N, mps, cpu')
     if kind == 'mps' and not torch.backends.mps.is_available():
         raise ValueError(f'device={device!r}, but PyTorch finds no Apple GPU here; try --device=auto')
+    if kind == 'mps' and world_size() > 1:
+        raise ValueError(f'device={device!r} works in one process only; leave out torchrun, or try --device=cpu')
     if kind == 'cuda':
         if not torch.cuda.is_available():
             reason = 'this PyTorch is built for the CPU only' if torch.version.cuda is None else 'PyTorch finds no GPU'
             raise ValueError(f'device={device!r}, but {reason}; try --device=auto or --device=cpu')
+        count, processes = torch.cuda.device_count(), int(os.environ.get('LOCAL_WORLD_SIZE', 1))
+        if processes > count:
+            raise ValueError(f'{processes} processes were started, but this machine has {count} GPUs; '
+                             f'try --nproc_per_node={count}')
         if world_size() > 1:
             index = str(local_rank())
-        count = torch.cuda.device_count()
         if index and int(index) >= count:
-            raise ValueError(f'GPU number {index} was asked for, but this machine has {count}; '
-                             'start at most one process a GPU')
+            raise ValueError(f'device={device!r} was asked for, but this machine has {count} GPUs, from cuda:0 on')
         device = f'cuda:{index}' if index else 'cuda'
         check_architecture(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device),
                            torch.cuda.get_arch_list())
@@ -138,7 +143,7 @@ def resolve_dtype(dtype, device, training=True):
     if dtype == 'float16' and training and not on_cuda:
         raise ValueError(f'float16 does not train on device={device!r}; use --dtype=float32 or --dtype=bfloat16')
     if dtype == 'bfloat16' and on_cuda and not native_bf16:
-        print0('dtype: this GPU only emulates bfloat16; using float16 with loss scaling instead')
+        print0('dtype: this GPU only emulates bfloat16; using float16 instead')
         return 'float16'
     return dtype
 
@@ -180,23 +185,27 @@ def all_reduce(values, device):
     """The sum over all processes of a list of numbers, as a list of floats."""
     if world_size() == 1:
         return [float(value) for value in values]
-    # Apple's GPU has no float64, but also never more than one process
+    # float64 is not to be had on Apple's GPU, but that is never shared by processes (resolve_device)
     total = torch.tensor([float(value) for value in values], dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return total.tolist()
 
 
-def compile_or_eager(model, device):
-    """torch.compile(model); where that cannot work (no C++ compiler, no Triton), the model itself and a line."""
+def compile_or_eager(model, trial):
+    """
+    torch.compile(model); or the model itself and a printed line where that does not work (no C++ compiler, no Triton, a
+    GPU that it does not know). `trial`: a function that runs the model as it will be used; it takes the compiled one.
+    """
     start = time.perf_counter()
+    compiled = torch.compile(model)
     try:
-        torch.compile(lambda x: 2 * x + 1)(torch.ones(8, device=device))
+        trial(compiled)
     except Exception as error:
         reason = str(error).strip().split('\n')[0]
-        print0(f'compile: not possible on this machine, running eager instead ({reason})')
+        print0(f'compile: not possible here, running eager instead ({type(error).__name__}: {reason})')
         return model
-    print0(f'compile: available ({time.perf_counter() - start:.1f} s to try); the first iterations take a minute more')
-    return torch.compile(model)
+    print0(f'compile: done in {time.perf_counter() - start:.1f} s')
+    return compiled
 
 
 def synchronize(device):
@@ -217,4 +226,5 @@ def peak_flops(device, dtype):
     if not device.startswith('cuda') or dtype == 'float32':
         return None
     name = torch.cuda.get_device_name(device)
-    return next((1e12 * tflops * world_size() for pattern, tflops in PEAK_TFLOPS.items() if re.search(pattern, name)), None)
+    matching = [tflops for pattern, tflops in PEAK_TFLOPS.items() if re.search(pattern, name)]
+    return 1e12 * matching[0] * world_size() if matching else None

@@ -1,11 +1,13 @@
 """
-What a run tells while it trains: metrics.jsonl (one JSON object a line), samples/, the line of an iteration on stdout,
-and Weights & Biases when asked. It takes numbers and texts and knows no model; an unknown number is None, never made
-up.
+What is recorded of a run while it trains: metrics.jsonl (one JSON object a line), samples/, the line of an iteration
+on stdout, and Weights & Biases when asked. It takes numbers and texts and knows no model; an unknown number is None,
+never made up.
 """
 import json
 import math
 import os
+
+SEPARATOR = '\n---------------\n'  # between sample texts
 
 
 class RunLog:
@@ -54,14 +56,21 @@ class RunLog:
         folder = os.path.join(self.out_dir, 'samples')
         os.makedirs(folder, exist_ok=True)
         with open(os.path.join(folder, f'iter_{iter_num:06d}.txt'), 'w', encoding='utf-8') as f:
-            f.write('\n---------------\n'.join(texts) + '\n')
+            f.write(SEPARATOR.join(texts) + '\n')
 
-    def done(self, iter_num, best_val_loss, train_s):
-        """The last line of a finished run."""
+    def done(self, iter_num, best_val_loss, train_s, texts):
+        """The last line of a finished run; and on stdout its last sample texts, what it wrote and what to do next."""
         self.write(iter=iter_num, done=True, best_val_loss=best_val_loss, train_s=train_s)
         self.file.close()
         if self.wandb:
             self.wandb.finish()
+        written = [name for name in ('ckpt.pt', 'last.pt', 'metrics.jsonl', 'samples')
+                   if os.path.exists(os.path.join(self.out_dir, name))]
+        if texts:
+            print('\nin its own words:\n\n' + SEPARATOR.join(texts))
+        print(f'\ntrained {iter_num} iterations in {duration(train_s)}, best val loss {best_val_loss:.4f}\n'
+              f'wrote {", ".join(written)} in {self.out_dir} (ckpt.pt has the best weights, last.pt resumes)\n'
+              f'sample more: python sample.py --out_dir={self.out_dir}')
 
     def write(self, **values):
         """Add a line. What is not finite becomes null, as JSON has no word for it."""
@@ -92,8 +101,8 @@ def cut(path, first_iter):
 
 
 def perplexity(loss):
-    """e to the loss; infinity where a float cannot hold it."""
-    return math.exp(loss) if loss < 700 else math.inf
+    """e to the loss; infinity where a float cannot hold it, NaN for NaN."""
+    return math.inf if loss > 700 else math.exp(loss)
 
 
 def duration(seconds):
@@ -114,10 +123,10 @@ def start_wandb(settings, config):
     if os.environ.get('WANDB_MODE', 'online') != 'online':
         return wandb.init(**settings, config=config)
     reason = 'no account on this machine; wandb login makes one known'
-    if wandb.api.api_key is not None:
-        try:
+    try:
+        if wandb.login(prompt=False):
             return wandb.init(**settings, config=config)
-        except wandb.errors.Error as error:
-            reason = str(error).strip().split('\n')[0]
+    except wandb.errors.Error as error:
+        reason = str(error).strip().split('\n')[0]
     print(f'wandb: logging offline ({reason}); wandb sync uploads it later', flush=True)
     return wandb.init(**settings, config=config, mode='offline')

@@ -60,6 +60,8 @@ def encode_prompts(meta, texts):
     """The ids of each text, a list of lists; an empty text becomes the id that a new text starts with."""
     if not texts:
         return []
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"prompts must be texts, as in ['one', 'two'], but are {texts!r}")
     tokenizer = from_meta(meta)
     return [tokenizer.encode(text) or [tokenizer.start_id] for text in texts]
 

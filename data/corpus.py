@@ -4,6 +4,7 @@ came out. A prepare script says what its corpus is; everything else is here.
 """
 import argparse
 import hashlib
+import http.client
 import json
 import os
 import sys
@@ -53,24 +54,26 @@ def fetch(folder, url, sha256, given=None):
         try:
             with urllib.request.urlopen(url, timeout=60) as response:
                 content = response.read()
-        except OSError as error:  # urllib's errors are OSErrors
+        except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
             stop(f'cannot download {url} ({error}).\n'
                  f'Without a network: put that file at {path}, or name it with --input=FILE, or train on text that '
                  f'Python brings along: python train.py config/quickstart.py')
         if hashlib.sha256(content).hexdigest() != sha256:
             stop(f'{url} is not the file it was: its sha256 is {hashlib.sha256(content).hexdigest()}, not {sha256}. '
                  f'If you trust it, save it and name it with --input=FILE')
-        write_atomically(path, content)
+        write_whole(folder, {'input.txt': content})
     return read_text(path)
 
 
-def write_atomically(path, content):
-    """Write bytes so that `path` is never half a file."""
-    with open(f'{path}.tmp', 'wb') as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(f'{path}.tmp', path)
+def write_whole(folder, contents):
+    """Write files, {name: bytes}, none of which is ever half a file; they take their places in the order given."""
+    for name, content in contents.items():
+        with open(os.path.join(folder, f'{name}.tmp'), 'wb') as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+    for name in contents:
+        os.replace(os.path.join(folder, f'{name}.tmp'), os.path.join(folder, name))
 
 
 def write_char(folder, text, source, rare=0, expected=None):
@@ -103,14 +106,18 @@ def write_gpt2(folder, text, source, expected=None):
 
 
 def write(folder, train_ids, val_ids, meta, expected=None):
-    """Write the bins and meta.json, which comes last and marks the dataset as whole; print the counts."""
+    """
+    Write the bins and meta.json, and print the counts. All are written before any takes its place, train.bin last: where
+    it stands for the first time, the dataset is whole.
+    """
+    if not len(train_ids) or not len(val_ids):
+        stop(f'too little text: {len(train_ids)} tokens to train on and {len(val_ids)} to validate')
     dtype = 'uint16' if meta['vocab_size'] <= 2**16 else 'uint32'
-    meta = {**meta, 'dtype': dtype, 'train_tokens': len(train_ids), 'val_tokens': len(val_ids), 'sha256': {}}
-    for name, ids in (('train.bin', train_ids), ('val.bin', val_ids)):
-        content = np.array(ids, dtype=np.dtype(dtype).newbyteorder('<')).tobytes()
-        meta['sha256'][name] = hashlib.sha256(content).hexdigest()
-        write_atomically(os.path.join(folder, name), content)
-    write_atomically(os.path.join(folder, 'meta.json'), json.dumps(meta, indent=1).encode())
+    contents = {f'{split}.bin': np.array(ids, dtype=np.dtype(dtype).newbyteorder('<')).tobytes()
+                for split, ids in (('val', val_ids), ('train', train_ids))}
+    meta = {**meta, 'dtype': dtype, 'train_tokens': len(train_ids), 'val_tokens': len(val_ids),
+            'sha256': {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}}
+    write_whole(folder, {'meta.json': json.dumps(meta, indent=1).encode(), **contents})
     print(f'train has {len(train_ids):,} tokens\nval has {len(val_ids):,} tokens')
     if expected and expected != (len(train_ids), len(val_ids)):
         print(f'the usual text gives {expected[0]:,} and {expected[1]:,}, so this is another one')

@@ -9,8 +9,8 @@ import pytest
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, 'data')]
 
-# toy sizes are faster on one thread, and nothing here may wait for a network; set before torch is imported
-os.environ.update(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1')
+# Toy sizes are faster on one thread of the CPU, and nothing may wait for a network. Set before torch is imported.
+os.environ.update(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
 
 # 2 layers, 32 wide, 16 tokens of context: an iteration takes milliseconds
 TOY = ['--device=cpu', '--compile=False', '--n_layer=2', '--n_head=2', '--n_embd=32', '--block_size=16',

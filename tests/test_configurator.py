@@ -19,7 +19,8 @@ before = set(globals())
 exec(open({configurator!r}).read())
 after = set(globals())
 import json
-print(json.dumps({{'settings': {{k: globals()[k] for k in config_keys}}, 'new': sorted(k for k in after - before if k[:2] != '__' and k != 'before')}}))
+new = sorted(name for name in after - before if name[:2] != '__' and name != 'before')
+print(json.dumps({{'settings': {{key: globals()[key] for key in config_keys}}, 'new': new}}))
 '''
 
 
@@ -80,8 +81,11 @@ def test_no_names_are_left_behind(configure):
     (['kind.py'], ['learning_rate expects float', 'kind.py, line 1']),
     (['broken.py'], ['broken.py, line 2']),
     (['raises.py'], ['raises.py, line 1: ZeroDivisionError']),
+    (['last.pt'], ['last.pt is not a config file']),
+    (['--out_dir={[1]}', '--batch_size={[1]}'], ['batch_size expects int']),
 ])
-def test_a_mistake_is_one_line_and_exit_code_2(configure, args, expected):
+def test_a_mistake_is_one_line_and_exit_code_2(configure, tmp_path, args, expected):
+    (tmp_path / 'last.pt').write_bytes(b'PK\x03\xff\x00')
     done = configure(*args, typo='batch_size = 3\nbatch_sise = 4', kind="learning_rate = '1e-3'",
                      broken='batch_size = 3\nbatch_size = =', raises='batch_size = 1 // 0')
     assert done.returncode == 2 and done.stdout == ''
@@ -103,12 +107,6 @@ def test_help_of_the_scripts_needs_no_torch(tmp_path, script):
     (tmp_path / 'torch.py').write_text('raise SystemExit("torch was imported")')
     done = python(os.path.join(ROOT, script), '--help', cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0 and '--seed=1337' in done.stdout
-
-
-def test_the_configs_of_the_original_still_run(configure):
-    original = ("import time\nout_dir = 'out-shakespeare'\nbatch_size = 1\nlearning_rate = 3e-5\n"
-                "# a comment\nprompts = ['ft-' + str(time.time())]")
-    assert configure('one.py', one=original)['settings']['batch_size'] == 1
 
 
 def settings_of(config, monkeypatch):
@@ -133,3 +131,30 @@ def test_shakespeare_char_takes_the_small_settings_where_there_is_no_gpu(monkeyp
     settings = settings_of('config/train_shakespeare_char.py', monkeypatch)
     assert (settings['n_layer'], settings['block_size']) == (layers, context)
     assert capsys.readouterr().out.count('\n') == (0 if gpu else 1)
+
+
+ORIGINAL_FINETUNE = """
+import time
+
+out_dir = 'out-shakespeare'
+eval_interval = 5
+eval_iters = 40
+wandb_log = False # feel free to turn on
+wandb_project = 'shakespeare'
+wandb_run_name = 'ft-' + str(time.time())
+
+dataset = 'shakespeare'
+init_from = 'gpt2-xl' # this is the largest GPT-2 model
+always_save_checkpoint = False
+batch_size = 1
+gradient_accumulation_steps = 32
+max_iters = 20
+learning_rate = 3e-5
+decay_lr = False
+"""
+
+
+def test_a_config_of_the_original_still_runs(monkeypatch, tmp_path):
+    (tmp_path / 'finetune.py').write_text(ORIGINAL_FINETUNE)
+    settings = settings_of(str(tmp_path / 'finetune.py'), monkeypatch)
+    assert settings['init_from'] == 'gpt2-xl' and settings['learning_rate'] == 3e-5 and not settings['decay_lr']

@@ -1,5 +1,6 @@
 """Corpora: the counts to expect, downloads that cannot go wrong quietly, and errors that say what to do."""
 import hashlib
+import http.client
 import http.server
 import json
 import os
@@ -108,6 +109,25 @@ def test_a_file_that_is_no_text_is_named(tmp_path, capsys, content, complaint):
         corpus.fetch(str(tmp_path), '', '', given=str(tmp_path / 'mine.txt'))
     said = capsys.readouterr().err
     assert 'mine.txt' in said and complaint in said
+
+
+def test_a_download_that_breaks_off_is_a_message(tmp_path, capsys, monkeypatch):
+    class Broken:
+        __enter__ = lambda self: self
+        __exit__ = lambda self, *args: None
+
+        def read(self):
+            raise http.client.IncompleteRead(b'hel')
+    monkeypatch.setattr('urllib.request.urlopen', lambda *args, **kwargs: Broken())
+    with pytest.raises(SystemExit):
+        corpus.fetch(str(tmp_path), 'http://127.0.0.1/text', '')
+    assert 'IncompleteRead' in capsys.readouterr().err and os.listdir(tmp_path) == []
+
+
+def test_too_little_text_is_refused_and_nothing_is_written(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        corpus.write_char(str(tmp_path), '', source='tests')
+    assert 'too little text' in capsys.readouterr().err and os.listdir(tmp_path) == []
 
 
 def test_a_vocabulary_beyond_uint16_takes_uint32(tmp_path):

@@ -57,5 +57,8 @@ def test_the_same_seed_writes_the_same(model):
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
-def test_text_grows_past_the_context(model):
-    assert model.generate(torch.zeros(2, 3, dtype=torch.long), 40).shape == (2, 43)
+def test_past_the_context_the_last_block_size_ids_decide(model):
+    written = model.generate(torch.randint(64, (2, 3)), 40, temperature=0)
+    for step in range(16, 43):
+        expected = model(written[:, step - 16:step])[0][:, -1].argmax(dim=-1)
+        assert torch.equal(written[:, step], expected)

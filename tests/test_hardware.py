@@ -53,7 +53,8 @@ def test_a_build_without_kernels_for_the_gpu_is_found_at_once(capability, built,
 @pytest.mark.parametrize('name, tflops', [
     ('Tesla V100-SXM2-16GB', 125), ('Tesla V100-SXM2-32GB', 125), ('Tesla V100-PCIE-32GB', 112),
     ('Tesla V100S-PCIE-32GB', 130), ('Tesla V100-DGXS-32GB', 125), ('Tesla T4', 65), ('NVIDIA A10', 125),
-    ('NVIDIA A10G', None), ('NVIDIA A100-SXM4-80GB', 312), ('NVIDIA L4', 121), ('NVIDIA L40S', 362), ('NVIDIA L40', None),
+    ('NVIDIA A10G', None), ('NVIDIA A100-SXM4-80GB', 312), ('NVIDIA L4', 121), ('NVIDIA L40S', 362),
+    ('NVIDIA L40', None),
     ('NVIDIA GeForce RTX 3090', 71), ('NVIDIA GeForce RTX 3090 Ti', None), ('NVIDIA GeForce RTX 4090', 165.2),
     ('NVIDIA H100 80GB HBM3', 989), ('NVIDIA H100 PCIe', 756), ('NVIDIA H100 NVL', 835), ('NVIDIA H200', 989),
     ('NVIDIA H200 NVL', None), ('NVIDIA B200', 2250), ('NVIDIA GB200', 2500), ('AMD Instinct MI300X', 1307),
@@ -71,20 +72,31 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, device, expected):
         hardware.resolve_device(device)
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch):
+@pytest.mark.parametrize('local_rank', ['0', '3'])
+def test_more_processes_than_gpus_are_refused_by_every_process(monkeypatch, local_rank):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    monkeypatch.setenv('WORLD_SIZE', '4')
-    monkeypatch.setenv('LOCAL_RANK', '3')
-    with pytest.raises(ValueError, match='GPU number 3'):
+    for name, value in (('WORLD_SIZE', '4'), ('LOCAL_WORLD_SIZE', '4'), ('LOCAL_RANK', local_rank)):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match='4 processes.*2 GPUs.*--nproc_per_node=2'):
         hardware.resolve_device('auto')
 
 
-def test_without_a_compiler_training_goes_on_in_eager_and_says_so(monkeypatch, capsys):
-    def no_compiler(function):
+def test_processes_on_a_mac_share_its_cpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert hardware.resolve_device('auto') == 'mps'
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert hardware.resolve_device('auto') == 'cpu'
+    with pytest.raises(ValueError, match='one process'):
+        hardware.resolve_device('mps')
+
+
+def test_a_model_that_does_not_compile_runs_in_eager_and_says_so(monkeypatch, capsys):
+    def no_compiler(*args, **kwargs):
         raise RuntimeError('Failed to find C++ compiler\nmore lines')
-    monkeypatch.setattr(torch, 'compile', no_compiler)
+    monkeypatch.setattr(torch, 'compile', lambda model: no_compiler)
     model = torch.nn.Linear(2, 2)
-    assert hardware.compile_or_eager(model, 'cpu') is model
-    assert capsys.readouterr().out == ('compile: not possible on this machine, running eager instead '
-                                       '(Failed to find C++ compiler)\n')
+    assert hardware.compile_or_eager(model, lambda compiled: compiled(torch.ones(2))) is model
+    assert capsys.readouterr().out == ('compile: not possible here, running eager instead '
+                                       '(RuntimeError: Failed to find C++ compiler)\n')

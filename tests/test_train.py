@@ -17,6 +17,10 @@ def losses(out_dir):
     return [line['loss'] for line in read_metrics(out_dir)[0]]
 
 
+def grad_norms(out_dir):
+    return [line['grad_norm'] for line in read_metrics(out_dir)[0]]
+
+
 def weights(path):
     return checkpoint_file.load(str(path))['model']
 
@@ -84,18 +88,19 @@ def test_samples_are_written_and_shown_at_the_end(train, tmp_path):
 def test_starting_over_sets_the_earlier_run_aside(train, tmp_path):
     train('--out_dir=out', '--max_iters=2')
     done = train('--out_dir=out', '--max_iters=3')
-    assert 'out held a run already; it is now in out/previous' in done.stdout
-    assert checkpoint_file.load(str(tmp_path / 'out' / 'previous' / 'last.pt'))['iter_num'] == 2
+    assert 'out held a run already; it is now in out/previous-1' in done.stdout
+    assert checkpoint_file.load(str(tmp_path / 'out' / 'previous-1' / 'last.pt'))['iter_num'] == 2
     assert checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num'] == 3
     assert len(losses(tmp_path / 'out')) == 3
 
 
 # the same run, however it is cut
 
-def test_evaluating_changes_nothing(train, trained, tmp_path):
-    assert train('--out_dir=out', '--eval_interval=3', "--sample_prompts=['a dog']").returncode == 0
-    assert losses(tmp_path / 'out') == losses(trained)
-    assert same(weights(tmp_path / 'out' / 'last.pt'), weights(trained + '/last.pt'))
+def test_evaluating_changes_nothing(train, tmp_path):
+    assert train('--out_dir=out', '--dropout=0.1', '--eval_interval=3', "--sample_prompts=['a dog']").returncode == 0
+    assert train('--out_dir=rare', '--dropout=0.1', '--eval_interval=100').returncode == 0
+    assert losses(tmp_path / 'out') == losses(tmp_path / 'rare')
+    assert same(weights(tmp_path / 'out' / 'last.pt'), weights(tmp_path / 'rare' / 'last.pt'))
 
 
 def test_a_resumed_run_is_the_uninterrupted_run(train, trained, tmp_path):
@@ -111,13 +116,14 @@ def test_a_resumed_run_is_the_uninterrupted_run(train, trained, tmp_path):
 
 def test_auto_starts_where_there_is_nothing_and_resumes_where_there_is(train, tmp_path):
     assert 'resuming' not in train('--out_dir=out', '--init_from=auto', '--max_iters=10').stdout
-    assert 'resuming out at iteration 10' in train('--out_dir=out', '--init_from=auto').stdout
+    assert 'resuming out/last.pt at iteration 10' in train('--out_dir=out', '--init_from=auto').stdout
     assert checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num'] == 20
 
 
 def test_how_the_batch_is_cut_into_micro_batches_changes_only_rounding(train, trained, tmp_path):
     assert train('--out_dir=out', '--batch_size=2', '--gradient_accumulation_steps=4').returncode == 0
     assert np.allclose(losses(tmp_path / 'out'), losses(trained), atol=1e-4)
+    assert np.allclose(grad_norms(tmp_path / 'out'), grad_norms(trained), rtol=1e-3)
 
 
 # train.py, with a note of every place in the corpus that it reads
@@ -161,6 +167,7 @@ def test_two_processes_train_as_one(corpus_dir, tmp_path):
                                                   '--nproc_per_node=2')
     assert len(read1) == 20 * 8 + 3 * 2 * 5 * 4 and sorted(read1) == sorted(read2)
     assert np.allclose([s['loss'] for s in steps1], [s['loss'] for s in steps2], atol=1e-4)
+    assert np.allclose([s['grad_norm'] for s in steps1], [s['grad_norm'] for s in steps2], rtol=1e-3)
     for one, two in zip(evaluations1, evaluations2, strict=True):
         assert one['val_loss'] == pytest.approx(two['val_loss'], abs=1e-4)
         assert one['val_acc'] == pytest.approx(two['val_acc'], abs=1e-2)
@@ -176,13 +183,41 @@ def test_options_train(train, tmp_path, options):
     assert evaluations[-1]['val_loss'] < evaluations[0]['val_loss'] - 0.5
 
 
-def test_compile_trains_or_says_that_it_cannot(train, tmp_path):
+def test_compiled_code_trains_as_eager_code_does(train, tmp_path):
     small = ['--n_layer=1', '--max_iters=4', '--eval_interval=4']
     done = train('--out_dir=out', '--compile=True', *small)
     assert done.returncode == 0, done.stderr
-    assert 'compile: ' in done.stdout
+    if 'compile: not possible' in done.stdout:
+        pytest.skip('no compiler on this machine: ' + done.stdout)
+    assert 'compile: done in' in done.stdout
     assert train('--out_dir=eager', *small).returncode == 0
     assert np.allclose(losses(tmp_path / 'out'), losses(tmp_path / 'eager'), atol=1e-3)
+
+
+def test_the_learning_rate_warms_up_and_follows_a_cosine(train, tmp_path):
+    assert train('--out_dir=out', '--max_iters=25', '--warmup_iters=4', '--min_lr=1e-3').returncode == 0
+    lr = [line['lr'] for line in read_metrics(tmp_path / 'out')[0]]
+    assert lr[:5] == pytest.approx([2e-3, 4e-3, 6e-3, 8e-3, 1e-2])
+    assert lr[12] == pytest.approx((1e-2 + 1e-3) / 2)  # halfway from iteration 4 to 20
+    assert lr[20:] == pytest.approx([1e-3] * 5)
+
+
+def test_gradients_are_clipped(train, tmp_path):
+    """AdamW with eps near nothing hides the scale of its gradients, but its first moment shows it."""
+    assert train('--out_dir=out', '--max_iters=1', '--grad_clip=0.01').returncode == 0
+    state = torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)['optimizer']['state']
+    norm = torch.stack([moments['exp_avg'].norm() for moments in state.values()]).norm() / (1 - 0.9)
+    assert norm.item() == pytest.approx(0.01, rel=1e-3) and grad_norms(tmp_path / 'out')[0] > 0.1
+
+
+def test_a_state_is_saved_only_on_improvement_where_that_was_asked_for(train, tmp_path):
+    # with a learning rate of zero nothing improves after the first evaluation
+    still = ['--learning_rate=0.0', '--min_lr=0.0', '--eval_interval=5', '--max_iters=6']
+    for folder, always, states in (('always', True, [0, 5]), ('improved', False, [0])):
+        done = train(f'--out_dir={folder}', f'--always_save_checkpoint={always}', *still)
+        assert done.returncode == 0, done.stderr
+        assert checkpoint_file.load(str(tmp_path / folder / 'prev.pt'))['iter_num'] == states[-1]
+        assert checkpoint_file.load(str(tmp_path / folder / 'last.pt'))['iter_num'] == 6
 
 
 # evaluation
@@ -232,7 +267,7 @@ def test_a_run_of_the_original_resumes_with_its_optimizer(train, trained, tmp_pa
                     optimizer=state['optimizer'], model_args=model_args, iter_num=10,
                     best_val_loss=torch.tensor(2.0), config={'dataset': 'x'}), tmp_path / 'out' / 'ckpt.pt')
     done = train('--out_dir=out', '--init_from=resume')
-    assert done.returncode == 0 and 'resuming out at iteration 10' in done.stdout, done.stderr
+    assert done.returncode == 0 and 'resuming out/ckpt.pt at iteration 10' in done.stdout, done.stderr
     assert {int(moments['step']) for moments in torch.load(
         tmp_path / 'out' / 'last.pt', weights_only=True)['optimizer']['state'].values()} == {30}
 
@@ -249,6 +284,19 @@ def test_gpt2_weights_are_finetuned_from_a_folder(train, tmp_path):
     assert done.returncode == 0, done.stderr
     model_args = checkpoint_file.load(str(tmp_path / 'out' / 'ckpt.pt'))['model_args']
     assert (model_args['n_layer'], model_args['activation'], model_args['block_size']) == (1, 'gelu_tanh', 16)
+
+
+def test_a_run_from_pretrained_weights_resumes_with_the_settings_it_began_with(train, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    config = transformers.GPT2Config(n_positions=32, vocab_size=50257, n_layer=1, n_head=2, n_embd=16)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / 'gpt2-tiny')
+    (tmp_path / 'data').mkdir()
+    for split in ('train', 'val'):
+        np.random.default_rng(0).integers(50257, size=500).astype('<u2').tofile(tmp_path / 'data' / f'{split}.bin')
+    args = ['--dataset=data', '--out_dir=out', '--max_iters=2']
+    assert train('--init_from=gpt2-tiny', *args).returncode == 0
+    done = train('--init_from=resume', *args, '--max_iters=3')
+    assert done.returncode == 0 and 'resuming out/last.pt at iteration 2' in done.stdout, done.stderr
 
 
 # what is imported, prepared and logged elsewhere
@@ -271,11 +319,39 @@ def test_a_dataset_prepares_itself_where_the_config_says_so(train, corpus_dir, t
     assert train(f'--dataset={folder}', '--auto_prepare=True', '--max_iters=1').returncode == 0
 
 
+def test_the_quick_start_prepares_trains_and_speaks(tmp_path):
+    ignore = shutil.ignore_patterns('.git', '*.bin', 'meta.json', 'out*', '__pycache__')
+    shutil.copytree(ROOT, tmp_path / 'copy', ignore=ignore)
+    done = python('train.py', 'config/quickstart.py', '--max_iters=2', '--eval_iters=1', cwd=tmp_path / 'copy')
+    assert done.returncode == 0, done.stderr
+    for part in ('running data/pydoc_char/prepare.py', 'tokens to train on', 'iter 0: loss', 'in its own words',
+                 'The ', 'python sample.py --out_dir=out-quickstart'):
+        assert part in done.stdout
+
+
+def test_the_originals_line_for_a_laptop_runs_as_it_stands(run, corpus_dir, tmp_path):
+    line = ('config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 '
+            '--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 '
+            '--lr_decay_iters=2000 --dropout=0.0')
+    done = run('train.py', *line.split(), f'--dataset={corpus_dir}', '--max_iters=2')
+    assert done.returncode == 0, done.stderr
+    assert checkpoint_file.load(str(tmp_path / 'out-shakespeare-char' / 'last.pt'))['model_args']['n_embd'] == 128
+
+
+def test_the_real_wandb_runs_offline(train, tmp_path):
+    pytest.importorskip('wandb')
+    done = train('--out_dir=out', '--wandb_log=True', '--max_iters=1', WANDB_MODE='online', WANDB_SILENT='true',
+                 HOME=str(tmp_path), WANDB_API_KEY='')
+    assert done.returncode == 0, done.stderr
+    assert 'wandb: logging offline (no account on this machine' in done.stdout
+    assert any(name.startswith('offline-run') for name in os.listdir(tmp_path / 'wandb'))
+
+
 FAKE_WANDB = '''
 import json
 class errors:
     class Error(Exception): pass
-class api: api_key = {key}
+def login(prompt): return {key}
 def init(mode='online', **settings):
     if mode == 'online': raise errors.Error('no route to host')
     open('wandb.log', 'a').write(json.dumps([mode, settings['project']]) + '\\n')
@@ -285,7 +361,7 @@ def finish(): open('wandb.log', 'a').write('"finished"\\n')
 '''
 
 
-@pytest.mark.parametrize('key, reason', [(None, 'no account'), ("'secret'", 'no route to host')])
+@pytest.mark.parametrize('key, reason', [(False, 'no account'), (True, 'no route to host')])
 def test_wandb_without_account_or_network_goes_on_offline(train, tmp_path, key, reason):
     (tmp_path / 'fake').mkdir()
     (tmp_path / 'fake' / 'wandb.py').write_text(FAKE_WANDB.format(key=key))
@@ -314,12 +390,16 @@ def test_wandb_without_account_or_network_goes_on_offline(train, tmp_path, key, 
     (['--device=cuda'], ["device='cuda'", '--device=auto']),
     (['--dtype=float16'], ['float16', '--dtype=float32']),
     (['--dtype=float8'], ["dtype='float8'"]),
-    (['--batch_size=0'], ['batch_size=0 must be at least 1']),
-    (['--keep_interval=7'], ['keep_interval=7', 'eval_interval=10']),
+    (['--batch_size=0'], ['batch_size=0 is below 1']),
+    (['--n_head=0'], ['n_head=0 is below 1']),
+    (['--learning_rate=-1.0'], ['learning_rate=-1.0 is below 0']),
+    (['--beta2=1.0'], ['beta2=1.0 is not below 1']),
+    (['--sample_prompts=[1]'], ['prompts must be texts']),
+    (['--keep_interval=7'], ['keep_interval=7', 'eval_interval=10', '--keep_interval=10']),
     (["--sample_prompts=['#']"], ["'#'"]),
 ])
 def test_a_mistake_is_one_line_and_nothing_is_written(train, tmp_path, args, expected):
-    if '{root}' in args[0] and os.path.exists(os.path.join(ROOT, 'data/shakespeare_char/train.bin')):
+    if 'shakespeare_char' in args[0] and os.path.exists(os.path.join(ROOT, 'data/shakespeare_char/train.bin')):
         pytest.skip('this dataset has been prepared')
     done = train('--out_dir=out', *[arg.format(root=ROOT) for arg in args])
     assert done.returncode == 2, done.stderr
@@ -369,11 +449,49 @@ def test_another_vocabulary_is_refused(train, trained, other_corpus):
     for init_from in (trained, os.path.join(trained, 'last.pt')):
         done = train(f'--dataset={folder}', f'--init_from={init_from}', '--out_dir=new')
         assert done.returncode == 2 and 'vocabularies differ' in done.stderr
+    done = train(f'--dataset={folder}', '--init_from=resume', f'--out_dir={trained}')
+    assert done.returncode == 2 and 'vocabularies differ' in done.stderr
 
 
 def test_an_id_beyond_the_vocabulary_is_refused(train, other_corpus):
     done = train(f'--dataset={other_corpus(vocab_size=3)}')
     assert done.returncode == 2 and 'token id 3' in done.stderr and 'vocab_size=3' in done.stderr
+
+
+@pytest.mark.parametrize('meta', ['{"tokenizer": ', '{"vocab_size": 3}', '[]'])
+def test_a_damaged_meta_is_named(train, other_corpus, meta):
+    folder = other_corpus()
+    with open(os.path.join(folder, 'meta.json'), 'w') as f:
+        f.write(meta)
+    done = train(f'--dataset={folder}')
+    assert done.returncode == 2 and 'meta.json is damaged' in done.stderr
+
+
+def test_bins_that_are_not_those_of_their_meta_are_refused(train, other_corpus):
+    done = train(f'--dataset={other_corpus(train_tokens=3)}')
+    assert done.returncode == 2 and 'its meta.json says 3' in done.stderr
+
+
+@pytest.mark.parametrize('out_dir', ['', 'a_file'])
+def test_an_impossible_out_dir_is_refused(train, tmp_path, out_dir):
+    (tmp_path / 'a_file').write_text('mine')
+    done = train(f'--out_dir={out_dir}')
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert (tmp_path / 'a_file').read_text() == 'mine'
+
+
+def test_processes_that_find_different_states_are_refused(corpus_dir, trained, tmp_path):
+    """As on two nodes of which only the first has the out_dir."""
+    (tmp_path / 'two.py').write_text(f'''
+import os, runpy, sys
+sys.argv[1:] += ['--init_from=auto', '--out_dir=' + (['{trained}', 'nothing'][int(os.environ['RANK'])])]
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+''')
+    done = python('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'two.py',
+                  os.path.join(ROOT, 'train.py'), *TOY, f'--dataset={corpus_dir}', '--max_iters=30', cwd=tmp_path)
+    assert done.returncode != 0 and 'the processes found different states' in done.stderr
 
 
 def test_a_pickled_meta_is_not_loaded(train, other_corpus):
@@ -383,7 +501,10 @@ def test_a_pickled_meta_is_not_loaded(train, other_corpus):
     assert done.returncode == 2 and 'meta.pkl' in done.stderr
 
 
-@pytest.mark.parametrize('content', [b'', b'random bytes', b'\x80\x02cos\nsystem\nX\x0e\x00\x00\x00touch explodedq\x00\x85R.'])
+A_PICKLE_THAT_RUNS_A_COMMAND = b'\x80\x02cos\nsystem\nX\x0e\x00\x00\x00touch explodedq\x00\x85R.'
+
+
+@pytest.mark.parametrize('content', [b'', b'random bytes', A_PICKLE_THAT_RUNS_A_COMMAND])
 def test_a_damaged_checkpoint_is_refused_and_left_alone(train, tmp_path, content):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'last.pt').write_bytes(content)

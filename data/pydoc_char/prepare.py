@@ -2,7 +2,7 @@
 Python's own documentation, one id a character: the language reference that help() shows (pydoc_data.topics) and the
 docstrings of the standard library. It comes with Python, so it needs no download.
 
-python data/pydoc_char/prepare.py                 # about 10 seconds
+python data/pydoc_char/prepare.py                 # a few seconds
 python data/pydoc_char/prepare.py --input=FILE    # any other text in its place
 
 Sources are read with ast; nothing is imported or run. What comes out depends on the version of Python.
@@ -51,12 +51,12 @@ def documents(top):
 
 given = corpus.parse_input(__doc__)
 if given:
-    text, source = corpus.read_text(given), given
+    corpus.write_char(folder, corpus.read_text(given), source=given)
 else:
     top = sysconfig.get_path('stdlib')
     print(f'reading the docstrings of {top}')
     texts = {inspect.cleandoc(text) for text in documents(top)} - {''}
     # by hash: an order that is the same everywhere and mixes reference and library, so that val is like train
     texts = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
-    text, source = '\n\n'.join(texts), f"Python {sys.version.split()[0]}'s pydoc_data and standard library"
-corpus.write_char(folder, text, source, rare=RARE)
+    source = f"Python {sys.version.split()[0]}'s pydoc_data and standard library"
+    corpus.write_char(folder, '\n\n'.join(texts), source, rare=RARE)

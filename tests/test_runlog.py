@@ -1,0 +1,60 @@
+"""metrics.jsonl: one run, however often it was interrupted, and never a made-up number."""
+import json
+import math
+
+import pytest
+
+from common import runlog
+from common.runlog import RunLog, duration, perplexity
+
+
+def make_log(folder, first_iter=0, train_s=0.0, peak_flops=None):
+    return RunLog(str(folder), {'max_iters': 100}, first_iter, train_s, tokens_per_iter=1000, flops_per_token=50.0,
+                  peak_flops=peak_flops)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_a_resumed_log_reads_as_one_run(tmp_path):
+    log = make_log(tmp_path)
+    for i in range(8):
+        log.iteration(i, loss=8.0 - i, lr=0.1, grad_norm=1.0, train_s=float(i + 1), mem_gb=None)
+    with open(tmp_path / 'metrics.jsonl', 'a') as f:
+        f.write('{"iter": 8, "loss": 0.')  # what a crash leaves
+    log = make_log(tmp_path, first_iter=5, train_s=5.0)
+    log.evaluation(5, train_loss=3.0, val_loss=3.1, val_acc=0.5, train_s=5.0)
+    log.iteration(5, loss=3.0, lr=0.1, grad_norm=1.0, train_s=6.0, mem_gb=None)
+    assert [line['iter'] for line in lines(tmp_path)] == [0, 1, 2, 3, 4, 5, 5]
+    assert lines(tmp_path)[-1]['ms'] == 1000.0
+
+
+def test_speed_is_measured_since_the_last_line(tmp_path, capsys):
+    log = make_log(tmp_path, peak_flops=1e6)
+    log.iteration(0, loss=2.0, lr=0.1, grad_norm=None, train_s=1.0, mem_gb=1.5)
+    log.iteration(10, loss=1.0, lr=0.1, grad_norm=None, train_s=6.0, mem_gb=1.5)
+    assert lines(tmp_path)[1] == dict(iter=10, loss=1.0, lr=0.1, grad_norm=None, ms=500.0, tok_s=2000.0, mfu=0.1,
+                                      mem_gb=1.5, tokens=11000, train_s=6.0)
+    assert capsys.readouterr().out.splitlines()[1] == ('iter 10: loss 1.0000, time 500.00ms, mfu 10.00%, 2,000 tok/s, '
+                                                       '44s left')
+
+
+def test_what_is_not_a_number_is_null(tmp_path):
+    log = make_log(tmp_path)
+    log.evaluation(0, train_loss=math.nan, val_loss=math.inf, val_acc=0.0, train_s=0.0)
+    assert lines(tmp_path)[0]['train_loss'] is None and lines(tmp_path)[0]['val_ppl'] is None
+    assert math.isnan(perplexity(math.nan)) and perplexity(1e4) == math.inf and perplexity(0.0) == 1.0
+
+
+def test_the_end_names_only_files_that_are_there(tmp_path, capsys):
+    log = make_log(tmp_path)
+    log.done(0, best_val_loss=math.inf, train_s=0.0, texts=[])
+    assert 'wrote metrics.jsonl in' in capsys.readouterr().out
+    assert lines(tmp_path) == [dict(iter=0, done=True, best_val_loss=None, train_s=0.0)]
+
+
+@pytest.mark.parametrize('seconds, text', [(0.4, '0s'), (59.6, '1m00s'), (184, '3m04s'), (7500, '2h05m'),
+                                           (356400, '4d03h')])
+def test_durations_are_as_exact_as_a_person_needs(seconds, text):
+    assert duration(seconds) == text and runlog.SEPARATOR.strip()
