@@ -95,7 +95,9 @@ def _configure(settings, keys, argv):
         first, last = min(defined[key] for key in keys), max(defined[key] for key in keys)
         for line in lines[first - 2:last]:  # from the heading above the first setting
             is_setting = line.partition(' ')[0] in keys
-            print(f'  --{line.replace(" = ", "=", 1)}' if is_setting else f'\n{line}' if line[0] == '#' else line)
+            if is_setting:
+                line = f'  --{line.replace(" = ", "=", 1)}'
+            print(f'\n{line}' if line[0] == '#' else line if is_setting else f'  {line}')
 
     words = list(argv)
     if '--help' in words or '-h' in words:
@@ -103,12 +105,12 @@ def _configure(settings, keys, argv):
         sys.exit(0)
     while words:
         word = words.pop(0)
-        if not word.startswith('--'):
+        if not word.startswith('-'):
             run_config_file(word)
             continue
-        key, equals, text = word[2:].partition('=')
+        key, equals, text = word.removeprefix('--').partition('=')
         if key not in keys:
-            stop(f'unknown setting --{key}{nearest(key, keys)}')
+            stop(f'unknown setting {word}{nearest(key, keys)}')
         if not equals:
             is_flag = isinstance(settings[key], bool) and (not words or words[0] not in ('True', 'False'))
             if is_flag:

@@ -11,6 +11,7 @@ References: Radford et al. 2019, "Language Models are Unsupervised Multitask Lea
 https://github.com/openai/gpt-2/blob/master/src/model.py; https://github.com/karpathy/nanoGPT, whose names for
 parameters and settings are kept, so that its checkpoints load.
 """
+import difflib
 import json
 import math
 import os
@@ -44,8 +45,9 @@ class GPTConfig:
 
     def __post_init__(self):
         if self.n_embd % self.n_head != 0:
+            divisors = [n for n in range(1, self.n_head) if self.n_embd % n == 0]
             raise ValueError(f'n_embd={self.n_embd} is not divisible by n_head={self.n_head}; '
-                             f'try n_embd={max(1, round(self.n_embd / self.n_head)) * self.n_head}')
+                             f'try --n_head={divisors[-1]} or --n_embd={-(-self.n_embd // self.n_head) * self.n_head}')
         if self.activation not in ('gelu', 'gelu_tanh'):
             raise ValueError(f'activation={self.activation!r} is not one of gelu, gelu_tanh')
 
@@ -234,8 +236,11 @@ def download(model_type):
         return snapshot_download(repo, allow_patterns=['config.json', '*.safetensors', '*.safetensors.index.json'])
     except Exception as error:  # its errors for no network, no such name and no access have no common base
         reason = str(error).strip().split('\n')[0]
-        raise ValueError(f'cannot get {repo} from Hugging Face ({type(error).__name__}: {reason}); without a network, '
-                         'name a folder with its config.json and model.safetensors instead') from None
+        close = difflib.get_close_matches(model_type, [*OPENAI, 'scratch', 'resume', 'auto'], n=1, cutoff=0.8)
+        hint = f'did you mean {close[0]}?' if close and close[0] != model_type else (
+            'without a network, name a folder with its config.json and model.safetensors instead')
+        raise ValueError(f'{model_type} is no file or folder here, and {repo} cannot be fetched from Hugging Face '
+                         f'({type(error).__name__}: {reason}); {hint}') from None
 
 
 def read_pretrained(folder):
@@ -283,7 +288,7 @@ def load_weights(source, **overrides):
     from_pretrained takes. The checkpoint's dict is None for the last. `overrides` as in from_checkpoint.
     """
     is_run = os.path.isdir(source) and not os.path.exists(os.path.join(source, 'config.json'))
-    if not is_run and not os.path.isfile(source):
+    if not is_run and not os.path.isfile(source) and not source.endswith('.pt'):
         return GPT.from_pretrained(source, overrides), None
     checkpoint = checkpoint_file.load(checkpoint_file.weights_path(source))
     return GPT.from_checkpoint(checkpoint, **overrides), checkpoint

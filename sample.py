@@ -40,8 +40,12 @@ def read_start():
     """The prompt's text."""
     if not start.startswith('FILE:'):
         return start
-    with open(start.removeprefix('FILE:'), encoding='utf-8') as f:
-        return f.read()
+    name = start.removeprefix('FILE:')
+    try:
+        with open(name, encoding='utf-8') as f:
+            return f.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f'the prompt cannot be read from the file {name!r}: {error}') from None
 
 
 def find_meta():
@@ -56,8 +60,12 @@ def find_meta():
 
 
 try:
-    if temperature < 0 or top_k < 0:
-        raise ValueError(f'temperature={temperature} and top_k={top_k} must not be negative')
+    for key, least in dict(temperature=0, top_k=0, max_new_tokens=0, num_samples=1, seed=0).items():
+        if globals()[key] < least:
+            raise ValueError(f'{key}={globals()[key]} is below {least}')
+    if init_from == 'resume' and not os.path.isdir(out_dir):
+        raise ValueError(f'no folder {out_dir!r} with a model here; to train a first one: '
+                         'python train.py config/quickstart.py, then --out_dir=out-quickstart')
     device = hardware.resolve_device(device)
     dtype = hardware.resolve_dtype(dtype, device, training=False)
     model, checkpoint = load_weights(out_dir if init_from == 'resume' else init_from, dropout=0.0)
@@ -72,16 +80,26 @@ model.eval()
 model.to(device)
 generator = torch.Generator(device).manual_seed(seed)
 idx = torch.tensor([prompt], device=device)  # (1, T)
-with torch.no_grad(), hardware.autocast(device, dtype):
-    if compile:
-        model = hardware.compile_or_eager(model, lambda compiled: compiled(idx[:, -model.config.block_size:]))
-    for _ in range(num_samples):
-        ids, shown = list(prompt), ''
-        for token in generate.stream(model, idx, max_new_tokens, temperature=temperature, top_k=top_k,
-                                     vocab_size=tokenizer.vocab_size, generator=generator):
-            ids.append(token.item())
-            text = tokenizer.decode(ids)
-            if not text.endswith('\ufffd'):  # the rest of a character of several bytes is still to come
-                print(text[len(shown):], end='', flush=True)
-                shown = text
-        print(tokenizer.decode(ids)[len(shown):] + '\n---------------')
+
+
+def write_sample():
+    """Continue the prompt once, and print the text as it comes."""
+    ids, shown = list(prompt), ''
+    for token in generate.stream(model, idx, max_new_tokens, temperature=temperature, top_k=top_k,
+                                 vocab_size=tokenizer.vocab_size, generator=generator):
+        ids.append(token.item())
+        text = tokenizer.decode(ids)
+        if not text.endswith('\ufffd'):  # the rest of a character of several bytes is still to come
+            print(text[len(shown):], end='', flush=True)
+            shown = text
+    print(tokenizer.decode(ids)[len(shown):] + '\n---------------')
+
+
+try:
+    with torch.no_grad(), hardware.autocast(device, dtype):
+        if compile:
+            model = hardware.compile_or_eager(model, lambda compiled: compiled(idx[:, -model.config.block_size:]))
+        for _ in range(num_samples):
+            write_sample()
+except KeyboardInterrupt:
+    print()

@@ -97,9 +97,9 @@ def check_settings():
             raise ValueError(f'{key}={globals()[key]} is not below 1')
     above = -(-gradient_accumulation_steps // world_size) * world_size
     if above != gradient_accumulation_steps:
-        nearest = f'{above - world_size} or {above}' if above > world_size else above
+        below = f'--gradient_accumulation_steps={above - world_size} or ' if above > world_size else ''
         raise ValueError(f'gradient_accumulation_steps={gradient_accumulation_steps} is not divisible by the '
-                         f'{world_size} processes that share it; try {nearest}')
+                         f'{world_size} processes that share it; try {below}--gradient_accumulation_steps={above}')
     if decay_lr and warmup_iters >= lr_decay_iters:
         raise ValueError(f'warmup_iters={warmup_iters} is not below lr_decay_iters={lr_decay_iters}; '
                          f'try --warmup_iters={lr_decay_iters // 20}')

@@ -51,14 +51,15 @@ def how_to_prepare(folder):
     parent = os.path.dirname(os.path.normpath(folder))
     entries = os.listdir(parent) if os.path.isdir(parent) else []
     known = sorted(entry for entry in entries if os.path.isfile(os.path.join(parent, entry, 'prepare.py')))
-    return f'put them into {folder}' + (f', or choose --dataset from {", ".join(known)}' if known else '')
+    return (f'there is no {os.path.relpath(script)} to make them' +
+            (f'; known to --dataset are {", ".join(known)}' if known else ''))
 
 
 def prepare(folder):
     """Make the dataset with its prepare.py, which shows what it does. FileNotFoundError or ValueError if it cannot."""
     script = os.path.join(folder, 'prepare.py')
     if not os.path.isfile(script):
-        raise FileNotFoundError(f'no {script} to prepare the dataset with; {how_to_prepare(folder)}')
+        raise FileNotFoundError(f'dataset {os.path.basename(folder)!r} is not there; {how_to_prepare(folder)}')
     print(f'no {os.path.basename(folder)}/train.bin yet: running {os.path.relpath(script)}', flush=True)
     if subprocess.run([sys.executable, script]).returncode != 0:
         raise ValueError(f'{script} did not finish')

@@ -10,6 +10,7 @@ A checkpoint is a dict of plain values, with the original nanoGPT's keys: model,
 best_val_loss, config; and of ours: scaler, meta (the dataset's meta.json), train_s, format.
 """
 import os
+import pickle
 import re
 import zipfile
 
@@ -58,6 +59,8 @@ def load(path):
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # what random bytes raise has no common base
         reason = str(error).strip().split('\n')[0]
+        if isinstance(error, pickle.UnpicklingError):  # whose text advises to load it unsafely
+            reason = 'it holds more than plain values, or none that can be read'
         raise ValueError(f'{path} is damaged or not a checkpoint, and was not loaded ({reason})') from None
     if not isinstance(checkpoint, dict) or not {'model', 'model_args'} <= checkpoint.keys():
         raise ValueError(f'{path} is damaged or not a checkpoint: it has no model and model_args')

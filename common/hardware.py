@@ -157,13 +157,13 @@ def autocast(device, dtype):
 
 def start_processes(backend, device):
     """Join the processes that torchrun started: NCCL between GPUs, gloo between CPUs unless `backend` names one."""
+    if backend not in ('auto', 'nccl', 'gloo'):
+        raise ValueError(f'backend={backend!r} is not one of auto, nccl, gloo')
     if world_size() == 1:
         return
     on_cuda = device.startswith('cuda')
     if backend == 'nccl' and not on_cuda:
         raise ValueError(f"backend='nccl' needs GPUs, but the device is {device!r}; use --backend=auto")
-    if backend not in ('auto', 'nccl', 'gloo'):
-        raise ValueError(f'backend={backend!r} is not one of auto, nccl, gloo')
     if backend == 'auto':
         backend = 'nccl' if on_cuda else 'gloo'
     dist.init_process_group(backend, device_id=torch.device(device) if backend == 'nccl' else None)
@@ -176,8 +176,9 @@ def barrier():
 
 
 def stop_processes():
-    """Leave the processes that torchrun started, at the end of the script."""
+    """Part from the processes that torchrun started, at the end of the script, when all have come there."""
     if world_size() > 1:
+        dist.barrier()  # or the first to leave pulls down connections that the others still use
         dist.destroy_process_group()
 
 

@@ -107,8 +107,8 @@ def write_gpt2(folder, text, source, expected=None):
 
 def write(folder, train_ids, val_ids, meta, expected=None):
     """
-    Write the bins and meta.json, and print the counts. All are written before any takes its place, train.bin last: where
-    it stands for the first time, the dataset is whole.
+    Write the bins and meta.json, and print the counts. All are written before any takes its place, train.bin last:
+    where it stands for the first time, the dataset is whole.
     """
     if not len(train_ids) or not len(val_ids):
         stop(f'too little text: {len(train_ids)} tokens to train on and {len(val_ids)} to validate')

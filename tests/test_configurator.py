@@ -76,6 +76,7 @@ def test_no_names_are_left_behind(configure):
     (['--compile=yes'], ['compile expects bool', "'yes'"]),
     (['--prompts=hello'], ['prompts expects list', "'hello'"]),
     (['--batch_size'], ['--batch_size needs a value']),
+    (['-n', '3'], ['unknown setting -n']),
     (['config/quickstart'], ["no config file 'config/quickstart'"]),
     (['typo.py'], ["unknown setting 'batch_sise' (typo.py, line 2)", 'did you mean batch_size?']),
     (['kind.py'], ['learning_rate expects float', 'kind.py, line 1']),

@@ -78,11 +78,11 @@ def test_from_pretrained_refuses_what_it_would_get_wrong(huggingface, tmp_path, 
 
 def test_from_pretrained_without_a_network_says_to_name_a_folder():
     done = python('-c', 'from model import GPT; GPT.from_pretrained("gpt2")', cwd=ROOT, HF_HOME='/nonexistent')
-    assert 'ValueError: cannot get openai-community/gpt2' in done.stderr and 'name a folder' in done.stderr
+    assert 'ValueError: gpt2 is no file or folder here' in done.stderr and 'name a folder' in done.stderr
 
 
-# What the original nanoGPT saved for n_layer=1, n_embd=C, block_size=T and vocab_size=V with bias=True: the names in the
-# order of its parameters, each with its shape. lm_head.weight is tied to wte.weight and comes last in the state dict.
+# What the original nanoGPT saved for n_layer=1, n_embd=C, block_size=T and vocab_size=V with bias=True: the names in
+# the order of its parameters, each with its shape. lm_head.weight is tied to wte.weight and comes last.
 ORIGINAL = [('transformer.wte.weight', 'VC'), ('transformer.wpe.weight', 'TC'),
             ('transformer.h.0.ln_1.weight', 'C'), ('transformer.h.0.ln_1.bias', 'C'),
             ('transformer.h.0.attn.c_attn.weight', '3C'), ('transformer.h.0.attn.c_attn.bias', '3'),
