@@ -60,9 +60,6 @@ def find_meta():
 
 
 try:
-    for key, least in dict(temperature=0, top_k=0, max_new_tokens=0, num_samples=1, seed=0).items():
-        if globals()[key] < least:
-            raise ValueError(f'{key}={globals()[key]} is below {least}')
     if init_from == 'resume' and not os.path.isdir(out_dir):
         raise ValueError(f'no folder {out_dir!r} with a model here; to train a first one: '
                          'python train.py config/quickstart.py, then --out_dir=out-quickstart')
@@ -78,6 +75,7 @@ except (ValueError, OSError) as error:
 
 model.eval()
 model.to(device)
+ctx = hardware.autocast(device, dtype)
 generator = torch.Generator(device).manual_seed(seed)
 idx = torch.tensor([prompt], device=device)  # (1, T)
 
@@ -96,9 +94,10 @@ def write_sample():
 
 
 try:
-    with torch.no_grad(), hardware.autocast(device, dtype):
+    with torch.no_grad(), ctx:
         if compile:
-            model = hardware.compile_or_eager(model, lambda compiled: compiled(idx[:, -model.config.block_size:]))
+            context = idx[:, -model.config.block_size:]
+            model = hardware.compile_or_eager(model, ctx, lambda compiled: compiled(context))
         for _ in range(num_samples):
             write_sample()
 except KeyboardInterrupt:

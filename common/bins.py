@@ -2,6 +2,7 @@
 A prepared dataset on disk: train.bin and val.bin, raw little-endian token ids, and the meta.json that says what they
 mean. Here they are found, checked and opened; data/ makes them. It knows no model and no settings.
 """
+import hashlib
 import json
 import os
 import subprocess
@@ -87,9 +88,22 @@ def check(folder, meta, block_size):
         if size < block_size + 1:
             raise ValueError(f'{path} has {size} tokens, but block_size={block_size} needs {block_size + 1}; '
                              f'try --block_size={max(size - 1, 1)}, or more text')
+        known = meta.get('sha256', {}).get(f'{split}.bin')
+        if known and os.path.getsize(path) <= 2**28:  # a larger one would take seconds to read
+            with open(path, 'rb') as f:
+                if hashlib.file_digest(f, 'sha256').hexdigest() != known:
+                    raise ValueError(f'{path} is not the file that its meta.json describes; {how_to_prepare(folder)}')
         tokens = open_tokens(folder, split, meta)
         largest = max(tokens[:2**26].max(), tokens[-2**26:].max())
         if largest >= meta['vocab_size']:
             raise ValueError(f'{path} has the token id {largest}, which is not below its vocab_size='
                              f'{meta["vocab_size"]}; {how_to_prepare(folder)}')
     return sizes
+
+
+def check_unchanged(meta, theirs, allowed):
+    """ValueError if a run began on other bins (`theirs`: their meta.json, or None), unless that is `allowed`."""
+    for name, sha256 in (theirs or {}).get('sha256', {}).items():
+        if sha256 != meta.get('sha256', {}).get(name) and not allowed:
+            raise ValueError(f'{name} has changed since this run began; to go on with the new one: '
+                             '--allow_data_change=True')

@@ -12,9 +12,15 @@ best_val_loss, config; and of ours: scaler, meta (the dataset's meta.json), trai
 import os
 import pickle
 import re
+import shutil
 import zipfile
 
 import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a run's folder is not locked
+    fcntl = None
 
 FORMAT = 1  # raised when a checkpoint's layout changes in a way that older code cannot read
 
@@ -27,8 +33,10 @@ def save(checkpoint, path):
             torch.save(checkpoint, f)
             f.flush()
             os.fsync(f.fileno())
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error.__context__, OSError):
+            raise error.__context__  # a full disk, which torch.save reports as an error of its own
         raise
     os.replace(temporary, path)
 
@@ -40,6 +48,40 @@ def save_last(checkpoint, out_dir):
     if os.path.exists(last):
         os.replace(last, os.path.join(out_dir, 'prev.pt'))
     os.replace(f'{last}.new', last)
+
+
+def save_run(out_dir, weights, state, best, keep_interval):
+    """
+    All that a run saves at a time: the full `state`; the `weights`, if they are the `best`; and those of every
+    keep_interval iterations for good. False, with a printed line, if it cannot: the disk is full, or the weights are
+    not finite. What was saved before stays as it is.
+    """
+    if not all(torch.isfinite(value).all() for value in state['model'].values()):
+        print(f'not saved: the weights are no longer finite; the last good state stays in {out_dir}', flush=True)
+        return False
+    try:
+        save_last(state, out_dir)  # before ckpt.pt, which may be all that there is of a nanoGPT run
+        if best:
+            save(weights, os.path.join(out_dir, 'ckpt.pt'))
+        iter_num = weights['iter_num']
+        if keep_interval > 0 and iter_num > 0 and iter_num % keep_interval == 0:
+            save(weights, os.path.join(out_dir, f'iter_{iter_num:06d}.pt'))
+    except OSError as error:
+        needed = 4 * 3 * sum(value.numel() for value in state['model'].values())  # with AdamW's two moments
+        free = shutil.disk_usage(out_dir).free
+        print(f'not saved: {error} (a full state needs about {needed / 1e6:.1f} MB, the disk of {out_dir} has '
+              f'{free / 1e6:.1f} MB free); what was saved before is whole', flush=True)
+        return False
+    return True
+
+
+def gather(value):
+    """The same state dict, or tensor, with tensors that FSDP split over the processes put together again."""
+    if isinstance(value, dict):
+        return {key: gather(item) for key, item in value.items()}
+    if hasattr(value, 'full_tensor'):
+        return value.full_tensor()
+    return value
 
 
 def load(path):
@@ -79,7 +121,7 @@ def clean_key(key):
 def load_newest(out_dir):
     """
     (checkpoint, path) of the newest full state in `out_dir` that loads: last.pt, else prev.pt, else a ckpt.pt that the
-    original wrote. FileNotFoundError if there is none; ValueError if none loads. keep_good makes `path` the last.pt.
+    original wrote. FileNotFoundError if there is none; ValueError if none loads.
     """
     damaged = []
     for name in ('last.pt', 'last.pt.new', 'prev.pt', 'ckpt.pt'):
@@ -99,11 +141,27 @@ def load_newest(out_dir):
                             f'scratch where there is nothing yet)')
 
 
-def keep_good(out_dir, path):
-    """After load_newest: a prev.pt that stood in for a damaged last.pt takes its place, before the next save does."""
-    last = os.path.join(out_dir, 'last.pt')
-    if path != last and os.path.basename(path) != 'ckpt.pt':
-        os.replace(path, last)
+def open_out_dir(out_dir, resumed=None):
+    """
+    Make a run's folder ready, and return a lock on it that is held as long as the process lives. `resumed`: the path
+    that load_newest gave. If it stood in for a damaged last.pt it takes that place, before the next save does; without
+    it, an earlier run's files are set aside. ValueError if another process is writing there.
+    """
+    os.makedirs(out_dir, exist_ok=True)
+    lock = open(os.path.join(out_dir, '.lock'), 'w')
+    if fcntl is not None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f'another run is writing to out_dir={out_dir!r}; choose another one') from None
+    if resumed is None:
+        previous = set_aside(out_dir)
+        if previous:
+            print(f'{out_dir} held a run already; it is now in {previous}', flush=True)
+    elif os.path.basename(resumed) not in ('last.pt', 'ckpt.pt'):
+        print(f'last.pt is damaged or gone: {resumed} takes its place', flush=True)
+        os.replace(resumed, os.path.join(out_dir, 'last.pt'))
+    return lock
 
 
 def check_same_model(shape, checkpoint, out_dir):
@@ -123,6 +181,13 @@ def check_same_model(shape, checkpoint, out_dir):
 def load_optimizer(optimizer, scaler, checkpoint):
     """Load the optimizer's and the loss scaler's state; settings (betas, weight decay, ...) stay those of this run."""
     state = checkpoint['optimizer']
+    params = [p for group in optimizer.param_groups for p in group['params']]
+    for i, moments in state['state'].items():
+        if hasattr(params[i], 'device_mesh'):  # split by FSDP
+            from torch.distributed.tensor import distribute_tensor
+            for key in ('exp_avg', 'exp_avg_sq'):
+                moments[key] = distribute_tensor(moments[key].to(params[i].device), params[i].device_mesh,
+                                                 params[i].placements)
     for theirs, ours in zip(state['param_groups'], optimizer.param_groups):
         theirs.update({key: value for key, value in ours.items() if key != 'params'})
     optimizer.load_state_dict(state)

@@ -192,15 +192,42 @@ def all_reduce(values, device):
     return total.tolist()
 
 
-def compile_or_eager(model, trial):
+def mean_over_processes(value):
+    """A tensor's mean over all processes, on its device, without waiting for it."""
+    if world_size() > 1:
+        dist.all_reduce(value)
+        value = value / world_size()
+    return value
+
+
+def shard(model, blocks, device):
+    """FSDP: split the model's parameters over the processes, gathered block by block when they are used."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    mesh = init_device_mesh(device.partition(':')[0], (world_size(),))
+    for block in [*blocks, model]:
+        fully_shard(block, mesh=mesh)
+
+
+def sync_gradients(model, wanted):
+    """Whether the next backward pass of a model under DDP or FSDP averages gradients over the processes."""
+    if hasattr(model, 'set_requires_gradient_sync'):
+        model.set_requires_gradient_sync(wanted)
+    else:
+        model.require_backward_grad_sync = wanted
+
+
+def compile_or_eager(model, ctx, trial):
     """
     torch.compile(model); or the model itself and a printed line where that does not work (no C++ compiler, no Triton, a
-    GPU that it does not know). `trial`: a function that runs the model as it will be used; it takes the compiled one.
+    GPU that it does not know). `trial`: a function that runs the compiled model as it will be used, within `ctx`.
     """
     start = time.perf_counter()
     compiled = torch.compile(model)
     try:
-        trial(compiled)
+        with ctx:
+            trial(compiled)
+        model.zero_grad(set_to_none=True)
     except Exception as error:
         reason = str(error).strip().split('\n')[0]
         print0(f'compile: not possible here, running eager instead ({type(error).__name__}: {reason})')

@@ -3,6 +3,7 @@ What is recorded of a run while it trains: metrics.jsonl (one JSON object a line
 on stdout, and Weights & Biases when asked. It takes numbers and texts and knows no model; an unknown number is None,
 never made up.
 """
+import contextlib
 import json
 import math
 import os
@@ -16,21 +17,21 @@ class RunLog:
     metrics.jsonl reads as one uninterrupted run.
     """
 
-    def __init__(self, out_dir, config, first_iter, train_s, tokens_per_iter, wandb_settings=None,
-                 flops_per_token=None, peak_flops=None):
+    def __init__(self, config, first_iter, evaluated_at, train_s, tokens_per_iter, flops_per_token, peak_flops):
         """
-        config: all settings, a dict. train_s: seconds trained so far. peak_flops: FLOP/s that all devices can reach,
-        None if not known. wandb_settings: None, or what wandb.init takes (project, name).
+        config: all settings, a dict. evaluated_at: the iteration of the last evaluation. train_s: seconds trained so
+        far. peak_flops: FLOP/s that all devices can reach, None if not known.
         """
-        self.out_dir = out_dir
+        self.out_dir = config['out_dir']
         self.max_iters = config['max_iters']
         self.tokens_per_iter = tokens_per_iter
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
+        self.texts = []  # the last samples
         self.last_iter, self.last_s = first_iter, train_s  # of the last line that a time was measured for
-        self.wandb = start_wandb(wandb_settings, config) if wandb_settings else None
-        path = os.path.join(out_dir, 'metrics.jsonl')
-        cut(path, first_iter)
+        self.wandb = start_wandb(config) if config['wandb_log'] else None
+        path = os.path.join(self.out_dir, 'metrics.jsonl')
+        cut(path, first_iter, evaluated_at)
         self.file = open(path, 'a', encoding='utf-8')
 
     def iteration(self, iter_num, loss, lr, grad_norm, train_s, mem_gb):
@@ -46,28 +47,39 @@ class RunLog:
                    ms=1000 * seconds, tok_s=tok_s, mfu=mfu, mem_gb=mem_gb,
                    tokens=(iter_num + 1) * self.tokens_per_iter, train_s=train_s)
 
-    def evaluation(self, iter_num, train_loss, val_loss, val_acc, train_s):
-        """One evaluation, of the weights after iter_num updates. What it printed is the caller's."""
+    def evaluation(self, iter_num, train_loss, val_loss, val_acc, train_s, texts):
+        """One evaluation of the weights after iter_num updates; the texts they wrote go to samples/iter_000500.txt."""
         self.write(iter=iter_num, train_loss=train_loss, val_loss=val_loss, val_ppl=perplexity(val_loss),
                    val_acc=val_acc, tokens=iter_num * self.tokens_per_iter, train_s=train_s)
+        self.texts = texts
+        if texts:
+            with whatever_the_disk_says():
+                folder = os.path.join(self.out_dir, 'samples')
+                os.makedirs(folder, exist_ok=True)
+                with open(os.path.join(folder, f'iter_{iter_num:06d}.txt'), 'w', encoding='utf-8') as f:
+                    f.write(SEPARATOR.join(texts) + '\n')
 
-    def samples(self, iter_num, texts):
-        """Texts that the model wrote after iter_num updates, into samples/iter_000500.txt."""
-        folder = os.path.join(self.out_dir, 'samples')
-        os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, f'iter_{iter_num:06d}.txt'), 'w', encoding='utf-8') as f:
-            f.write(SEPARATOR.join(texts) + '\n')
+    def skipped(self, iter_num, loss, starts, texts):
+        """A skipped update, with where the sequences of its batch start in train.bin, and their text: spikes.jsonl."""
+        print(f'iter {iter_num}: loss {loss:.4f}, update skipped; see {self.out_dir}/spikes.jsonl', flush=True)
+        values = dict(iter=iter_num, loss=loss if math.isfinite(loss) else None, starts=starts, texts=texts)
+        with whatever_the_disk_says(), open(os.path.join(self.out_dir, 'spikes.jsonl'), 'a', encoding='utf-8') as f:
+            f.write(json.dumps(values, ensure_ascii=False) + '\n')
 
-    def done(self, iter_num, best_val_loss, train_s, texts):
-        """The last line of a finished run; and on stdout its last sample texts, what it wrote and what to do next."""
-        self.write(iter=iter_num, done=True, best_val_loss=best_val_loss, train_s=train_s)
+    def close(self, done, iter_num, best_val_loss, train_s):
+        """The end of a process: of the run (`done`) with its last line and what to do next, or one to resume from."""
+        if done:
+            self.write(iter=iter_num, done=True, best_val_loss=best_val_loss, train_s=train_s)
         self.file.close()
         if self.wandb:
             self.wandb.finish()
+        if not done:
+            return print(f'stopped after {iter_num} iterations, and saved; go on with the same command and '
+                         f'--init_from=resume', flush=True)
+        if self.texts:
+            print('\nin its own words:\n\n' + SEPARATOR.join(self.texts))
         written = [name for name in ('ckpt.pt', 'last.pt', 'metrics.jsonl', 'samples')
                    if os.path.exists(os.path.join(self.out_dir, name))]
-        if texts:
-            print('\nin its own words:\n\n' + SEPARATOR.join(texts))
         print(f'\ntrained {iter_num} iterations in {duration(train_s)}, best val loss {best_val_loss:.4f}\n'
               f'wrote {", ".join(written)} in {self.out_dir} (ckpt.pt has the best weights, last.pt resumes)\n'
               f'sample more: python sample.py --out_dir={self.out_dir}')
@@ -76,28 +88,44 @@ class RunLog:
         """Add a line. What is not finite becomes null, as JSON has no word for it."""
         values = {key: None if isinstance(value, float) and not math.isfinite(value) else value
                   for key, value in values.items()}
-        self.file.write(json.dumps(values) + '\n')
-        self.file.flush()
+        with whatever_the_disk_says():
+            self.file.write(json.dumps(values) + '\n')
+            self.file.flush()
         if self.wandb:
             self.wandb.log(values, step=values['iter'])
 
 
-def cut(path, first_iter):
-    """Drop the lines of a metrics.jsonl from first_iter on, and what a crash left half written."""
+@contextlib.contextmanager
+def whatever_the_disk_says():
+    """A log that cannot be written, on a full disk say, is worth a line but not the run."""
+    try:
+        yield
+    except OSError as error:
+        print(f'not logged: {error}', flush=True)
+
+
+def cut(path, first_iter, evaluated_at):
+    """Drop what a run from first_iter on writes again, and what a crash left half written, from a metrics.jsonl."""
     if not os.path.exists(path):
         return
     kept = []
     with open(path, encoding='utf-8') as f:
         for line in f:
             try:
-                if json.loads(line)['iter'] >= first_iter:
-                    continue
+                values = json.loads(line)
             except ValueError:
                 continue
-            kept.append(line)
+            if values['iter'] < first_iter or ('val_loss' in values and values['iter'] <= evaluated_at):
+                kept.append(line)
     with open(f'{path}.tmp', 'w', encoding='utf-8') as f:
         f.writelines(kept)
     os.replace(f'{path}.tmp', path)
+
+
+def evaluation_line(iter_num, train_loss, val_loss, val_acc):
+    """The line of an evaluation on stdout, in the original's shape with more at its end."""
+    return (f'step {iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
+            f'perplexity {perplexity(val_loss):.2f}, accuracy {100 * val_acc:.1f}%')
 
 
 def perplexity(loss):
@@ -117,16 +145,17 @@ def duration(seconds):
     return f'{seconds // 86400}d{seconds // 3600 % 24:02d}h'
 
 
-def start_wandb(settings, config):
+def start_wandb(config):
     """A W&B run; where there is no account or no network, one in its offline mode and a line that says so."""
     import wandb
+    settings = dict(project=config['wandb_project'], name=config['wandb_run_name'], config=config)
     if os.environ.get('WANDB_MODE', 'online') != 'online':
-        return wandb.init(**settings, config=config)
+        return wandb.init(**settings)
     reason = 'no account on this machine; wandb login makes one known'
     try:
         if wandb.login(prompt=False):
-            return wandb.init(**settings, config=config)
+            return wandb.init(**settings)
     except wandb.errors.Error as error:
         reason = str(error).strip().split('\n')[0]
     print(f'wandb: logging offline ({reason}); wandb sync uploads it later', flush=True)
-    return wandb.init(**settings, config=config, mode='offline')
+    return wandb.init(**settings, mode='offline')

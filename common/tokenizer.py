@@ -66,6 +66,12 @@ def encode_prompts(meta, texts):
     return [tokenizer.encode(text) or [tokenizer.start_id] for text in texts]
 
 
+def decode_all(meta, ids):
+    """The text of each list of ids."""
+    tokenizer = from_meta(meta) if ids else None
+    return [tokenizer.decode(row) for row in ids]
+
+
 def padded_vocab_size(meta):
     """How many ids a new model gets: GPT-2's 50257 become 50304, a multiple of 64, which tensor cores want."""
     size = meta['vocab_size']

@@ -62,3 +62,39 @@ def read_metrics(out_dir):
     with open(os.path.join(out_dir, 'metrics.jsonl'), encoding='utf-8') as f:
         lines = [json.loads(line) for line in f]
     return [line for line in lines if 'loss' in line], [line for line in lines if 'val_loss' in line], lines[-1]
+
+
+# a run with all that a resume could get wrong: dropout, accumulation, samples, several evaluations
+DEMANDING = [*TOY, '--dropout=0.1', '--max_iters=40', '--lr_decay_iters=40', '--eval_interval=5',
+             "--sample_prompts=['the cat', '']"]
+
+
+@pytest.fixture(scope='session')
+def uninterrupted(tmp_path_factory, corpus_dir):
+    """The out_dir of a DEMANDING run that nothing ever stopped."""
+    folder = tmp_path_factory.mktemp('uninterrupted')
+    done = python(os.path.join(ROOT, 'train.py'), *DEMANDING, f'--dataset={corpus_dir}', '--out_dir=out', cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return str(folder / 'out')
+
+
+def assert_same_run(out_dir, reference):
+    """Weights, optimizer, losses, evaluations and samples of two finished runs are the same, to the bit."""
+    import torch
+    ours, theirs = (torch.load(os.path.join(place, 'last.pt'), weights_only=True) for place in (out_dir, reference))
+    assert all(torch.equal(ours['model'][key], theirs['model'][key]) for key in theirs['model'])
+    for i, moments in theirs['optimizer']['state'].items():
+        assert all(torch.equal(ours['optimizer']['state'][i][key], moments[key]) for key in moments)
+    best = [torch.load(os.path.join(place, 'ckpt.pt'), weights_only=True) for place in (out_dir, reference)]
+    assert best[0]['iter_num'] == best[1]['iter_num'] and best[0]['best_val_loss'] == best[1]['best_val_loss']
+    assert all(torch.equal(best[0]['model'][key], best[1]['model'][key]) for key in best[1]['model'])
+    measured = ('ms', 'tok_s', 'train_s')
+    logs = []
+    for place in (out_dir, reference):
+        steps, evaluations, end = read_metrics(place)
+        logs.append([{key: value for key, value in line.items() if key not in measured}
+                     for line in [*steps, *evaluations, end]])
+    assert logs[0] == logs[1]
+    for name in os.listdir(os.path.join(reference, 'samples')):
+        texts = [open(os.path.join(place, 'samples', name)).read() for place in (out_dir, reference)]
+        assert texts[0] == texts[1]

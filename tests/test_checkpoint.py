@@ -43,7 +43,8 @@ def test_the_state_before_the_newest_is_kept_and_used_if_the_newest_is_damaged(t
     last.write_bytes(last.read_bytes()[:500])
     checkpoint, path = checkpoint_file.load_newest(out_dir)
     assert checkpoint['iter_num'] == 2 and path.endswith('prev.pt')
-    checkpoint_file.keep_good(out_dir, path)  # or the next save would put the damaged file in the good one's place
+    # or the next save would put the damaged file in the good one's place
+    checkpoint_file.open_out_dir(out_dir, path).close()
     checkpoint_file.save_last(full_state(4), out_dir)
     last.write_bytes(b'')
     assert checkpoint_file.load_newest(out_dir)[0]['iter_num'] == 2

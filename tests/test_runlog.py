@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from common import runlog
 from common.runlog import RunLog, duration, perplexity
 
 
-def make_log(folder, first_iter=0, train_s=0.0, peak_flops=None):
-    return RunLog(str(folder), {'max_iters': 100}, first_iter, train_s, tokens_per_iter=1000, flops_per_token=50.0,
+def make_log(folder, first_iter=0, evaluated_at=-1, train_s=0.0, peak_flops=None):
+    config = {'max_iters': 100, 'out_dir': str(folder), 'wandb_log': False}
+    return RunLog(config, first_iter, evaluated_at, train_s, tokens_per_iter=1000, flops_per_token=50.0,
                   peak_flops=peak_flops)
 
 
@@ -24,7 +24,8 @@ def test_a_resumed_log_reads_as_one_run(tmp_path):
     with open(tmp_path / 'metrics.jsonl', 'a') as f:
         f.write('{"iter": 8, "loss": 0.')  # what a crash leaves
     log = make_log(tmp_path, first_iter=5, train_s=5.0)
-    log.evaluation(5, train_loss=3.0, val_loss=3.1, val_acc=0.5, train_s=5.0)
+    log.evaluation(5, train_loss=3.0, val_loss=3.1, val_acc=0.5, train_s=5.0, texts=[])
+    log = make_log(tmp_path, first_iter=5, evaluated_at=5, train_s=5.0)  # a state that was saved after its evaluation
     log.iteration(5, loss=3.0, lr=0.1, grad_norm=1.0, train_s=6.0, mem_gb=None)
     assert [line['iter'] for line in lines(tmp_path)] == [0, 1, 2, 3, 4, 5, 5]
     assert lines(tmp_path)[-1]['ms'] == 1000.0
@@ -42,14 +43,14 @@ def test_speed_is_measured_since_the_last_line(tmp_path, capsys):
 
 def test_what_is_not_a_number_is_null(tmp_path):
     log = make_log(tmp_path)
-    log.evaluation(0, train_loss=math.nan, val_loss=math.inf, val_acc=0.0, train_s=0.0)
+    log.evaluation(0, train_loss=math.nan, val_loss=math.inf, val_acc=0.0, train_s=0.0, texts=[])
     assert lines(tmp_path)[0]['train_loss'] is None and lines(tmp_path)[0]['val_ppl'] is None
     assert math.isnan(perplexity(math.nan)) and perplexity(1e4) == math.inf and perplexity(0.0) == 1.0
 
 
 def test_the_end_names_only_files_that_are_there(tmp_path, capsys):
     log = make_log(tmp_path)
-    log.done(0, best_val_loss=math.inf, train_s=0.0, texts=[])
+    log.close(True, 0, best_val_loss=math.inf, train_s=0.0)
     assert 'wrote metrics.jsonl in' in capsys.readouterr().out
     assert lines(tmp_path) == [dict(iter=0, done=True, best_val_loss=None, train_s=0.0)]
 
@@ -57,4 +58,4 @@ def test_the_end_names_only_files_that_are_there(tmp_path, capsys):
 @pytest.mark.parametrize('seconds, text', [(0.4, '0s'), (59.6, '1m00s'), (184, '3m04s'), (7500, '2h05m'),
                                            (356400, '4d03h')])
 def test_durations_are_as_exact_as_a_person_needs(seconds, text):
-    assert duration(seconds) == text and runlog.SEPARATOR.strip()
+    assert duration(seconds) == text

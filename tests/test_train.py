@@ -32,7 +32,7 @@ def same(a, b):
 # what a run leaves behind
 
 def test_a_run_leaves_what_the_design_promises(trained):
-    assert sorted(os.listdir(trained)) == ['ckpt.pt', 'last.pt', 'metrics.jsonl', 'prev.pt']
+    assert sorted(os.listdir(trained)) == ['.lock', 'ckpt.pt', 'last.pt', 'metrics.jsonl', 'prev.pt']
     training, evaluations, end = read_metrics(trained)
     assert [line['iter'] for line in training] == list(range(20))
     assert [line['iter'] for line in evaluations] == [0, 10, 20]
@@ -141,7 +141,8 @@ class Recorder:
     def __getitem__(self, positions):
         if not isinstance(positions, slice):
             with open(f"read.{os.environ.get('RANK', 0)}", "a") as f:
-                f.writelines(f"{self.split} {start}\\n" for start in positions[:, 0])
+                starts = [start for start in positions[:, 0] if start < len(self.tokens)]
+                f.writelines(f"{self.split} {start}\\n" for start in starts)
         return self.tokens[positions]
 
 open_tokens = bins.open_tokens

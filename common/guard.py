@@ -1,0 +1,146 @@
+"""
+What keeps a run from harm: settings that cannot work, signals to stop, updates that would do damage, too little disk or
+memory. It finds and says; what to do about it is train.py's.
+"""
+import collections
+import math
+import os
+import shutil
+import signal
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+
+from common import hardware
+
+RESUMABLE = 75  # exit code of a run that was stopped and saved: EX_TEMPFAIL, try again later
+
+
+def check_settings(settings, world_size):
+    """ValueError, with what to type instead, for settings of train.py (its globals) that cannot work together."""
+    for key in ('n_layer', 'n_head', 'n_embd', 'batch_size', 'block_size', 'gradient_accumulation_steps',
+                'eval_interval', 'log_interval', 'max_skips'):
+        if settings[key] < 1:
+            raise ValueError(f'{key}={settings[key]} is below 1')
+    for key in ('dropout', 'beta1', 'beta2'):
+        if settings[key] >= 1:
+            raise ValueError(f'{key}={settings[key]} is not below 1')
+    steps = settings['gradient_accumulation_steps']
+    above = -(-steps // world_size) * world_size
+    if above != steps:
+        below = f'--gradient_accumulation_steps={above - world_size} or ' if above > world_size else ''
+        raise ValueError(f'gradient_accumulation_steps={steps} is not divisible by the {world_size} processes that '
+                         f'share it; try {below}--gradient_accumulation_steps={above}')
+    warmup, decay = settings['warmup_iters'], settings['lr_decay_iters']
+    if settings['decay_lr'] and warmup >= decay:
+        raise ValueError(f'warmup_iters={warmup} is not below lr_decay_iters={decay}; try --warmup_iters={decay // 20}')
+    keep, interval = settings['keep_interval'], settings['eval_interval']
+    if keep % interval != 0:
+        raise ValueError(f'keep_interval={keep} is not a multiple of eval_interval={interval}; '
+                         f'try --keep_interval={-(-keep // interval) * interval}')
+    if settings['fsdp'] and world_size == 1:
+        raise ValueError('fsdp=True splits a model over processes, but there is one; start several with torchrun')
+
+
+class StopSignal:
+    """
+    Notes SIGTERM, Ctrl-C and SIGUSR1 (what Slurm sends ahead of a time limit, if asked) instead of dying of them. A
+    second Ctrl-C ends the process at once.
+    """
+
+    def __init__(self):
+        self.name, self.since = None, 0.0
+        # a group that waits for no GPU: asking it each iteration costs a fraction of a millisecond
+        self.group = dist.new_group(backend='gloo') if hardware.world_size() > 1 else None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self.note)
+
+    def note(self, number, frame):
+        # torchrun passes a Ctrl-C on to processes that the terminal has told already: the same one, not a second
+        if self.name and number == signal.SIGINT and time.monotonic() - self.since > 1:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if not self.name:
+            self.name, self.since = signal.Signals(number).name, time.monotonic()
+            hardware.print0(f'{self.name}: saving after this iteration (Ctrl-C again: stop at once)')
+
+    def agreed(self):
+        """True in all processes, in the same iteration, once one of them has been told to stop."""
+        told = self.name is not None
+        if self.group is None:
+            return told
+        flag = torch.tensor(int(told))
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
+        return bool(flag)
+
+
+class StepGuard:
+    """
+    Finds updates that would do harm: those whose loss or gradient is not finite, and, with spike_z above 0, those whose
+    loss lies more than spike_z standard deviations above the mean of the last 100, which `losses` may hold already.
+    """
+
+    def __init__(self, spike_z=0.0, losses=()):
+        self.spike_z = spike_z
+        self.losses = collections.deque(losses, maxlen=100)
+        self.last = None  # (iteration, whether it was skipped, its loss), still on the device
+        self.last_loss = None
+        self.in_a_row = 0  # skipped updates
+
+    def judge(self, iter_num, loss, grad_norm, scaled):
+        """
+        Whether to skip this update, a bool tensor: to look at it is to wait for the device, so settle() does that one
+        iteration later. With loss scaling (`scaled`) a gradient that overflows is left to GradScaler.
+        """
+        skip = ~torch.isfinite(loss)
+        if not scaled:
+            skip = skip | ~torch.isfinite(grad_norm)
+        if self.spike_z > 0 and len(self.losses) == self.losses.maxlen:
+            mean = sum(self.losses) / len(self.losses)
+            deviation = math.sqrt(sum((x - mean)**2 for x in self.losses) / len(self.losses))
+            skip = skip | (loss > mean + self.spike_z * deviation)
+        self.last = iter_num, skip, loss
+        return skip
+
+    def settle(self):
+        """The last iteration's number if its update was skipped, else None. Asked again, None."""
+        if self.last is None:
+            return None
+        iter_num, skip, loss = self.last
+        self.last = None
+        if skip:
+            self.in_a_row += 1
+            self.last_loss = loss.item()
+            return iter_num
+        self.in_a_row = 0
+        if self.spike_z > 0:
+            self.losses.append(loss.item())
+        return None
+
+
+def check_disk(out_dir, model, kept):
+    """A printed warning if the disk is too small for what a run saves: three full states, and `kept` times weights."""
+    weights = 4 * sum(p.numel() for p in model.parameters())  # bytes; a full state has AdamW's two moments as well
+    needed = (3 * 3 + 2 + kept) * weights
+    free = shutil.disk_usage(out_dir).free
+    if free < needed:
+        hardware.print0(f'warning: this run may write {needed / 1e9:.1f} GB into {out_dir}, whose disk has '
+                        f'{free / 1e9:.1f} GB free')
+
+
+def explain_out_of_memory(batch_size, gradient_accumulation_steps):
+    """From here on a process that dies for want of GPU memory says what to change, instead of a traceback."""
+    usual = sys.excepthook
+
+    def explain(kind, error, traceback):
+        if not issubclass(kind, torch.OutOfMemoryError):
+            return usual(kind, error, traceback)
+        allocated = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+        print(f'out of memory with batch_size={batch_size}: {allocated:.1f} GB were allocated at most '
+              f'({str(error).split(chr(10))[0]})\n'
+              f'try --batch_size={max(batch_size // 2, 1)} --gradient_accumulation_steps='
+              f'{gradient_accumulation_steps * 2} (the same batch in smaller pieces), '
+              f'--gradient_checkpointing=True, or a smaller --block_size', file=sys.stderr, flush=True)
+    sys.excepthook = explain

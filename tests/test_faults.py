@@ -1,0 +1,252 @@
+"""What goes wrong at night: crashes within a save, full disks, damaged files, changed data, divergence, no memory."""
+import json
+import math
+import os
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from common import checkpoint as checkpoint_file
+from common import guard
+from conftest import DEMANDING, ROOT, TOY, assert_same_run, python, read_metrics
+
+# train.py, after a piece of code that breaks something
+BROKEN = '''
+import os, runpy, signal, sys
+code, sys.argv = sys.argv[1], sys.argv[2:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+import torch
+from common import checkpoint
+import model
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+exec(code)
+runpy.run_path(sys.argv[0], run_name='__main__')
+'''
+
+
+@pytest.fixture
+def broken(tmp_path, corpus_dir):
+    """broken(code, ...): a toy run of train.py in which `code` has been executed first."""
+    (tmp_path / 'broken.py').write_text(BROKEN)
+    return lambda code, *args, settings=TOY: python('broken.py', code, os.path.join(ROOT, 'train.py'), *settings,
+                                                    f'--dataset={corpus_dir}', '--out_dir=out', *args, cwd=tmp_path)
+
+
+# where a save can be cut off; `saves` counts the calls of torch.save, of which the fourth is of iteration 5's state
+COUNT = 'saves = 0\nwhole_save = torch.save\n'
+CRASHES = {
+    'before the temporary file': COUNT + '''
+def save(checkpoint, path, whole=checkpoint.save):
+    global saves
+    saves += 1
+    if saves == 5: die()
+    whole(checkpoint, path)
+checkpoint.save = save''',
+    'midway through it': COUNT + '''
+def save(values, f):
+    global saves
+    saves += 1
+    whole_save(values, f)
+    if saves == 5:
+        f.truncate(f.tell() // 2)
+        f.flush()
+        die()
+torch.save = save''',
+    'after it, before fsync': COUNT + '''
+def fsync(number, whole=os.fsync):
+    global saves
+    saves += 1
+    if saves == 5: die()
+    whole(number)
+os.fsync = fsync''',
+    'before the first rename': '''
+def replace(source, target, whole=os.replace):
+    if target.endswith('prev.pt') and os.path.exists(target): die()
+    whole(source, target)
+os.replace = replace''',
+    'between the two renames': '''
+def replace(source, target, whole=os.replace):
+    if source.endswith('last.pt.new') and os.path.exists(target.replace('last', 'prev')): die()
+    whole(source, target)
+os.replace = replace''',
+    'right after': '''
+def replace(source, target, whole=os.replace):
+    whole(source, target)
+    if source.endswith('last.pt.new') and os.path.exists(target.replace('last', 'prev')): die()
+os.replace = replace''',
+}
+
+
+@pytest.mark.parametrize('moment', CRASHES)
+def test_a_crash_within_a_save_loses_nothing(broken, uninterrupted, tmp_path, moment):
+    crashed = broken(CRASHES[moment], '--init_from=auto', settings=DEMANDING)
+    assert crashed.returncode == -signal.SIGKILL, 'this crash did not happen: ' + crashed.stderr
+    resumed = broken('', '--init_from=auto', settings=DEMANDING)
+    assert resumed.returncode == 0 and 'resuming' in resumed.stdout, resumed.stderr
+    assert_same_run(tmp_path / 'out', uninterrupted)
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'flipped'])
+def test_a_damaged_state_gives_way_to_the_one_before_it(broken, uninterrupted, tmp_path, damage):
+    assert broken('', '--max_iters=20', settings=DEMANDING).returncode == 0
+    last = tmp_path / 'out' / 'last.pt'
+    content = bytearray(last.read_bytes())
+    if damage == 'truncated':
+        content = content[:len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    resumed = broken('', '--init_from=resume', settings=DEMANDING)
+    assert 'last.pt is damaged or gone: out/prev.pt takes its place' in resumed.stdout
+    assert_same_run(tmp_path / 'out', uninterrupted)
+
+
+def test_a_full_disk_leaves_what_was_saved_and_says_what_was_needed(broken, tmp_path):
+    assert broken('', '--max_iters=10').returncode == 0
+    files = {name: (tmp_path / 'out' / name).read_bytes() for name in ('last.pt', 'prev.pt', 'ckpt.pt')}
+    limit = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))'
+    full = broken(limit, '--init_from=resume', '--max_iters=30')
+    assert full.returncode == 1 and 'Traceback' not in full.stderr, full.stderr
+    assert 'not saved: ' in full.stdout and 'a full state needs about 0.3 MB' in full.stdout
+    assert 'iter 29' in full.stdout, 'the run went on, in case that somebody makes room'
+    assert files == {name: (tmp_path / 'out' / name).read_bytes() for name in files}
+    assert not any(name.endswith('.tmp') for name in os.listdir(tmp_path / 'out'))
+    assert broken('', '--init_from=resume').returncode == 0
+
+
+def test_a_small_disk_is_named_at_the_start(tmp_path, monkeypatch, capsys):
+    model = torch.nn.Linear(1000, 1000, bias=False)
+    for free, said in ((10**9, ''), (10**7, f'warning: this run may write 0.1 GB into {tmp_path}')):
+        monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(2 * free, free, free))
+        guard.check_disk(str(tmp_path), model, kept=4)  # (9 + 2 + 4) x 4 MB
+        assert capsys.readouterr().out.startswith(said) and bool(said) == (free == 10**7)
+
+
+def test_data_that_changed_since_the_run_began_is_refused_unless_allowed(run, corpus_dir, tmp_path):
+    data = tmp_path / 'data'
+    shutil.copytree(corpus_dir, data)
+    args = ['train.py', *TOY, f'--dataset={data}', '--out_dir=out']
+    assert run(*args, '--max_iters=10').returncode == 0
+    ids = np.fromfile(data / 'train.bin', dtype='<u2')
+    ids[:100] = ids[100:200]
+    ids.tofile(data / 'train.bin')
+    done = run(*args, '--init_from=resume')
+    assert done.returncode == 2 and 'is not the file that its meta.json describes' in done.stderr
+    meta = json.loads((data / 'meta.json').read_text())
+    import hashlib
+    meta['sha256']['train.bin'] = hashlib.sha256((data / 'train.bin').read_bytes()).hexdigest()
+    (data / 'meta.json').write_text(json.dumps(meta))
+    done = run(*args, '--init_from=resume')
+    assert done.returncode == 2 and 'train.bin has changed since this run began' in done.stderr
+    assert run(*args, '--init_from=resume', '--allow_data_change=True').returncode == 0
+
+
+# the loss of iteration 7 (two micro-batches each), or of all from there on, is spoilt
+SPOIL = '''
+forwards = 0
+def forward(self, idx, targets=None, whole=model.GPT.forward):
+    global forwards
+    logits, loss = whole(self, idx, targets)
+    if self.training:
+        forwards += 1
+        if {condition}:
+            loss = loss * {factor}
+    return logits, loss
+model.GPT.forward = forward
+'''
+
+
+def test_an_update_that_is_not_finite_is_skipped_and_recorded(broken, corpus_dir, tmp_path):
+    done = broken(SPOIL.format(condition='forwards == 15', factor='float("nan")'))
+    assert done.returncode == 0, done.stderr
+    assert 'iter 7: loss nan, update skipped' in done.stdout
+    spike, = [json.loads(line) for line in (tmp_path / 'out' / 'spikes.jsonl').read_text().splitlines()]
+    assert spike['iter'] == 7 and spike['loss'] is None and len(spike['starts']) == len(spike['texts']) == 8
+    ids = np.fromfile(os.path.join(corpus_dir, 'train.bin'), dtype='<u2')
+    chars = json.load(open(os.path.join(corpus_dir, 'meta.json')))['chars']
+    assert spike['texts'][3] == ''.join(chars[i] for i in ids[spike['starts'][3]:][:16])
+    state = torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)
+    assert all(value.isfinite().all() for value in state['model'].values())
+    assert {int(moments['step']) for moments in state['optimizer']['state'].values()} == {19}
+    steps, evaluations, end = read_metrics(tmp_path / 'out')
+    assert steps[7]['loss'] is None and end['done'] and evaluations[-1]['val_loss'] < evaluations[0]['val_loss'] - 0.5
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(broken, tmp_path):
+    done = broken(SPOIL.format(condition='forwards >= 25', factor='float("inf")'), '--max_skips=4', '--max_iters=50')
+    assert done.returncode == 1 and 'stopped: 4 updates in a row had to be skipped' in done.stdout
+    assert 'Traceback' not in done.stderr
+    assert [json.loads(line)['iter'] for line in open(tmp_path / 'out' / 'spikes.jsonl')] == [12, 13, 14, 15]
+    for name in ('last.pt', 'ckpt.pt'):
+        saved = checkpoint_file.load(str(tmp_path / 'out' / name))
+        assert saved['iter_num'] == 10 and all(value.isfinite().all() for value in saved['model'].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys):
+    def state(value, iter_num):
+        weights = dict(model={'weight': torch.tensor([1.0, value])}, model_args={}, iter_num=iter_num,
+                       best_val_loss=1.0)
+        return weights, dict(weights, optimizer={})
+    assert checkpoint_file.save_run(str(tmp_path), *state(1.0, 1), best=True, keep_interval=1)
+    for value in (math.nan, math.inf):
+        assert not checkpoint_file.save_run(str(tmp_path), *state(value, 2), best=True, keep_interval=1)
+    assert sorted(os.listdir(tmp_path)) == ['ckpt.pt', 'iter_000001.pt', 'last.pt']
+    assert checkpoint_file.load_newest(str(tmp_path))[0]['iter_num'] == 1
+    assert capsys.readouterr().out.count('not saved: the weights are no longer finite') == 2
+
+
+def test_a_spike_of_the_loss_is_skipped_where_that_was_asked_for(broken, tmp_path):
+    spoil = SPOIL.format(condition='forwards in (231, 232)', factor='30')
+    args = ['--max_iters=125', '--lr_decay_iters=125', '--eval_interval=50']
+    done = broken(spoil, '--spike_z=6.0', *args)
+    assert 'iter 115: loss ' in done.stdout and 'update skipped' in done.stdout, done.stdout + done.stderr
+    assert len((tmp_path / 'out' / 'spikes.jsonl').read_text().splitlines()) == 1
+    assert len(torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)['recent_losses']) == 100
+    assert 'skipped' not in broken(spoil, *args).stdout
+
+
+def test_the_guard_judges_as_its_docstring_says():
+    step_guard = guard.StepGuard(spike_z=3.0, losses=[1.0, 3.0] * 50)  # mean 2, deviation 1
+    good, bad = torch.tensor(1.0), torch.tensor(math.inf)
+    for loss, norm, scaled, skip in ((4.9, good, False, False), (5.1, good, False, True), (4.9, bad, False, True),
+                                     (4.9, bad, True, False), (math.nan, good, True, True)):
+        assert bool(step_guard.judge(7, torch.tensor(loss), norm, scaled)) == skip
+        assert step_guard.settle() == (7 if skip else None)
+        assert step_guard.in_a_row == int(skip) and step_guard.settle() is None
+        step_guard.in_a_row, step_guard.losses = 0, type(step_guard.losses)([1.0, 3.0] * 50, maxlen=100)
+
+
+def test_patience_ends_a_run_as_finished(broken, tmp_path):
+    still = ['--learning_rate=0.0', '--min_lr=0.0', '--eval_interval=2', '--max_iters=1000']
+    done = broken('', '--patience=3', *still)
+    assert done.returncode == 0, done.stderr
+    _, evaluations, end = read_metrics(tmp_path / 'out')
+    assert [line['iter'] for line in evaluations] == [0, 2, 4, 6] and end['done'] and end['iter'] == 6
+    again = broken('', '--patience=3', '--init_from=auto', *still)
+    assert again.returncode == 0 and 'iter 6:' not in again.stdout
+
+
+def test_too_little_memory_ends_with_what_to_change(broken):
+    done = broken('''
+def forward(self, idx, targets=None):
+    raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.')
+model.GPT.forward = forward''')
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    for part in ('batch_size=4', '--batch_size=2 --gradient_accumulation_steps=4', '--gradient_checkpointing=True',
+                 'Tried to allocate 9 GiB'):
+        assert part in done.stderr
+
+
+def test_two_runs_cannot_write_to_one_folder(broken, tmp_path):
+    (tmp_path / 'out').mkdir()
+    lock = checkpoint_file.open_out_dir(str(tmp_path / 'out'))
+    done = broken('')
+    assert done.returncode == 2 and "another run is writing to out_dir='out'" in done.stderr
+    lock.close()
+    assert broken('', '--max_iters=1').returncode == 0
