@@ -181,7 +181,7 @@ class GPT(nn.Module):
         params = [p for p in self.parameters() if p.requires_grad]
         groups = [{'params': [p for p in params if p.dim() >= 2], 'weight_decay': weight_decay},
                   {'params': [p for p in params if p.dim() < 2], 'weight_decay': 0.0}]
-        fused = device_type in ('cuda', 'cpu', 'mps')  # one kernel for all parameters, where there is one
+        fused = device_type in ('cuda', 'cpu')  # one kernel for all parameters, which can skip an update by itself
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
 
     @classmethod

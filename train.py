@@ -78,8 +78,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common import bins, guard, hardware, runlog, tokenizer
-from common import checkpoint as checkpoint_file
+from common import bins, checkpoint as checkpoint_file, guard, hardware, runlog, tokenizer
 from common.hardware import print0
 from model import GPT, GPTConfig, load_weights
 
@@ -106,8 +105,7 @@ def load_model():
         return GPT(GPTConfig(**shape, vocab_size=tokenizer.padded_vocab_size(meta), dropout=dropout)), None, None
     model, source = load_weights(init_from, dropout=dropout)
     tokenizer.check_same(meta, source and source.get('meta'), model.config.vocab_size)
-    if block_size != model.config.block_size:
-        model.crop_block_size(block_size)
+    model.crop_block_size(block_size)
     print0(f'{init_from} sets ' + ', '.join(f'{key}={getattr(model.config, key)}' for key in shape))
     return model, None, None
 
@@ -125,31 +123,30 @@ try:
     meta = bins.read_meta(data_dir)
     data_size = bins.check(data_dir, meta, block_size)  # tokens in each split
     prompts = tokenizer.encode_prompts(meta, sample_prompts)
+    guard.explain_out_of_memory(batch_size, gradient_accumulation_steps)
     raw_model, checkpoint, path = load_model()
+    iter_num, best_val_loss, evaluated_at, since_best, train_s, recent_losses = checkpoint_file.progress(checkpoint)
+    if hardware.all_reduce([iter_num], device)[0] != iter_num * world_size:
+        raise ValueError(f'the processes found different states in {out_dir}; it must be on a disk that all share')
     model_args = asdict(raw_model.config)
     device_type = device.partition(':')[0]
-    raw_model.to(device)
     raw_model.gradient_checkpointing = gradient_checkpointing
     if fsdp:
         hardware.shard(raw_model, raw_model.transformer.h, device)
+    else:
+        raw_model.to(device)
     optimizer = raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type)
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
     if checkpoint is not None:
         checkpoint_file.load_optimizer(optimizer, scaler, checkpoint)
-        print0(f'resuming {path} at iteration {checkpoint["iter_num"]}')
-    state = checkpoint or {}
-    iter_num, best_val_loss = state.get('iter_num', 0), float(state.get('best_val_loss', math.inf))
-    evaluated_at, since_best = state.get('evaluated_at', -1), state.get('since_best', 0)  # -1: never
-    train_s, recent_losses = state.get('train_s', 0.0), state.get('recent_losses', [])
-    if hardware.all_reduce([iter_num], device)[0] != iter_num * world_size:
-        raise ValueError(f'the processes found different states in {out_dir}; it must be on a disk that all share')
+        print0(f'resuming {path} at iteration {iter_num}')
     if rank == 0 and not eval_only:
         lock = checkpoint_file.open_out_dir(out_dir, path)  # held until the process ends
         guard.check_disk(out_dir, raw_model, kept=max_iters // keep_interval if keep_interval else 0)
 except (ValueError, OSError) as error:
     hardware.stop(error)
 
-state = checkpoint = None  # frees their memory
+checkpoint = None  # frees its memory
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
 config = {key: globals()[key] for key in config_keys}  # with device and dtype resolved
 ctx = hardware.autocast(device, dtype)
@@ -160,8 +157,8 @@ print0(f'run: {device}, {dtype}, processes: {world_size}, tokens per iteration w
 
 def random_numbers(stream, i, count):
     """
-    (count,) uint64, a function of (seed, stream, i) alone: no generator whose state a resume would need, or that an
-    evaluation could disturb, and the same on any number of processes. Philox: Salmon et al. 2011.
+    (count,) uint64, a function of (seed, stream, i) alone: there is no generator whose state a resume would need or an
+    evaluation could disturb, and any number of processes draws the same. Philox: Salmon et al. 2011.
     """
     return np.random.Philox(key=[seed, stream], counter=[0, 0, 0, i]).random_raw(count)
 
@@ -240,9 +237,8 @@ def get_lr(it):
 def full_state():
     """(weights, state): the dicts to save, without and with the optimizer. With fsdp all processes must call it."""
     weights = dict(model=checkpoint_file.gather(raw_model.state_dict()), model_args=model_args, config=config,
-                   meta=meta, format=checkpoint_file.FORMAT, iter_num=iter_num, best_val_loss=best_val_loss,
-                   train_s=train_s, evaluated_at=evaluated_at, since_best=since_best,
-                   recent_losses=list(step_guard.losses))
+                   meta=meta, iter_num=iter_num, best_val_loss=best_val_loss, evaluated_at=evaluated_at,
+                   since_best=since_best, train_s=train_s, recent_losses=list(step_guard.losses))
     return weights, dict(weights, optimizer=checkpoint_file.gather(optimizer.state_dict()), scaler=scaler.state_dict())
 
 
@@ -251,8 +247,8 @@ def settle_last_step():
     skipped = step_guard.settle()
     if skipped is not None and rank == 0:
         starts = train_starts(skipped).reshape(-1)
-        texts = tokenizer.decode_all(meta, get_batch('train', starts)[0].tolist())
-        log.skipped(skipped, step_guard.last_loss, starts.tolist(), texts)
+        log.skipped(skipped, step_guard.last_loss, starts.tolist(),
+                    lambda: tokenizer.decode_all(meta, get_batch('train', starts)[0].tolist()))
     if step_guard.in_a_row >= max_skips:
         print0(f'stopped: {max_skips} updates in a row had to be skipped. The last good state is in {out_dir}; '
                'resume it with a lower --learning_rate')
@@ -266,24 +262,22 @@ if compile:
     batch = get_batch('train', np.arange(batch_size))
     model = compiled_model = hardware.compile_or_eager(raw_model, ctx, lambda compiled: compiled(*batch)[1].backward())
 if world_size > 1 and not fsdp:
-    model = DistributedDataParallel(compiled_model, device_ids=[device] if device_type == 'cuda' else None)
+    model = DistributedDataParallel(compiled_model, device_ids=[device] if device_type == 'cuda' else None,
+                                    gradient_as_bucket_view=True)  # or gradients take their memory twice
 if rank == 0 and not eval_only:
     log = runlog.RunLog({**config, **model_args}, iter_num, evaluated_at, train_s, tokens_per_iter,
                         raw_model.flops_per_token(), hardware.peak_flops(device, dtype))
-guard.explain_out_of_memory(batch_size, gradient_accumulation_steps)
 stop_signal = guard.StopSignal()
 step_guard = guard.StepGuard(spike_z, recent_losses)
 t0 = time.perf_counter()
 while True:
     # evaluate and save; the clock of training stands still meanwhile
-    stopping = stop_signal.agreed()
     due = (iter_num % eval_interval == 0 or iter_num >= max_iters) and iter_num != evaluated_at
-    evaluating = eval_only or (due and not stopping)
-    improved = False
-    if evaluating or stopping:
+    evaluating = eval_only or (due and not stop_signal.agreed())
+    improved, best_before = False, best_val_loss
+    if evaluating:
         hardware.synchronize(device)
         train_s += time.perf_counter() - t0
-    if evaluating:
         (train_loss, _), (val_loss, val_acc) = estimate_loss()
         print0(runlog.evaluation_line(iter_num, train_loss, val_loss, val_acc))
         if eval_only:
@@ -295,15 +289,20 @@ while True:
         texts = sample_texts()
         if rank == 0:
             log.evaluation(iter_num, train_loss, val_loss, val_acc, train_s, texts)
-    done = iter_num >= max_iters or 0 < patience <= since_best
+        t0 = time.perf_counter()
+    done = iter_num >= max_iters and iter_num == evaluated_at or 0 < patience <= since_best
+    stopping = stop_signal.agreed()
     if stopping or (evaluating and (done or improved or always_save_checkpoint)):
         settle_last_step()
+        train_s += time.perf_counter() - t0
         weights, state = full_state()
-        if rank == 0:
-            saved = checkpoint_file.save_run(out_dir, weights, state, improved, keep_interval)
-            if not saved and (done or stopping):
+        saved = rank == 0 and checkpoint_file.save_run(out_dir, weights, state, improved, keep_interval)
+        saved = hardware.all_reduce([saved], device)[0] > 0  # the first process's word
+        weights = state = None  # frees their memory
+        if not saved:
+            best_val_loss = best_before
+            if done or stopping:
                 sys.exit(1)
-    if evaluating:
         t0 = time.perf_counter()
     if done or stopping:
         break
@@ -319,7 +318,7 @@ while True:
     for micro_step, micro_starts in enumerate(micro_batches):
         x, y = get_batch('train', micro_starts)
         if world_size > 1:  # gradients travel once an iteration, not once a micro-batch
-            hardware.sync_gradients(model, micro_step == len(micro_batches) - 1)
+            model.require_backward_grad_sync = micro_step == len(micro_batches) - 1
         with ctx:
             _, loss = model(x, y)
             loss = loss / len(micro_batches)
@@ -329,9 +328,10 @@ while True:
     grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip if grad_clip > 0.0 else math.inf)
     settle_last_step()  # now, while the device is busy with this step: nothing waits
     loss = hardware.mean_over_processes(loss_sum)
-    skip = step_guard.judge(iter_num, loss, checkpoint_file.gather(grad_norm), scaled=scaler.is_enabled())
-    optimizer.found_inf = skip.float()  # where it is 1, fused AdamW leaves everything as it is; GradScaler sets its own
-    if spike_z == 0.0 or not skip:
+    grad_norm = grad_norm.full_tensor() if fsdp else grad_norm
+    skip = step_guard.judge(iter_num, loss, grad_norm, scaled=scaler.is_enabled())
+    optimizer.found_inf = skip.float()  # where it is 1, fused AdamW changes nothing; GradScaler sets its own
+    if (spike_z == 0.0 and device_type != 'mps') or not skip:  # looking at skip would wait for the device
         scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)

@@ -7,8 +7,10 @@ It knows dicts and files, no model and no settings.
     iter_010000.pt       weights kept on the way
 
 A checkpoint is a dict of plain values, with the original nanoGPT's keys: model, optimizer, model_args, iter_num,
-best_val_loss, config; and of ours: scaler, meta (the dataset's meta.json), train_s, format.
+best_val_loss, config; and of ours: scaler, meta (the dataset's meta.json), format, train_s, and for an exact resume
+evaluated_at, since_best, recent_losses.
 """
+import contextlib
 import os
 import pickle
 import re
@@ -30,11 +32,12 @@ def save(checkpoint, path):
     temporary = f'{path}.tmp'
     try:
         with open(temporary, 'wb') as f:
-            torch.save(checkpoint, f)
+            torch.save({**checkpoint, 'format': FORMAT}, f)
             f.flush()
             os.fsync(f.fileno())
     except BaseException as error:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
         if isinstance(error.__context__, OSError):
             raise error.__context__  # a full disk, which torch.save reports as an error of its own
         raise
@@ -60,28 +63,36 @@ def save_run(out_dir, weights, state, best, keep_interval):
         print(f'not saved: the weights are no longer finite; the last good state stays in {out_dir}', flush=True)
         return False
     try:
-        save_last(state, out_dir)  # before ckpt.pt, which may be all that there is of a nanoGPT run
         if best:
             save(weights, os.path.join(out_dir, 'ckpt.pt'))
         iter_num = weights['iter_num']
         if keep_interval > 0 and iter_num > 0 and iter_num % keep_interval == 0:
             save(weights, os.path.join(out_dir, f'iter_{iter_num:06d}.pt'))
+        save_last(state, out_dir)  # last: a resume from it repeats neither the evaluation nor the other two
     except OSError as error:
         needed = 4 * 3 * sum(value.numel() for value in state['model'].values())  # with AdamW's two moments
         free = shutil.disk_usage(out_dir).free
         print(f'not saved: {error} (a full state needs about {needed / 1e6:.1f} MB, the disk of {out_dir} has '
-              f'{free / 1e6:.1f} MB free); what was saved before is whole', flush=True)
+              f'{free / 1e6:.1f} MB free); earlier checkpoints are intact', flush=True)
         return False
     return True
 
 
-def gather(value):
-    """The same state dict, or tensor, with tensors that FSDP split over the processes put together again."""
+def gather(value, seen=None):
+    """
+    The same state dict, with the tensors that FSDP split over the processes put together, one at a time, on the CPU of
+    the first process; the others get None for them.
+    """
+    seen = {} if seen is None else seen
     if isinstance(value, dict):
-        return {key: gather(item) for key, item in value.items()}
-    if hasattr(value, 'full_tensor'):
-        return value.full_tensor()
-    return value
+        return {key: gather(item, seen) for key, item in value.items()}
+    if not hasattr(value, 'full_tensor'):
+        return value
+    whole = value.full_tensor()
+    if torch.distributed.get_rank() > 0:
+        return None
+    storage = value.to_local().data_ptr()  # the same one for tied weights, which the file shall hold once
+    return seen.setdefault(storage, whole.cpu())
 
 
 def load(path):
@@ -120,8 +131,9 @@ def clean_key(key):
 
 def load_newest(out_dir):
     """
-    (checkpoint, path) of the newest full state in `out_dir` that loads: last.pt, else prev.pt, else a ckpt.pt that the
-    original wrote. FileNotFoundError if there is none; ValueError if none loads.
+    (checkpoint, path) of the newest full state in `out_dir` that loads: last.pt, else one that was about to become it
+    (last.pt.new), else prev.pt, else a ckpt.pt that the original wrote. FileNotFoundError if there is none; ValueError
+    if none loads.
     """
     damaged = []
     for name in ('last.pt', 'last.pt.new', 'prev.pt', 'ckpt.pt'):
@@ -154,14 +166,26 @@ def open_out_dir(out_dir, resumed=None):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f'another run is writing to out_dir={out_dir!r}; choose another one') from None
+        except OSError as error:  # some network file systems know no locks
+            print(f'{out_dir} cannot be locked ({error}): start no second run there', flush=True)
     if resumed is None:
         previous = set_aside(out_dir)
         if previous:
             print(f'{out_dir} held a run already; it is now in {previous}', flush=True)
-    elif os.path.basename(resumed) not in ('last.pt', 'ckpt.pt'):
-        print(f'last.pt is damaged or gone: {resumed} takes its place', flush=True)
+    elif os.path.basename(resumed) != 'last.pt':
+        print(f'last.pt is damaged or not there: {resumed} takes its place', flush=True)
         os.replace(resumed, os.path.join(out_dir, 'last.pt'))
     return lock
+
+
+def progress(checkpoint):
+    """
+    (iter_num, best_val_loss, evaluated_at, since_best, train_s, recent_losses) of a state, or of a run that begins.
+    evaluated_at: the iteration of the last evaluation, -1 if there was none; since_best: how many followed the best.
+    """
+    state = checkpoint or {}
+    return (state.get('iter_num', 0), float(state.get('best_val_loss', float('inf'))), state.get('evaluated_at', -1),
+            state.get('since_best', 0), state.get('train_s', 0.0), state.get('recent_losses', []))
 
 
 def check_same_model(shape, checkpoint, out_dir):
@@ -211,7 +235,7 @@ def set_aside(out_dir):
     was nothing. So a run that is started over by mistake loses nothing.
     """
     names = [name for name in sorted(os.listdir(out_dir))
-             if re.fullmatch(r'(ckpt|last|prev|iter_\d+)\.pt|last\.pt\.new|metrics\.jsonl|samples', name)]
+             if re.fullmatch(r'(ckpt|last|prev|iter_\d+)\.pt|last\.pt\.new|(metrics|spikes)\.jsonl|samples', name)]
     if not names:
         return None
     number = 1

@@ -51,19 +51,22 @@ class StopSignal:
     """
 
     def __init__(self):
-        self.name, self.since = None, 0.0
+        self.name, self.interrupted = None, None  # the first signal's name; when the first Ctrl-C came
         # a group that waits for no GPU: asking it each iteration costs a fraction of a millisecond
         self.group = dist.new_group(backend='gloo') if hardware.world_size() > 1 else None
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self.note)
+        for name in ('SIGTERM', 'SIGINT', 'SIGUSR1'):
+            if hasattr(signal, name):  # Windows has no SIGUSR1
+                signal.signal(getattr(signal, name), self.note)
 
     def note(self, number, frame):
-        # torchrun passes a Ctrl-C on to processes that the terminal has told already: the same one, not a second
-        if self.name and number == signal.SIGINT and time.monotonic() - self.since > 1:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+        if number == signal.SIGINT:
+            self.interrupted = self.interrupted or time.monotonic()
+            # torchrun passes a Ctrl-C on to processes that the terminal has told already: within a second it is one
+            if time.monotonic() - self.interrupted > 1:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
         if not self.name:
-            self.name, self.since = signal.Signals(number).name, time.monotonic()
+            self.name = signal.Signals(number).name
             hardware.print0(f'{self.name}: saving after this iteration (Ctrl-C again: stop at once)')
 
     def agreed(self):
@@ -85,13 +88,13 @@ class StepGuard:
     def __init__(self, spike_z=0.0, losses=()):
         self.spike_z = spike_z
         self.losses = collections.deque(losses, maxlen=100)
-        self.last = None  # (iteration, whether it was skipped, its loss), still on the device
+        self.last = None  # of the last update: iteration, [skipped?, loss] on its way from the device, its arrival
         self.last_loss = None
         self.in_a_row = 0  # skipped updates
 
     def judge(self, iter_num, loss, grad_norm, scaled):
         """
-        Whether to skip this update, a bool tensor: to look at it is to wait for the device, so settle() does that one
+        Whether to skip this update, a bool tensor. To look at it is to wait for the device, so settle() does that one
         iteration later. With loss scaling (`scaled`) a gradient that overflows is left to GradScaler.
         """
         skip = ~torch.isfinite(loss)
@@ -101,22 +104,28 @@ class StepGuard:
             mean = sum(self.losses) / len(self.losses)
             deviation = math.sqrt(sum((x - mean)**2 for x in self.losses) / len(self.losses))
             skip = skip | (loss > mean + self.spike_z * deviation)
-        self.last = iter_num, skip, loss
+        values = torch.stack((skip.float(), loss.float())).to('cpu', non_blocking=loss.is_cuda)
+        arrival = torch.cuda.Event() if loss.is_cuda else None
+        self.last = iter_num, values, arrival
+        if arrival is not None:
+            arrival.record()
         return skip
 
     def settle(self):
         """The last iteration's number if its update was skipped, else None. Asked again, None."""
         if self.last is None:
             return None
-        iter_num, skip, loss = self.last
+        iter_num, values, arrival = self.last
         self.last = None
+        if arrival is not None:
+            arrival.synchronize()  # with the last update, not with what was given to the device since
+        skip, self.last_loss = values.tolist()
         if skip:
             self.in_a_row += 1
-            self.last_loss = loss.item()
             return iter_num
         self.in_a_row = 0
         if self.spike_z > 0:
-            self.losses.append(loss.item())
+            self.losses.append(self.last_loss)
         return None
 
 
@@ -124,7 +133,8 @@ def check_disk(out_dir, model, kept):
     """A printed warning if the disk is too small for what a run saves: three full states, and `kept` times weights."""
     weights = 4 * sum(p.numel() for p in model.parameters())  # bytes; a full state has AdamW's two moments as well
     needed = (3 * 3 + 2 + kept) * weights
-    free = shutil.disk_usage(out_dir).free
+    there = [entry.stat().st_size for entry in os.scandir(out_dir) if entry.name.endswith('.pt')]  # to be replaced
+    free = shutil.disk_usage(out_dir).free + sum(there)
     if free < needed:
         hardware.print0(f'warning: this run may write {needed / 1e9:.1f} GB into {out_dir}, whose disk has '
                         f'{free / 1e9:.1f} GB free')
@@ -138,9 +148,9 @@ def explain_out_of_memory(batch_size, gradient_accumulation_steps):
         if not issubclass(kind, torch.OutOfMemoryError):
             return usual(kind, error, traceback)
         allocated = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+        smaller = (f'--batch_size={batch_size // 2} --gradient_accumulation_steps={gradient_accumulation_steps * 2} '
+                   f'(the same batch in smaller pieces), ') if batch_size % 2 == 0 else ''
         print(f'out of memory with batch_size={batch_size}: {allocated:.1f} GB were allocated at most '
               f'({str(error).split(chr(10))[0]})\n'
-              f'try --batch_size={max(batch_size // 2, 1)} --gradient_accumulation_steps='
-              f'{gradient_accumulation_steps * 2} (the same batch in smaller pieces), '
-              f'--gradient_checkpointing=True, or a smaller --block_size', file=sys.stderr, flush=True)
+              f'try {smaller}--gradient_checkpointing=True, or a smaller --block_size', file=sys.stderr, flush=True)
     sys.excepthook = explain

@@ -201,20 +201,15 @@ def mean_over_processes(value):
 
 
 def shard(model, blocks, device):
-    """FSDP: split the model's parameters over the processes, gathered block by block when they are used."""
+    """
+    FSDP: split the model's parameters over the processes, from wherever it is onto their devices; they are put together
+    block by block when they are used. Gradients are split after each micro-batch: that costs time and saves memory.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     mesh = init_device_mesh(device.partition(':')[0], (world_size(),))
     for block in [*blocks, model]:
         fully_shard(block, mesh=mesh)
-
-
-def sync_gradients(model, wanted):
-    """Whether the next backward pass of a model under DDP or FSDP averages gradients over the processes."""
-    if hasattr(model, 'set_requires_gradient_sync'):
-        model.set_requires_gradient_sync(wanted)
-    else:
-        model.require_backward_grad_sync = wanted
 
 
 def compile_or_eager(model, ctx, trial):
@@ -227,11 +222,14 @@ def compile_or_eager(model, ctx, trial):
     try:
         with ctx:
             trial(compiled)
-        model.zero_grad(set_to_none=True)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         reason = str(error).strip().split('\n')[0]
         print0(f'compile: not possible here, running eager instead ({type(error).__name__}: {reason})')
         return model
+    finally:
+        model.zero_grad(set_to_none=True)
     print0(f'compile: done in {time.perf_counter() - start:.1f} s')
     return compiled
 

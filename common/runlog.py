@@ -32,6 +32,7 @@ class RunLog:
         self.wandb = start_wandb(config) if config['wandb_log'] else None
         path = os.path.join(self.out_dir, 'metrics.jsonl')
         cut(path, first_iter, evaluated_at)
+        cut(os.path.join(self.out_dir, 'spikes.jsonl'), first_iter, evaluated_at)
         self.file = open(path, 'a', encoding='utf-8')
 
     def iteration(self, iter_num, loss, lr, grad_norm, train_s, mem_gb):
@@ -59,9 +60,15 @@ class RunLog:
                 with open(os.path.join(folder, f'iter_{iter_num:06d}.txt'), 'w', encoding='utf-8') as f:
                     f.write(SEPARATOR.join(texts) + '\n')
 
-    def skipped(self, iter_num, loss, starts, texts):
-        """A skipped update, with where the sequences of its batch start in train.bin, and their text: spikes.jsonl."""
-        print(f'iter {iter_num}: loss {loss:.4f}, update skipped; see {self.out_dir}/spikes.jsonl', flush=True)
+    def skipped(self, iter_num, loss, starts, decode):
+        """A skipped update, with where the sequences of its batch start in train.bin and their texts: spikes.jsonl."""
+        try:
+            texts = decode()
+        except Exception as error:  # a tokenizer that cannot be had now is no reason to end a run
+            print(f'not decoded: {error}', flush=True)
+            texts = None
+        print(f'iter {iter_num}: loss {loss:.4f}, update skipped (a spike, or not finite); see '
+              f'{self.out_dir}/spikes.jsonl', flush=True)
         values = dict(iter=iter_num, loss=loss if math.isfinite(loss) else None, starts=starts, texts=texts)
         with whatever_the_disk_says(), open(os.path.join(self.out_dir, 'spikes.jsonl'), 'a', encoding='utf-8') as f:
             f.write(json.dumps(values, ensure_ascii=False) + '\n')
@@ -70,7 +77,8 @@ class RunLog:
         """The end of a process: of the run (`done`) with its last line and what to do next, or one to resume from."""
         if done:
             self.write(iter=iter_num, done=True, best_val_loss=best_val_loss, train_s=train_s)
-        self.file.close()
+        with whatever_the_disk_says():
+            self.file.close()
         if self.wandb:
             self.wandb.finish()
         if not done:

@@ -85,6 +85,8 @@ def assert_same_run(out_dir, reference):
     assert all(torch.equal(ours['model'][key], theirs['model'][key]) for key in theirs['model'])
     for i, moments in theirs['optimizer']['state'].items():
         assert all(torch.equal(ours['optimizer']['state'][i][key], moments[key]) for key in moments)
+    for key in ('iter_num', 'best_val_loss', 'evaluated_at', 'since_best', 'recent_losses', 'scaler'):
+        assert ours[key] == theirs[key], key
     best = [torch.load(os.path.join(place, 'ckpt.pt'), weights_only=True) for place in (out_dir, reference)]
     assert best[0]['iter_num'] == best[1]['iter_num'] and best[0]['best_val_loss'] == best[1]['best_val_loss']
     assert all(torch.equal(best[0]['model'][key], best[1]['model'][key]) for key in best[1]['model'])

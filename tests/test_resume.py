@@ -2,6 +2,7 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ import pytest
 from common import checkpoint as checkpoint_file
 from conftest import DEMANDING, ROOT, assert_same_run, read_metrics
 
-TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+            '--signals-to-handle=SIGTERM,SIGINT,SIGUSR1']
 
 
 def kill_all(folder):
@@ -27,16 +29,20 @@ def kill_all(folder):
 
 @pytest.fixture
 def start(tmp_path, corpus_dir):
-    """start(...): a DEMANDING run as a process in a group of its own, whose lines can be read as it prints them."""
-    started = []
-
-    def start(*args, launcher=()):
+    """start(...): a DEMANDING run as one or more processes; returns the first, whose lines can be read as they come."""
+    def start(*args, launcher=(), processes=1):
         command = [sys.executable, '-u', *launcher, os.path.join(ROOT, 'train.py'), *DEMANDING,
                    f'--dataset={corpus_dir}', '--out_dir=out', '--init_from=auto', *args]
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                   start_new_session=True)
-        started.append(process)
-        return process
+        first = None
+        with socket.create_server(('127.0.0.1', 0)) as free:
+            port = free.getsockname()[1]
+        for rank in reversed(range(processes)):  # several are started as torchrun would, only sooner
+            env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes,
+                       MASTER_ADDR='127.0.0.1', MASTER_PORT=port) if processes > 1 else {}
+            first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL if rank else subprocess.PIPE,
+                                     stderr=subprocess.STDOUT, text=True,
+                                     env={**os.environ, **{key: str(value) for key, value in env.items()}})
+        return first
     yield start
     kill_all(tmp_path)
 
@@ -57,20 +63,25 @@ def finish(process):
     return process.returncode, output
 
 
-# 20 kills take most of a minute; NANOGPT_KILLS=200 is for a quiet evening
+# 20 kills take a minute; NANOGPT_KILLS=200 is for a quiet evening
 def test_killed_again_and_again_it_ends_as_if_it_never_was(start, uninterrupted, tmp_path):
     kills, dice = int(os.environ.get('NANOGPT_KILLS', 20)), random.Random(0)
+    run, resumed_at = 0, set()
     for _ in range(kills):
-        process = start()
-        for line in process.stdout:
-            if line.startswith('iter '):
-                break
-        time.sleep(dice.uniform(0, 0.12))  # 40 iterations and 8 saves take about 0.4 s
+        process = start(f'--out_dir=out{run}')
+        started = read_until(process, 'tokens per iteration')
+        resumed_at.update(line.split()[-1] for line in started if 'resuming' in line)
+        time.sleep(dice.uniform(0, 0.8))  # a whole run takes one to three seconds from here
         process.kill()
         process.wait()
-    code, output = finish(start())
+        log = tmp_path / f'out{run}' / 'metrics.jsonl'
+        if log.exists() and '"done": true' in log.read_text():
+            assert_same_run(tmp_path / f'out{run}', uninterrupted)
+            run += 1
+    code, output = finish(start(f'--out_dir=out{run}'))
     assert code == 0, output
-    assert_same_run(tmp_path / 'out', uninterrupted)
+    assert_same_run(tmp_path / f'out{run}', uninterrupted)
+    assert len(resumed_at) >= 4, 'the kills were to fall all over the run'
 
 
 def test_told_to_stop_it_saves_and_goes_on_later(start, uninterrupted, tmp_path):
@@ -101,8 +112,8 @@ def test_two_processes_stop_together_and_any_number_goes_on(start, tmp_path):
     plain = ['--dropout=0.0']  # which is drawn for each process, so that it would make a difference
     process = start(*plain, launcher=TORCHRUN)
     read_until(process, 'iter 12:')
-    process.send_signal(signal.SIGTERM)  # torchrun passes it on
-    finish(process)
+    process.send_signal(signal.SIGUSR1)  # torchrun passes it on, and ends with a code of its own
+    assert finish(process)[0] != 0
     saved = checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num']
     assert 13 <= saved < 40
     process = start(*plain)
@@ -118,22 +129,22 @@ def test_two_processes_stop_together_and_any_number_goes_on(start, tmp_path):
 def test_two_processes_killed_end_as_two_that_were_not(start, tmp_path):
     for out_dir, killed in (('--out_dir=whole', False), ('--out_dir=killed', True)):
         if killed:
-            process = start(out_dir, launcher=TORCHRUN)
+            process = start(out_dir, processes=2)
             read_until(process, 'iter 12:')
             kill_all(tmp_path)
             process.wait()
-        code, output = finish(start(out_dir, launcher=TORCHRUN))
+        code, output = finish(start(out_dir, processes=2))
         assert code == 0, output
     assert_same_run(tmp_path / 'killed', tmp_path / 'whole')
 
 
 def test_split_by_fsdp_it_is_the_same_run_with_the_same_files(start, tmp_path):
     plain = ['--dropout=0.0', "--sample_prompts=['the cat']", '--max_iters=20']
-    fsdp = dict(launcher=TORCHRUN)
-    for args, launcher in ((['--out_dir=whole'], {}),
-                           (['--out_dir=out_of', '--fsdp=True', '--max_iters=10'], fsdp), (['--out_dir=out_of'], {}),
-                           (['--out_dir=into', '--max_iters=10'], {}), (['--out_dir=into', '--fsdp=True'], fsdp)):
-        code, output = finish(start(*plain, *args, **launcher))
+    fsdp = dict(processes=2)
+    for args, several in ((['--out_dir=whole'], {}),
+                          (['--out_dir=out_of', '--fsdp=True', '--max_iters=10'], fsdp), (['--out_dir=out_of'], {}),
+                          (['--out_dir=into', '--max_iters=10'], {}), (['--out_dir=into', '--fsdp=True'], fsdp)):
+        code, output = finish(start(*plain, *args, **several))
         assert code == 0, output
     whole, state = read_metrics(tmp_path / 'whole'), checkpoint_file.load(str(tmp_path / 'whole' / 'last.pt'))
     for name in ('out_of', 'into'):
