@@ -74,6 +74,13 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, device, expected):
         hardware.resolve_device(device)
 
 
+def test_words_that_mean_nothing_are_refused():
+    with pytest.raises(ValueError, match="dtype='float8'"):
+        hardware.resolve_dtype('float8', 'cpu')
+    with pytest.raises(ValueError, match="backend='foo'"):
+        hardware.start_processes('foo', 'cpu')
+
+
 @pytest.mark.parametrize('local_rank', ['0', '3'])
 def test_more_processes_than_gpus_are_refused_by_every_process(monkeypatch, local_rank):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)

@@ -67,11 +67,14 @@ def finish(process):
 def test_killed_again_and_again_it_ends_as_if_it_never_was(start, uninterrupted, tmp_path):
     kills, dice = int(os.environ.get('NANOGPT_KILLS', 20)), random.Random(0)
     run, resumed_at = 0, set()
-    for _ in range(kills):
+    for kill in range(kills):
         process = start(f'--out_dir=out{run}')
-        started = read_until(process, 'tokens per iteration')
-        resumed_at.update(line.split()[-1] for line in started if 'resuming' in line)
-        time.sleep(dice.uniform(0, 0.8))  # a whole run takes one to three seconds from here
+        if kill % 3 == 0:
+            time.sleep(dice.uniform(0, 3))  # during start-up
+        else:
+            started = read_until(process, 'tokens per iteration')
+            resumed_at.update(line.split()[-1] for line in started if 'resuming' in line)
+            time.sleep(dice.uniform(0, 0.5))  # a whole run takes one to two seconds from here
         process.kill()
         process.wait()
         log = tmp_path / f'out{run}' / 'metrics.jsonl'
@@ -81,7 +84,7 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(start, uninterrupted,
     code, output = finish(start(f'--out_dir=out{run}'))
     assert code == 0, output
     assert_same_run(tmp_path / f'out{run}', uninterrupted)
-    assert len(resumed_at) >= 4, 'the kills were to fall all over the run'
+    assert len(resumed_at) >= 3, 'the kills were to fall all over the run'
 
 
 def test_told_to_stop_it_saves_and_goes_on_later(start, uninterrupted, tmp_path):
