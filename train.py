@@ -317,7 +317,7 @@ while True:
     loss_sum = torch.zeros((), device=device)
     for micro_step, micro_starts in enumerate(micro_batches):
         x, y = get_batch('train', micro_starts)
-        if world_size > 1:  # gradients travel once an iteration, not once a micro-batch
+        if world_size > 1:  # with DDP gradients travel once an iteration, not once a micro-batch
             model.require_backward_grad_sync = micro_step == len(micro_batches) - 1
         with ctx:
             _, loss = model(x, y)
