@@ -1,6 +1,5 @@
 """sample.py as a user runs it, on a toy model."""
 import os
-import shutil
 
 import pytest
 import torch
