@@ -11,8 +11,6 @@ References: Radford et al. 2019, "Language Models are Unsupervised Multitask Lea
 https://github.com/openai/gpt-2/blob/master/src/model.py; https://github.com/karpathy/nanoGPT, whose names for
 parameters and settings are kept, so that its checkpoints load.
 """
-import difflib
-import json
 import math
 import os
 from dataclasses import dataclass, fields
@@ -23,13 +21,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from common import checkpoint as checkpoint_file
-from common import generate
-
-
-OPENAI = ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')  # 124M, 350M, 774M, 1558M parameters
-
-# what Hugging Face calls the activations that we have
-ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu': 'gelu'}
+from common import generate, huggingface
+from common.muon import MuonAdamW
 
 
 @dataclass
@@ -42,34 +35,68 @@ class GPTConfig:
     dropout: float = 0.0
     bias: bool = True         # in Linear and LayerNorm, as GPT-2 has it; False is a little faster and as good
     activation: str = 'gelu'  # 'gelu' is exact, as nanoGPT trained; 'gelu_tanh' is what OpenAI trained GPT-2 with
+    modern: bool = False      # no longer GPT-2, but learns several times faster: RoPE, QK-norm, ReLU^2, each token's
+                              # embedding with a share of the one before, norms without weights, projections that
+                              # begin at zero, an output layer of its own
 
     def __post_init__(self):
         if self.n_embd % self.n_head != 0:
             divisors = [n for n in range(1, self.n_head) if self.n_embd % n == 0]
             raise ValueError(f'n_embd={self.n_embd} is not divisible by n_head={self.n_head}; '
                              f'try --n_head={divisors[-1]} or --n_embd={-(-self.n_embd // self.n_head) * self.n_head}')
+        if self.modern and self.n_embd // self.n_head % 2 != 0:
+            raise ValueError(f'n_embd={self.n_embd} and n_head={self.n_head} give heads of {self.n_embd // self.n_head} '
+                             'channels; modern=True turns them in pairs and needs an even number')
         if self.activation not in ('gelu', 'gelu_tanh'):
             raise ValueError(f'activation={self.activation!r} is not one of gelu, gelu_tanh')
+
+
+def rotary(length, head_dim, device):
+    """cos and sin (length, head_dim / 2) of the angle by which RoPE turns each pair of channels at each position."""
+    frequencies = 10000.0 ** -torch.linspace(0, 1, head_dim // 2 + 1, device=device)[:-1]
+    angles = torch.outer(torch.arange(length, device=device), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, cos, sin):
+    """Rotary position embedding of x (B, T, heads, head_dim). Su et al. 2021, https://arxiv.org/abs/2104.09864"""
+    a, b = x.chunk(2, dim=-1)
+    cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+def attend(q, k, v, scale, dropout):
+    """Causal attention: from q, k, v (B, n_head, T, head_dim) the weighted means of v, of the same shape."""
+    T = q.size(2)
+    if not (q.device.type == 'cpu' and q.dtype == torch.bfloat16 and q.requires_grad and T <= 512):
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale)
+    # on a CPU the fused kernel's backward pass takes up to four times as long in bfloat16 as these products
+    with torch.autocast('cpu', enabled=False):  # or softmax would be in float32
+        future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
+        weights = (q * scale @ k.mT + future).softmax(dim=-1)
+        return F.dropout(weights, dropout) @ v
 
 
 class CausalSelfAttention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.n_head = config.n_head
+        self.n_head, head_dim = config.n_head, config.n_embd // config.n_head
+        # after QK-norm products are small, so that attention may be sharper than GPT-2's
+        self.scale = math.sqrt((2 if config.modern else 1) / head_dim)
         self.dropout = config.dropout
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)  # query, key and value in one
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x):
+    def forward(self, x, rope):
         B, T, C = x.shape
-        q, k, v = self.c_attn(x).split(C, dim=2)
-        q = q.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)  # (B, n_head, T, head_dim)
-        k = k.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
-        v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+        qk, v = self.c_attn(x).view(B, T, -1, C // self.n_head).split((2 * self.n_head, self.n_head), dim=2)
+        if rope is not None:
+            qk = rotate(F.layer_norm(qk, qk.shape[-1:]), *rope)  # QK-norm: Henry et al. 2020
+        q, k = qk.chunk(2, dim=2)  # (B, T, n_head, head_dim)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.scale, dropout)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
@@ -79,25 +106,33 @@ class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.modern = config.modern
         self.gelu = nn.GELU(approximate='tanh' if config.activation == 'gelu_tanh' else 'none')
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x):
-        return self.dropout(self.c_proj(self.gelu(self.c_fc(x))))
+        x = self.c_fc(x)
+        x = F.relu(x).square() if self.modern else self.gelu(x)  # ReLU^2: So et al. 2021, "Primer"
+        return self.dropout(self.c_proj(x))
+
+
+def layer_norm(config):
+    """LayerNorm; without weights of its own in a modern model, where the next matrix can learn them as well."""
+    return nn.LayerNorm(config.n_embd, elementwise_affine=not config.modern, bias=config.bias)
 
 
 class Block(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_1 = layer_norm(config)
         self.attn = CausalSelfAttention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_2 = layer_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x, rope):
+        x = x + self.attn(self.ln_1(x), rope)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -110,24 +145,41 @@ class GPT(nn.Module):
         self.gradient_checkpointing = False  # recompute each block in the backward pass: less memory, more time
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),
-            wpe=nn.Embedding(config.block_size, config.n_embd),
+            wpe=None if config.modern else nn.Embedding(config.block_size, config.n_embd),
             drop=nn.Dropout(config.dropout),
             h=nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
-            ln_f=nn.LayerNorm(config.n_embd, bias=config.bias),
+            ln_f=layer_norm(config),
         ))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.transformer.wte.weight = self.lm_head.weight  # tied, as in GPT-2
         self.apply(self._init_weights)
-        for name, p in self.named_parameters():
-            if name.endswith('c_proj.weight'):
-                # each block adds to the residual stream twice; this keeps its variance (GPT-2 paper, section 2.3)
-                nn.init.normal_(p, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layer))
+        if config.modern:
+            self.smear = nn.Parameter(torch.zeros(config.n_embd))
+            nn.init.normal_(self.transformer.wte.weight, std=0.3)
+            for name, p in self.named_parameters():
+                if name.endswith('c_proj.weight') or p is self.lm_head.weight:
+                    nn.init.zeros_(p)  # each block begins as the identity: Zhang et al. 2019, "Fixup"
+        else:
+            self.transformer.wte.weight = self.lm_head.weight  # tied, as in GPT-2
+            for name, p in self.named_parameters():
+                if name.endswith('c_proj.weight'):
+                    # each block adds to the residual stream twice; this keeps its variance (GPT-2 paper, section 2.3)
+                    nn.init.normal_(p, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layer))
 
     def _init_weights(self, module):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, mean=0.0, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+
+    def embed(self, idx):
+        """(x, rope) of token ids (B, T): what enters the first block (B, T, n_embd); what rotate() takes, or None."""
+        T = idx.size(1)
+        x = self.transformer.wte(idx)
+        if not self.config.modern:
+            return x + self.transformer.wpe(torch.arange(T, device=idx.device)), None
+        x = self.transformer.ln_f(x)  # it has no weights: the same serves here
+        x = x + self.smear * F.pad(x[:, :-1], (0, 0, 1, 0))  # each token sees the one before it
+        return x, rotary(T, self.config.n_embd // self.config.n_head, idx.device)
 
     def forward(self, idx, targets=None):
         """
@@ -136,16 +188,15 @@ class GPT(nn.Module):
         entropy in nats; without, the logits of the last position (B, 1, vocab_size) and None.
         ValueError if T is longer than block_size.
         """
-        B, T = idx.shape
-        if T > self.config.block_size:
-            raise ValueError(f'a sequence of {T} tokens is longer than block_size={self.config.block_size}')
-        pos = torch.arange(T, device=idx.device)
-        x = self.transformer.drop(self.transformer.wte(idx) + self.transformer.wpe(pos))  # (B, T, n_embd)
+        if idx.size(1) > self.config.block_size:
+            raise ValueError(f'a sequence of {idx.size(1)} tokens is longer than block_size={self.config.block_size}')
+        x, rope = self.embed(idx)
+        x = self.transformer.drop(x)
         for block in self.transformer.h:
             if self.gradient_checkpointing and self.training:
-                x = recompute_in_backward(block, x, use_reentrant=False)
+                x = recompute_in_backward(block, x, rope, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, rope)
         x = self.transformer.ln_f(x)
         if targets is None:
             return self.lm_head(x[:, [-1], :]), None  # only the last position is of use in generation
@@ -161,28 +212,43 @@ class GPT(nn.Module):
     def get_num_params(self, non_embedding=True):
         """How many parameters; without the position embeddings by default. The tied head counts once."""
         count = sum(p.numel() for p in self.parameters())
-        return count - self.transformer.wpe.weight.numel() if non_embedding else count
+        has_positions = not self.config.modern
+        return count - self.transformer.wpe.weight.numel() if non_embedding and has_positions else count
 
     def flops_per_token(self):
         """FLOPs to train on one token, forward and backward: 6N + 12 L H Q T (PaLM, appendix B)."""
         c = self.config
-        return 6 * self.get_num_params() + 12 * c.n_layer * c.n_embd * c.block_size
+        lookup = self.transformer.wte.weight.numel() if c.modern else 0  # untied, it multiplies nothing
+        return 6 * (self.get_num_params() - lookup) + 12 * c.n_layer * c.n_embd * c.block_size
 
     def crop_block_size(self, block_size):
         """Shorten the longest context, by dropping position embeddings."""
         if block_size > self.config.block_size:
             raise ValueError(f'block_size={block_size} is above the {self.config.block_size} of these weights')
         self.config.block_size = block_size
-        self.transformer.wpe = nn.Embedding.from_pretrained(self.transformer.wpe.weight[:block_size].detach().clone(),
-                                                            freeze=False)
+        if not self.config.modern:
+            kept = self.transformer.wpe.weight[:block_size].detach().clone()
+            self.transformer.wpe = nn.Embedding.from_pretrained(kept, freeze=False)
 
-    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
-        """AdamW. Matrices and embeddings decay; biases and norms do not."""
-        params = [p for p in self.parameters() if p.requires_grad]
-        groups = [{'params': [p for p in params if p.dim() >= 2], 'weight_decay': weight_decay},
-                  {'params': [p for p in params if p.dim() < 2], 'weight_decay': 0.0}]
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, muon_lr=None, muon_dtype=None):
+        """
+        AdamW; matrices and embeddings decay, biases and norms do not. With muon_lr the matrices of the blocks go by Muon
+        at that rate, in muon_dtype (common/muon.py), and nothing else decays. In every group lr_ratio is what its rate
+        is to learning_rate.
+        """
         fused = device_type in ('cuda', 'cpu')  # one kernel for all parameters, which can skip an update by itself
-        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
+        params = [p for p in self.parameters() if p.requires_grad]
+        if muon_lr is None:
+            groups = [{'params': [p for p in params if p.dim() >= 2], 'weight_decay': weight_decay, 'lr_ratio': 1.0},
+                      {'params': [p for p in params if p.dim() < 2], 'weight_decay': 0.0, 'lr_ratio': 1.0}]
+            return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
+        matrices = {name: p for name, p in self.transformer.h.named_parameters() if p.requires_grad and p.dim() == 2}
+        ours = {'lr': muon_lr, 'lr_ratio': muon_lr / learning_rate, 'weight_decay': weight_decay}
+        groups = [{'params': [p for name, p in matrices.items() if 'c_attn' in name], 'pieces': 3, **ours},
+                  {'params': [p for name, p in matrices.items() if 'c_attn' not in name], 'pieces': 1, **ours},
+                  {'params': [p for p in params if all(p is not matrix for matrix in matrices.values())],
+                   'lr_ratio': 1.0}]
+        return MuonAdamW(groups, muon_dtype, lr=learning_rate, betas=betas, weight_decay=0.0, fused=fused)
 
     @classmethod
     def from_checkpoint(cls, source, **overrides):
@@ -210,8 +276,8 @@ class GPT(nn.Module):
         (OpenAI's), any repository id, or a local folder with config.json and model.safetensors.
         override_args: {'dropout': p} or nothing. ValueError if it cannot be had, or is not a GPT-2.
         """
-        config, weights = read_pretrained(model_type if os.path.isdir(model_type) else download(model_type))
-        model = cls(GPTConfig(**{**gpt2_config(config, model_type), **(override_args or {})}))
+        config, weights = huggingface.read(model_type if os.path.isdir(model_type) else huggingface.download(model_type))
+        model = cls(GPTConfig(**{**huggingface.gpt2_config(config, model_type), **(override_args or {})}))
         theirs = {key.removeprefix('transformer.'): value for key, value in weights.items()}
         with torch.no_grad():
             for name, p in model.named_parameters():
@@ -226,60 +292,6 @@ class GPT(nn.Module):
                     raise ValueError(f'{model_type}: {key} is {tuple(value.shape)}, expected {tuple(p.shape)}')
                 p.copy_(value)
         return model
-
-
-def download(model_type):
-    """The local folder of a Hugging Face repository, fetched once and cached by huggingface_hub."""
-    from huggingface_hub import snapshot_download
-    repo = f'openai-community/{model_type}' if model_type in OPENAI else model_type
-    try:
-        return snapshot_download(repo, allow_patterns=['config.json', '*.safetensors', '*.safetensors.index.json'])
-    except Exception as error:  # its errors for no network, no such name and no access have no common base
-        reason = str(error).strip().split('\n')[0]
-        close = difflib.get_close_matches(model_type, [*OPENAI, 'scratch', 'resume', 'auto'], n=1, cutoff=0.8)
-        hint = f'did you mean {close[0]}?' if close and close[0] != model_type else (
-            'without a network, name a folder with its config.json and model.safetensors instead')
-        raise ValueError(f'{model_type} is no file or folder here, and {repo} cannot be fetched from Hugging Face '
-                         f'({type(error).__name__}: {reason}); {hint}') from None
-
-
-def read_pretrained(folder):
-    """(config.json, weights), two dicts, of a folder in Hugging Face's layout. ValueError if that cannot be read."""
-    from safetensors.torch import load_file
-    names = sorted(name for name in os.listdir(folder) if name.endswith('.safetensors'))  # large models have several
-    if not names:
-        raise ValueError(f'{folder} has no .safetensors file')
-    weights = {}
-    try:
-        for name in names:
-            weights.update(load_file(os.path.join(folder, name)))
-        name = 'config.json'
-        with open(os.path.join(folder, name), encoding='utf-8') as f:
-            return json.load(f), weights
-    except Exception as error:  # a SafetensorError, for one, is nothing else
-        raise ValueError(f'{os.path.join(folder, name)} cannot be read ({error})') from None
-
-
-def gpt2_config(theirs, model_type):
-    """GPTConfig's arguments from a Hugging Face config.json; ValueError for what GPT-2 here does not do."""
-    if theirs.get('model_type') != 'gpt2':
-        raise ValueError(f'{model_type} is a {theirs.get("model_type")!r} model, not a GPT-2')
-    missing = {'n_layer', 'n_head', 'n_embd', 'n_positions', 'vocab_size'} - theirs.keys()
-    if missing:
-        raise ValueError(f'the config.json of {model_type} has no {" and no ".join(sorted(missing))}')
-    unusual = [key for key, usual in (('scale_attn_by_inverse_layer_idx', False), ('scale_attn_weights', True),
-                                      ('tie_word_embeddings', True), ('layer_norm_epsilon', 1e-5))
-               if theirs.get(key, usual) != usual]
-    if theirs.get('n_inner') not in (None, 4 * theirs['n_embd']):
-        unusual.append('n_inner')
-    if theirs.get('activation_function', 'gelu_new') not in ACTIVATIONS:
-        unusual.append('activation_function')
-    if unusual:
-        raise ValueError(f'{model_type} is a GPT-2 of an unusual kind: ' +
-                         ', '.join(f'{key}={theirs[key]!r}' for key in unusual))
-    return dict(n_layer=theirs['n_layer'], n_head=theirs['n_head'], n_embd=theirs['n_embd'],
-                block_size=theirs['n_positions'], vocab_size=theirs['vocab_size'], bias=True,
-                activation=ACTIVATIONS[theirs.get('activation_function', 'gelu_new')])
 
 
 def load_weights(source, **overrides):

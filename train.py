@@ -45,9 +45,12 @@ n_embd = 768
 dropout = 0.0                      # 0 for pre-training, 0.1 and more for small data
 bias = False                       # biases in LayerNorm and Linear, as GPT-2 has them
 activation = 'gelu'                # gelu (exact) or gelu_tanh (what OpenAI's weights have)
+modern = False                     # RoPE, QK-norm, ReLU^2 and more instead of GPT-2's choices: learns faster
 gradient_checkpointing = False     # recompute activations in the backward pass: less memory, more time
-# AdamW
-learning_rate = 6e-4               # the highest
+# optimizer
+optimizer = 'adamw'                # adamw, or muon: the blocks' matrices by Muon, all else by AdamW; learns faster
+learning_rate = 6e-4               # AdamW's highest
+muon_lr = 0.02                     # Muon's highest
 max_iters = 600000                 # updates
 weight_decay = 1e-1
 beta1 = 0.9
@@ -55,15 +58,17 @@ beta2 = 0.95
 grad_clip = 1.0                    # the gradient's largest norm; 0.0: no clipping
 spike_z = 0.0                      # skip updates whose loss is this many deviations above the last 100; 0: never
 max_skips = 10                     # skipped updates in a row (spikes, losses that are not finite) that end the run
-# learning rate schedule: linear warmup, then a cosine
+# learning rate schedule: linear warmup, then down to min_lr
 decay_lr = True                    # False: learning_rate throughout
+schedule = 'cosine'                # cosine, linear, or wsd: level, then linear (warmup, stable, decay)
+cooldown = 0.3                     # the last part of lr_decay_iters that decays, with wsd
 warmup_iters = 2000                # iterations
 lr_decay_iters = 600000            # iterations until min_lr; about max_iters (Chinchilla)
 min_lr = 6e-5                      # about learning_rate / 10 (Chinchilla)
 # system
 backend = 'auto'                   # between processes: nccl, gloo; auto: nccl on GPUs, gloo on CPUs
 device = 'auto'                    # cuda, cuda:1, mps, cpu; auto: the best there is
-dtype = 'auto'                     # float32, bfloat16, float16 (with loss scaling); auto: what the GPU is fast in
+dtype = 'auto'                     # float32, bfloat16, float16 (with loss scaling); auto: what the device is fast in
 compile = True                     # torch.compile, where it works
 fsdp = False                       # split weights, gradients and moments over the processes: for larger models
 config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
@@ -78,7 +83,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common import bins, checkpoint as checkpoint_file, guard, hardware, runlog, tokenizer
+from common import batches, bins, checkpoint as checkpoint_file, guard, hardware, runlog, tokenizer
 from common.hardware import print0
 from model import GPT, GPTConfig, load_weights
 
@@ -88,7 +93,8 @@ data_dir = bins.find(root, dataset)
 
 def load_model():
     """(model, checkpoint, path): the GPT to train; the state to resume from and its file, or None."""
-    shape = {key: globals()[key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'activation')}
+    shape = {key: globals()[key] for key in
+             ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'activation', 'modern')}
     if init_from in ('resume', 'auto'):
         try:
             checkpoint, path = checkpoint_file.load_newest(out_dir)
@@ -116,12 +122,12 @@ try:
     device = hardware.resolve_device(device)
     dtype = hardware.resolve_dtype(dtype, device)
     hardware.start_processes(backend, device)
-    if auto_prepare:
-        if hardware.local_rank() == 0 and not os.path.exists(os.path.join(data_dir, 'train.bin')):
-            bins.prepare(data_dir)
-        hardware.barrier()
+    if auto_prepare and hardware.local_rank() == 0:
+        bins.prepare(data_dir)
+    hardware.barrier()
     meta = bins.read_meta(data_dir)
     data_size = bins.check(data_dir, meta, block_size)  # tokens in each split
+    data = {split: batches.Reader(data_dir, split, meta, block_size + 1, device) for split in bins.SPLITS}
     prompts = tokenizer.encode_prompts(meta, sample_prompts)
     guard.explain_out_of_memory(batch_size, gradient_accumulation_steps)
     raw_model, checkpoint, path = load_model()
@@ -135,10 +141,11 @@ try:
         hardware.shard(raw_model, raw_model.transformer.h, device)
     else:
         raw_model.to(device)
-    optimizer = raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type)
+    muon = dict(muon_lr=muon_lr, muon_dtype=hardware.muon_dtype(device, dtype)) if optimizer == 'muon' else {}
+    opt = raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, **muon)
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
     if checkpoint is not None:
-        checkpoint_file.load_optimizer(optimizer, scaler, checkpoint)
+        checkpoint_file.load_optimizer(opt, scaler, checkpoint)
         print0(f'resuming {path} at iteration {iter_num}')
     if rank == 0 and not eval_only:
         lock = checkpoint_file.open_out_dir(out_dir, path)  # held until the process ends
@@ -155,30 +162,16 @@ print0(f'model: {raw_model.get_num_params() / 1e6:.2f}M parameters')
 print0(f'run: {device}, {dtype}, processes: {world_size}, tokens per iteration will be: {tokens_per_iter:,}')
 
 
-def random_numbers(stream, i, count):
-    """
-    (count,) uint64, a function of (seed, stream, i) alone: there is no generator whose state a resume would need or an
-    evaluation could disturb, and any number of processes draws the same. Philox: Salmon et al. 2011.
-    """
-    return np.random.Philox(key=[seed, stream], counter=[0, 0, 0, i]).random_raw(count)
-
-
 def train_starts(i):
     """Where the sequences of the global batch of iteration i start, (gradient_accumulation_steps, batch_size)."""
-    starts = random_numbers(TRAIN, i, gradient_accumulation_steps * batch_size)
+    starts = batches.random_numbers(seed, TRAIN, i, gradient_accumulation_steps * batch_size)
     return (starts % np.uint64(data_size['train'] - block_size)).astype(np.int64).reshape(-1, batch_size)
 
 
 def get_batch(split, starts):
-    """x, y (B, block_size) on the device: the ids from each of `starts` (B,), and those one further on."""
-    tokens = bins.open_tokens(data_dir, split, meta)  # opened anew: a mapping keeps every page that it ever touched
-    positions = starts[:, None] + np.arange(block_size + 1)  # (B, block_size + 1)
-    ids = torch.from_numpy(tokens[np.minimum(positions, len(tokens) - 1)].astype(np.int64))
-    ids[torch.from_numpy(positions >= len(tokens))] = -1  # past the end, where the last window of a split may reach
-    if device_type == 'cuda':
-        ids = ids.pin_memory()  # lets the copy run beside the computation
-    ids = ids.to(device, non_blocking=True)
-    return ids[:, :-1].clamp(min=0), ids[:, 1:].contiguous()
+    """x, y (*shape, block_size) on the device: the ids from each of `starts` (an array) on, and those one further."""
+    ids = data[split].windows(starts)  # -1 past the end, where the last window of a split may reach
+    return ids[..., :-1].clamp(min=0), ids[..., 1:].contiguous()
 
 
 def eval_batches(split):
@@ -225,13 +218,19 @@ def sample_texts():
 
 
 def get_lr(it):
-    """The learning rate of iteration `it`: linear warmup, a cosine down to min_lr, then min_lr."""
+    """The learning rate of iteration `it`: linear warmup, then the schedule down to min_lr, then min_lr."""
     if it < warmup_iters:
         return learning_rate * (it + 1) / (warmup_iters + 1)
     if it > lr_decay_iters:
         return min_lr
     progress = (it - warmup_iters) / (lr_decay_iters - warmup_iters)
-    return min_lr + 0.5 * (1.0 + math.cos(math.pi * progress)) * (learning_rate - min_lr)
+    if schedule == 'cosine':
+        level = 0.5 * (1.0 + math.cos(math.pi * progress))
+    elif schedule == 'linear':
+        level = 1.0 - progress
+    else:
+        level = min(1.0, (lr_decay_iters - it) / (cooldown * lr_decay_iters))
+    return min_lr + level * (learning_rate - min_lr)
 
 
 def full_state():
@@ -239,7 +238,7 @@ def full_state():
     weights = dict(model=checkpoint_file.gather(raw_model.state_dict()), model_args=model_args, config=config,
                    meta=meta, iter_num=iter_num, best_val_loss=best_val_loss, evaluated_at=evaluated_at,
                    since_best=since_best, train_s=train_s, recent_losses=list(step_guard.losses))
-    return weights, dict(weights, optimizer=checkpoint_file.gather(optimizer.state_dict()), scaler=scaler.state_dict())
+    return weights, dict(weights, optimizer=checkpoint_file.gather(opt.state_dict()), scaler=scaler.state_dict())
 
 
 def settle_last_step():
@@ -309,14 +308,15 @@ while True:
 
     # the step: the gradient of the global batch, of which each process takes every world_size-th micro-batch
     lr = get_lr(iter_num) if decay_lr else learning_rate
-    for group in optimizer.param_groups:
-        group['lr'] = lr
+    for group in opt.param_groups:
+        group['lr'] = lr * group['lr_ratio']
+        group['momentum'] = 0.85 + 0.1 * min(iter_num / 300, 1.0)  # Muon's; its warmup is modded-nanogpt's
     if dropout > 0.0:
-        torch.manual_seed(int(random_numbers(DROPOUT + rank, iter_num, 1)[0]))
-    micro_batches = train_starts(iter_num)[rank::world_size]
+        torch.manual_seed(int(batches.random_numbers(seed, DROPOUT + rank, iter_num, 1)[0]))
+    micro_batches = list(zip(*get_batch('train', train_starts(iter_num)[rank::world_size])))
+    data['train'].read_ahead(train_starts(iter_num + 1)[rank::world_size])
     loss_sum = torch.zeros((), device=device)
-    for micro_step, micro_starts in enumerate(micro_batches):
-        x, y = get_batch('train', micro_starts)
+    for micro_step, (x, y) in enumerate(micro_batches):
         if world_size > 1:  # with DDP gradients travel once an iteration, not once a micro-batch
             model.require_backward_grad_sync = micro_step == len(micro_batches) - 1
         with ctx:
@@ -324,17 +324,17 @@ while True:
             loss = loss / len(micro_batches)
         loss_sum += loss.detach()
         scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
+    scaler.unscale_(opt)
     grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip if grad_clip > 0.0 else math.inf)
     settle_last_step()  # now, while the device is busy with this step: nothing waits
     loss = hardware.mean_over_processes(loss_sum)
     grad_norm = grad_norm.full_tensor() if fsdp else grad_norm
     skip = step_guard.judge(iter_num, loss, grad_norm, scaled=scaler.is_enabled())
-    optimizer.found_inf = skip.float()  # where it is 1, fused AdamW changes nothing; GradScaler sets its own
+    opt.found_inf = skip.float()  # where it is 1, fused AdamW changes nothing; GradScaler sets its own
     if (spike_z == 0.0 and device_type != 'mps') or not skip:  # looking at skip would wait for the device
-        scaler.step(optimizer)
+        scaler.step(opt)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    opt.zero_grad(set_to_none=True)
     iter_num += 1
 
     # log; nothing below changes the run

@@ -57,7 +57,9 @@ def how_to_prepare(folder):
 
 
 def prepare(folder):
-    """Make the dataset with its prepare.py, which shows what it does. FileNotFoundError or ValueError if it cannot."""
+    """Make a dataset that is not there yet with its prepare.py. FileNotFoundError or ValueError if it cannot."""
+    if os.path.exists(os.path.join(folder, 'train.bin')):
+        return
     script = os.path.join(folder, 'prepare.py')
     if not os.path.isfile(script):
         raise FileNotFoundError(f'dataset {os.path.basename(folder)!r} is not there; {how_to_prepare(folder)}')

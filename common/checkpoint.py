@@ -205,11 +205,14 @@ def check_same_model(shape, checkpoint, out_dir):
 def load_optimizer(optimizer, scaler, checkpoint):
     """Load the optimizer's and the loss scaler's state; settings (betas, weight decay, ...) stay those of this run."""
     state = checkpoint['optimizer']
+    if len(state['param_groups']) != len(optimizer.param_groups):
+        then = checkpoint.get('config', {}).get('optimizer', 'adamw')
+        raise ValueError(f'this run began with another optimizer: resume it with --optimizer={then}')
     params = [p for group in optimizer.param_groups for p in group['params']]
     for i, moments in state['state'].items():
         if hasattr(params[i], 'device_mesh'):  # split by FSDP
             from torch.distributed.tensor import distribute_tensor
-            for key in ('exp_avg', 'exp_avg_sq'):
+            for key in moments.keys() & {'exp_avg', 'exp_avg_sq', 'momentum_buffer'}:
                 moments[key] = distribute_tensor(moments[key].to(params[i].device), params[i].device_mesh,
                                                  params[i].placements)
     for theirs, ours in zip(state['param_groups'], optimizer.param_groups):

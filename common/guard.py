@@ -27,6 +27,13 @@ def check_settings(settings, world_size):
     for key in ('dropout', 'beta1', 'beta2'):
         if settings[key] >= 1:
             raise ValueError(f'{key}={settings[key]} is not below 1')
+    for key, known in (('optimizer', ('adamw', 'muon')), ('schedule', ('cosine', 'linear', 'wsd'))):
+        if settings[key] not in known:
+            raise ValueError(f'{key}={settings[key]!r} is not one of {", ".join(known)}')
+    if not 0 < settings['cooldown'] <= 1:
+        raise ValueError(f'cooldown={settings["cooldown"]} is a fraction of lr_decay_iters, above 0 and up to 1')
+    if settings['optimizer'] == 'muon' and settings['learning_rate'] == 0:
+        raise ValueError('learning_rate=0.0 stops Muon too, whose rate follows its schedule; try --learning_rate=1e-2')
     steps = settings['gradient_accumulation_steps']
     above = -(-steps // world_size) * world_size
     if above != steps:

@@ -130,22 +130,35 @@ def check_architecture(name, capability, architectures):
 
 def resolve_dtype(dtype, device, training=True):
     """
-    'auto' becomes 'bfloat16' on a GPU that computes in it natively, 'float16' on an older one (a V100, a T4),
-    and 'float32' elsewhere. Emulated bfloat16 is replaced by float16, with a printed line: a V100 emulates it
+    'auto' becomes 'bfloat16' on a GPU that computes in it natively, and to train on such a CPU; 'float16' on an older
+    GPU (a V100, a T4); and 'float32' elsewhere. Emulated bfloat16 is replaced by float16, with a printed line: a V100 emulates it
     at a fraction of its speed, and torch.cuda.is_bf16_supported() counts that unless told otherwise.
     """
     if dtype not in ('auto', 'float32', 'bfloat16', 'float16'):
         raise ValueError(f'dtype={dtype!r} is not one of auto, float32, bfloat16, float16')
     on_cuda = device.startswith('cuda')
-    native_bf16 = on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     if dtype == 'auto':
-        return 'float32' if not on_cuda else 'bfloat16' if native_bf16 else 'float16'
+        if native_bf16(device) and (on_cuda or training):
+            return 'bfloat16'
+        return 'float16' if on_cuda else 'float32'
     if dtype == 'float16' and training and not on_cuda:
         raise ValueError(f'float16 does not train on device={device!r}; use --dtype=float32 or --dtype=bfloat16')
-    if dtype == 'bfloat16' and on_cuda and not native_bf16:
+    if dtype == 'bfloat16' and on_cuda and not native_bf16(device):
         print0('dtype: this GPU only emulates bfloat16; using float16 instead')
         return 'float16'
     return dtype
+
+
+def native_bf16(device):
+    """True if this device has instructions for products in bfloat16, and does not emulate them."""
+    if device.startswith('cuda'):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def muon_dtype(device, dtype):
+    """What Muon's Newton-Schulz iteration runs in, in a run in `dtype`: never float16, in which it is not stable."""
+    return torch.bfloat16 if dtype != 'float32' and native_bf16(device) else torch.float32
 
 
 def autocast(device, dtype):

@@ -34,8 +34,22 @@ def test_a_gpu_with_native_bfloat16_uses_it(gpu):
     assert hardware.resolve_dtype('float16', 'cuda:1') == 'float16'
 
 
+def test_a_cpu_with_native_bfloat16_trains_in_it_and_samples_in_float32(monkeypatch):
+    for native in (True, False):
+        monkeypatch.setattr(hardware, 'native_bf16', lambda device: native)
+        assert hardware.resolve_dtype('auto', 'cpu') == ('bfloat16' if native else 'float32')
+        assert hardware.resolve_dtype('auto', 'cpu', training=False) == 'float32'
+
+
+def test_muon_never_iterates_in_float16_or_emulated_bfloat16(gpu):
+    gpu()
+    assert hardware.muon_dtype('cuda', 'float16') == torch.float32
+    gpu('NVIDIA H200', native_bf16=True)
+    assert hardware.muon_dtype('cuda', 'bfloat16') == hardware.muon_dtype('cuda', 'float16') == torch.bfloat16
+    assert hardware.muon_dtype('cuda', 'float32') == torch.float32
+
+
 def test_float16_on_a_cpu_is_refused():
-    assert hardware.resolve_dtype('auto', 'cpu') == 'float32'
     with pytest.raises(ValueError, match='float16'):
         hardware.resolve_dtype('float16', 'cpu')
 

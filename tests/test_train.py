@@ -131,22 +131,18 @@ RECORDER = '''
 import os, runpy, sys
 sys.argv = sys.argv[1:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
-from common import bins
+from common import batches
 
-class Recorder:
-    def __init__(self, tokens, split):
-        self.tokens, self.split = tokens, split
-    def __len__(self):
-        return len(self.tokens)
-    def __getitem__(self, positions):
-        if not isinstance(positions, slice):
-            with open(f"read.{os.environ.get('RANK', 0)}", "a") as f:
-                starts = [start for start in positions[:, 0] if start < len(self.tokens) - 1]
-                f.writelines(f"{self.split} {start}\\n" for start in starts)
-        return self.tokens[positions]
+class Recorder(batches.Reader):
+    def __init__(self, folder, split, *rest):
+        super().__init__(folder, split, *rest)
+        self.split = split
+    def windows(self, starts):
+        with open(f"read.{os.environ.get('RANK', 0)}", "a") as f:
+            f.writelines(f"{self.split} {start}\\n" for start in starts.flatten() if start < self.size - 1)
+        return super().windows(starts)
 
-open_tokens = bins.open_tokens
-bins.open_tokens = lambda folder, split, meta: Recorder(open_tokens(folder, split, meta), split)
+batches.Reader = Recorder
 runpy.run_path(sys.argv[0], run_name="__main__")
 '''
 
@@ -176,7 +172,8 @@ def test_two_processes_train_as_one(corpus_dir, tmp_path):
 
 @pytest.mark.parametrize('options', [['--gradient_checkpointing=True', '--dropout=0.1'], ['--dtype=bfloat16'],
                                      ['--grad_clip=0.0', '--decay_lr=False', '--bias=True'],
-                                     ['--activation=gelu_tanh', '--log_interval=5', '--always_save_checkpoint=False']])
+                                     ['--activation=gelu_tanh', '--log_interval=5', '--always_save_checkpoint=False'],
+                                     ['--modern=True', '--optimizer=muon', '--schedule=linear', '--dtype=bfloat16']])
 def test_options_train(train, tmp_path, options):
     done = train('--out_dir=out', *options)
     assert done.returncode == 0, done.stderr
@@ -195,11 +192,15 @@ def test_compiled_code_trains_as_eager_code_does(train, tmp_path):
     assert np.allclose(losses(tmp_path / 'out'), losses(tmp_path / 'eager'), atol=1e-3)
 
 
-def test_the_learning_rate_warms_up_and_follows_a_cosine(train, tmp_path):
-    assert train('--out_dir=out', '--max_iters=25', '--warmup_iters=4', '--min_lr=1e-3').returncode == 0
+@pytest.mark.parametrize('schedule, at_8_12_16', [
+    ('cosine', [1e-3 + 9e-3 * (1 + 0.5**0.5) / 2, 5.5e-3, 1e-3 + 9e-3 * (1 - 0.5**0.5) / 2]),
+    ('linear', [1e-3 + 9e-3 * 0.75, 5.5e-3, 1e-3 + 9e-3 * 0.25]), ('wsd', [1e-2, 1e-2, 5.5e-3])])
+def test_the_learning_rate_warms_up_and_follows_its_schedule(train, tmp_path, schedule, at_8_12_16):
+    assert train('--out_dir=out', '--max_iters=25', '--warmup_iters=4', '--min_lr=1e-3', f'--schedule={schedule}',
+                 '--cooldown=0.4').returncode == 0
     lr = [line['lr'] for line in read_metrics(tmp_path / 'out')[0]]
     assert lr[:5] == pytest.approx([2e-3, 4e-3, 6e-3, 8e-3, 1e-2])
-    assert lr[12] == pytest.approx((1e-2 + 1e-3) / 2)  # halfway from iteration 4 to 20
+    assert [lr[8], lr[12], lr[16]] == pytest.approx(at_8_12_16)  # a quarter, a half and the rest from iteration 4 to 20
     assert lr[20:] == pytest.approx([1e-3] * 5)
 
 
@@ -410,11 +411,12 @@ def test_a_mistake_is_one_line_and_nothing_is_written(train, tmp_path, args, exp
 @pytest.mark.parametrize('key, value, processes, expected', [
     ('batch_size', 0, 1, 'batch_size=0 is below 1'), ('n_head', 0, 1, 'n_head=0 is below 1'),
     ('beta2', 1.0, 1, 'beta2=1.0 is not below 1'), ('keep_interval', 7, 1, '--keep_interval=10'),
-    ('warmup_iters', 20, 1, '--warmup_iters=1'), ('fsdp', True, 1, 'torchrun'),
+    ('optimizer', 'adam', 1, 'adamw, muon'), ('schedule', 'step', 1, 'cosine, linear, wsd'),
+    ('cooldown', 1.5, 1, 'fraction'), ('learning_rate', 0.0, 1, 'Muon'), ('warmup_iters', 20, 1, '--warmup_iters=1'), ('fsdp', True, 1, 'torchrun'),
     ('gradient_accumulation_steps', 5, 3, 'try --gradient_accumulation_steps=3 or --gradient_accumulation_steps=6'),
     ('gradient_accumulation_steps', 1, 2, 'try --gradient_accumulation_steps=2'), ('batch_size', 3, 1, None)])
 def test_settings_that_cannot_work_are_refused(key, value, processes, expected):
-    settings = dict(n_layer=1, n_head=1, n_embd=1, batch_size=1, block_size=1, gradient_accumulation_steps=6,
+    settings = dict(optimizer='muon', schedule='cosine', cooldown=0.3, learning_rate=1e-3, n_layer=1, n_head=1, n_embd=1, batch_size=1, block_size=1, gradient_accumulation_steps=6,
                     eval_interval=10, log_interval=1, max_skips=1, dropout=0.0, beta1=0.9, beta2=0.9, decay_lr=True,
                     warmup_iters=2, lr_decay_iters=20, keep_interval=20, fsdp=False)
     if expected is None:
@@ -426,7 +428,8 @@ def test_settings_that_cannot_work_are_refused(key, value, processes, expected):
 @pytest.mark.parametrize('args, expected', [
     (['--n_layer=3'], ['another model', '--n_layer=2']),
     (['--block_size=8'], ['another model', '--block_size=16']),
-    (['--bias=True'], ['another model', '--bias=False']),
+    (['--bias=True'], ['another model', '--bias=False']), (['--modern=True'], ['another model', '--modern=False']),
+    (['--optimizer=muon'], ['another optimizer', '--optimizer=adamw']),
 ])
 def test_resuming_with_another_shape_is_refused_and_harms_nothing(train, trained, tmp_path, args, expected):
     shutil.copytree(trained, tmp_path / 'out')

@@ -1,0 +1,66 @@
+"""
+What a run reads, and the random numbers that say where. A split's tokens are kept on the device while they are few, else
+read from disk in a thread, ahead of when they are needed. Which positions to read is the caller's.
+"""
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from common import bins
+
+ON_DEVICE = 2**28  # bytes of a split that is kept on the device, 134 million tokens in uint16
+
+
+def random_numbers(seed, stream, i, count):
+    """
+    (count,) uint64, a function of (seed, stream, i) alone: there is no generator whose state a resume would need or an
+    evaluation could disturb, and any number of processes draws the same. Philox: Salmon et al. 2011.
+    """
+    return np.random.Philox(key=[seed, stream], counter=[0, 0, 0, i]).random_raw(count)
+
+
+class Reader:
+    """Windows of one split, `length` tokens long."""
+
+    def __init__(self, folder, split, meta, length, device):
+        self.open = lambda: bins.open_tokens(folder, split, meta)
+        self.length, self.device = length, device
+        self.size = len(self.open())  # in tokens
+        self.tokens = self.thread = None
+        self.ahead = None, None  # starts, and the future of their windows
+        if self.size * np.dtype(meta['dtype']).itemsize > ON_DEVICE:
+            self.thread = ThreadPoolExecutor(1)
+            return
+        # PyTorch does little in unsigned integers: the same bytes as signed ones, of which `bits` takes the sign away
+        unsigned = np.dtype(meta['dtype'])
+        self.bits = 2**(8 * unsigned.itemsize) - 1
+        self.tokens = torch.from_numpy(np.array(self.open()).view(f'int{8 * unsigned.itemsize}')).to(device)
+
+    def windows(self, starts):
+        """The ids from each of `starts` (int64 array of any shape) on, int64 (*shape, length); -1 past the end."""
+        if self.tokens is not None:
+            positions = on(self.device, torch.from_numpy(starts))[..., None] + torch.arange(self.length, device=self.device)
+            ids = self.tokens[positions.clamp(max=self.size - 1)].long() & self.bits
+            return ids.masked_fill_(positions >= self.size, -1)
+        expected, future = self.ahead
+        ids = future.result() if expected is not None and np.array_equal(expected, starts) else self.read(starts)
+        return ids.to(self.device, non_blocking=True)
+
+    def read_ahead(self, starts):
+        """Begin to read what windows() will be asked for next."""
+        if self.thread is not None:
+            self.ahead = starts, self.thread.submit(self.read, starts)
+
+    def read(self, starts):
+        tokens = self.open()  # anew each time: a mapping keeps every page that it ever touched
+        positions = starts[..., None] + np.arange(self.length)
+        ids = tokens[np.minimum(positions, self.size - 1)].astype(np.int64)
+        ids[positions >= self.size] = -1
+        ids = torch.from_numpy(ids)
+        return ids.pin_memory() if self.device.startswith('cuda') else ids
+
+
+def on(device, tensor):
+    """A tensor on a device, without waiting for what a GPU is doing at the time."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith('cuda') else tensor.to(device)

@@ -1,0 +1,66 @@
+"""
+GPT-2 as Hugging Face keeps it: a folder with config.json and safetensors, here or in its repositories. It knows files and
+names, no model.
+"""
+import difflib
+import json
+import os
+
+OPENAI = ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')  # 124M, 350M, 774M, 1558M parameters
+
+# what it calls the activations that we have
+ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu': 'gelu'}
+
+
+def download(model_type):
+    """The local folder of a Hugging Face repository, fetched once and cached by huggingface_hub."""
+    from huggingface_hub import snapshot_download
+    repo = f'openai-community/{model_type}' if model_type in OPENAI else model_type
+    try:
+        return snapshot_download(repo, allow_patterns=['config.json', '*.safetensors', '*.safetensors.index.json'])
+    except Exception as error:  # its errors for no network, no such name and no access have no common base
+        reason = str(error).strip().split('\n')[0]
+        close = difflib.get_close_matches(model_type, [*OPENAI, 'scratch', 'resume', 'auto'], n=1, cutoff=0.8)
+        hint = f'did you mean {close[0]}?' if close and close[0] != model_type else (
+            'without a network, name a folder with its config.json and model.safetensors instead')
+        raise ValueError(f'{model_type} is no file or folder here, and {repo} cannot be fetched from Hugging Face '
+                         f'({type(error).__name__}: {reason}); {hint}') from None
+
+
+def read(folder):
+    """(config.json, weights), two dicts, of a folder in Hugging Face's layout. ValueError if that cannot be read."""
+    from safetensors.torch import load_file
+    names = sorted(name for name in os.listdir(folder) if name.endswith('.safetensors'))  # large models have several
+    if not names:
+        raise ValueError(f'{folder} has no .safetensors file')
+    weights = {}
+    try:
+        for name in names:
+            weights.update(load_file(os.path.join(folder, name)))
+        name = 'config.json'
+        with open(os.path.join(folder, name), encoding='utf-8') as f:
+            return json.load(f), weights
+    except Exception as error:  # a SafetensorError, for one, is nothing else
+        raise ValueError(f'{os.path.join(folder, name)} cannot be read ({error})') from None
+
+
+def gpt2_config(theirs, model_type):
+    """GPTConfig's arguments from a Hugging Face config.json; ValueError for what GPT-2 here does not do."""
+    if theirs.get('model_type') != 'gpt2':
+        raise ValueError(f'{model_type} is a {theirs.get("model_type")!r} model, not a GPT-2')
+    missing = {'n_layer', 'n_head', 'n_embd', 'n_positions', 'vocab_size'} - theirs.keys()
+    if missing:
+        raise ValueError(f'the config.json of {model_type} has no {" and no ".join(sorted(missing))}')
+    unusual = [key for key, usual in (('scale_attn_by_inverse_layer_idx', False), ('scale_attn_weights', True),
+                                      ('tie_word_embeddings', True), ('layer_norm_epsilon', 1e-5))
+               if theirs.get(key, usual) != usual]
+    if theirs.get('n_inner') not in (None, 4 * theirs['n_embd']):
+        unusual.append('n_inner')
+    if theirs.get('activation_function', 'gelu_new') not in ACTIVATIONS:
+        unusual.append('activation_function')
+    if unusual:
+        raise ValueError(f'{model_type} is a GPT-2 of an unusual kind: ' +
+                         ', '.join(f'{key}={theirs[key]!r}' for key in unusual))
+    return dict(n_layer=theirs['n_layer'], n_head=theirs['n_head'], n_embd=theirs['n_embd'],
+                block_size=theirs['n_positions'], vocab_size=theirs['vocab_size'], bias=True,
+                activation=ACTIVATIONS[theirs.get('activation_function', 'gelu_new')])

@@ -1,0 +1,47 @@
+"""Tokens come out of a split as they stand in its file, whether it is kept on the device or read ahead in a thread."""
+import numpy as np
+import pytest
+import torch
+
+from common import batches
+
+
+@pytest.fixture(params=[('kept', 'uint16'), ('read ahead', 'uint16'), ('kept', 'uint32'), ('read ahead', 'uint32')])
+def reader(request, tmp_path, monkeypatch):
+    """A Reader of 100 tokens, 8 at a time, and the tokens: up to the largest that their dtype holds."""
+    where, dtype = request.param
+    tokens = np.linspace(0, np.iinfo(dtype).max, 100).astype(dtype)
+    tokens.tofile(tmp_path / 'train.bin')
+    if where == 'read ahead':
+        monkeypatch.setattr(batches, 'ON_DEVICE', 100)
+    return batches.Reader(str(tmp_path), 'train', {'dtype': dtype}, 8, 'cpu'), tokens.astype(np.int64)
+
+
+def test_windows_are_the_file_s_tokens(reader):
+    ours, tokens = reader
+    assert (ours.tokens is None) == (ours.thread is not None)
+    starts = np.array([[0, 5], [92, 17]])
+    ids = ours.windows(starts)
+    assert ids.dtype == torch.int64
+    assert np.array_equal(ids.numpy(), tokens[starts[..., None] + np.arange(8)])
+
+
+def test_past_the_end_stands_minus_one(reader):
+    ours, tokens = reader
+    ids = ours.windows(np.array([97, 100]))
+    assert ids[0].tolist() == [*tokens[97:], *[-1] * 5] and ids[1].tolist() == [-1] * 8
+
+
+def test_what_was_read_ahead_is_what_is_given_if_it_is_asked_for(reader):
+    ours, tokens = reader
+    ours.read_ahead(np.array([3, 4]))
+    assert ours.windows(np.array([50]))[0, 0] == tokens[50]  # an evaluation in between
+    assert ours.windows(np.array([3, 4]))[:, 0].tolist() == [tokens[3], tokens[4]]
+    assert ours.windows(np.array([4, 3]))[:, 0].tolist() == [tokens[4], tokens[3]]
+
+
+def test_random_numbers_are_a_function_of_seed_stream_and_iteration():
+    first = batches.random_numbers(1, 0, 5, 4)
+    assert np.array_equal(first, batches.random_numbers(1, 0, 5, 4))
+    assert all(not np.array_equal(first, other) for other in (
+        batches.random_numbers(2, 0, 5, 4), batches.random_numbers(1, 1, 5, 4), batches.random_numbers(1, 0, 6, 4)))
