@@ -212,7 +212,8 @@ def load_optimizer(optimizer, scaler, checkpoint):
     for i, moments in state['state'].items():
         if hasattr(params[i], 'device_mesh'):  # split by FSDP
             from torch.distributed.tensor import distribute_tensor
-            for key in moments.keys() & {'exp_avg', 'exp_avg_sq', 'momentum_buffer'}:
+            # in the same order in all processes, which send each other their parts
+            for key in [key for key in ('exp_avg', 'exp_avg_sq', 'momentum_buffer') if key in moments]:
                 moments[key] = distribute_tensor(moments[key].to(params[i].device), params[i].device_mesh,
                                                  params[i].placements)
     for theirs, ours in zip(state['param_groups'], optimizer.param_groups):
