@@ -24,6 +24,8 @@ from common import checkpoint as checkpoint_file
 from common import generate, huggingface
 from common.muon import MuonAdamW
 
+LOSS_CHUNK = 1024  # tokens whose logits are in memory at once: with GPT-2's vocabulary 0.2 GB in float32
+
 
 @dataclass
 class GPTConfig:
@@ -36,8 +38,8 @@ class GPTConfig:
     bias: bool = True         # in Linear and LayerNorm, as GPT-2 has it; False is a little faster and as good
     activation: str = 'gelu'  # 'gelu' is exact, as nanoGPT trained; 'gelu_tanh' is what OpenAI trained GPT-2 with
     modern: bool = False      # no longer GPT-2, but learns several times faster: RoPE, QK-norm, ReLU^2, each token's
-                              # embedding with a share of the one before, norms without weights, projections that
-                              # begin at zero, an output layer of its own
+                              # embedding with a share of the one before, norms without weights, an untied output
+                              # layer; what each of them brings stands in README
 
     def __post_init__(self):
         if self.n_embd % self.n_head != 0:
@@ -45,8 +47,9 @@ class GPTConfig:
             raise ValueError(f'n_embd={self.n_embd} is not divisible by n_head={self.n_head}; '
                              f'try --n_head={divisors[-1]} or --n_embd={-(-self.n_embd // self.n_head) * self.n_head}')
         if self.modern and self.n_embd // self.n_head % 2 != 0:
-            raise ValueError(f'n_embd={self.n_embd} and n_head={self.n_head} give heads of {self.n_embd // self.n_head} '
-                             'channels; modern=True turns them in pairs and needs an even number')
+            raise ValueError(f'n_embd={self.n_embd} and n_head={self.n_head} give heads of '
+                             f'{self.n_embd // self.n_head} channels; modern=True turns them in pairs, so that it '
+                             'needs an even number')
         if self.activation not in ('gelu', 'gelu_tanh'):
             raise ValueError(f'activation={self.activation!r} is not one of gelu, gelu_tanh')
 
@@ -142,7 +145,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False  # recompute each block in the backward pass: less memory, more time
+        self.gradient_checkpointing = False  # recompute blocks and logits in the backward pass: less memory, more time
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),
             wpe=None if config.modern else nn.Embedding(config.block_size, config.n_embd),
@@ -155,15 +158,12 @@ class GPT(nn.Module):
         if config.modern:
             self.smear = nn.Parameter(torch.zeros(config.n_embd))
             nn.init.normal_(self.transformer.wte.weight, std=0.3)
-            for name, p in self.named_parameters():
-                if name.endswith('c_proj.weight') or p is self.lm_head.weight:
-                    nn.init.zeros_(p)  # each block begins as the identity: Zhang et al. 2019, "Fixup"
         else:
             self.transformer.wte.weight = self.lm_head.weight  # tied, as in GPT-2
-            for name, p in self.named_parameters():
-                if name.endswith('c_proj.weight'):
-                    # each block adds to the residual stream twice; this keeps its variance (GPT-2 paper, section 2.3)
-                    nn.init.normal_(p, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layer))
+        for name, p in self.named_parameters():
+            if name.endswith('c_proj.weight'):
+                # each block adds to the residual stream twice; this keeps its variance (GPT-2 paper, section 2.3)
+                nn.init.normal_(p, mean=0.0, std=0.02 / math.sqrt(2 * config.n_layer))
 
     def _init_weights(self, module):
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -185,7 +185,8 @@ class GPT(nn.Module):
         """
         idx (B, T) token ids, T <= block_size; targets (B, T), where -1 does not count.
         Returns (logits, loss): with targets the logits of all positions (B, T, vocab_size) and the mean cross
-        entropy in nats; without, the logits of the last position (B, 1, vocab_size) and None.
+        entropy in nats; without, the logits of the last position (B, 1, vocab_size) and None. In training with
+        gradient_checkpointing there are no logits, but None.
         ValueError if T is longer than block_size.
         """
         if idx.size(1) > self.config.block_size:
@@ -200,9 +201,19 @@ class GPT(nn.Module):
         x = self.transformer.ln_f(x)
         if targets is None:
             return self.lm_head(x[:, [-1], :]), None  # only the last position is of use in generation
+        if self.gradient_checkpointing and self.training:
+            return None, self.loss_in_chunks(x.flatten(0, 1), targets.flatten())
         logits = self.lm_head(x)
-        loss = F.cross_entropy(logits.view(-1, logits.size(-1)), targets.view(-1), ignore_index=-1)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
         return logits, loss
+
+    def loss_in_chunks(self, x, targets):
+        """The mean cross entropy of x (N, n_embd), with the logits of few tokens in memory at a time."""
+        def summed_loss(x, targets):
+            return F.cross_entropy(self.lm_head(x), targets, ignore_index=-1, reduction='sum')
+        losses = [recompute_in_backward(summed_loss, *chunk, use_reentrant=False)
+                  for chunk in zip(x.split(LOSS_CHUNK), targets.split(LOSS_CHUNK))]
+        return sum(losses) / (targets >= 0).sum()
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):
@@ -232,9 +243,9 @@ class GPT(nn.Module):
 
     def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, muon_lr=None, muon_dtype=None):
         """
-        AdamW; matrices and embeddings decay, biases and norms do not. With muon_lr the matrices of the blocks go by Muon
-        at that rate, in muon_dtype (common/muon.py), and nothing else decays. In every group lr_ratio is what its rate
-        is to learning_rate.
+        AdamW; matrices and embeddings decay, biases and norms do not. With muon_lr the matrices of the blocks go by
+        Muon at that rate, in muon_dtype (common/muon.py), and nothing else decays. In every group lr_ratio is what its
+        rate is to learning_rate.
         """
         fused = device_type in ('cuda', 'cpu')  # one kernel for all parameters, which can skip an update by itself
         params = [p for p in self.parameters() if p.requires_grad]
@@ -276,7 +287,8 @@ class GPT(nn.Module):
         (OpenAI's), any repository id, or a local folder with config.json and model.safetensors.
         override_args: {'dropout': p} or nothing. ValueError if it cannot be had, or is not a GPT-2.
         """
-        config, weights = huggingface.read(model_type if os.path.isdir(model_type) else huggingface.download(model_type))
+        folder = model_type if os.path.isdir(model_type) else huggingface.download(model_type)
+        config, weights = huggingface.read(folder)
         model = cls(GPTConfig(**{**huggingface.gpt2_config(config, model_type), **(override_args or {})}))
         theirs = {key.removeprefix('transformer.'): value for key, value in weights.items()}
         with torch.no_grad():

@@ -101,7 +101,7 @@ def load_model():
             model = GPT.from_checkpoint(checkpoint, dropout=dropout)
             tokenizer.check_same(meta, checkpoint.get('meta'), model.config.vocab_size)
             bins.check_unchanged(meta, checkpoint.get('meta'), allow_data_change)
-            checkpoint_file.check_same_model(shape, checkpoint, out_dir)
+            checkpoint_file.check_same_model(shape, asdict(model.config), checkpoint.get('config', {}), out_dir)
             return model, checkpoint, path
         except FileNotFoundError:
             if init_from == 'resume':
@@ -224,12 +224,9 @@ def get_lr(it):
     if it > lr_decay_iters:
         return min_lr
     progress = (it - warmup_iters) / (lr_decay_iters - warmup_iters)
-    if schedule == 'cosine':
-        level = 0.5 * (1.0 + math.cos(math.pi * progress))
-    elif schedule == 'linear':
-        level = 1.0 - progress
-    else:
-        level = min(1.0, (lr_decay_iters - it) / (cooldown * lr_decay_iters))
+    level = {'cosine': 0.5 * (1.0 + math.cos(math.pi * progress)),
+             'linear': 1.0 - progress,
+             'wsd': min(1.0, (lr_decay_iters - it) / (cooldown * lr_decay_iters))}[schedule]
     return min_lr + level * (learning_rate - min_lr)
 
 
@@ -325,7 +322,9 @@ while True:
         loss_sum += loss.detach()
         scaler.scale(loss).backward()
     scaler.unscale_(opt)
-    grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), grad_clip if grad_clip > 0.0 else math.inf)
+    grad_norm = torch.nn.utils.get_total_norm([p.grad for p in raw_model.parameters() if p.grad is not None])
+    if grad_clip > 0.0:
+        torch.nn.utils.clip_grads_with_norm_(raw_model.parameters(), grad_clip, grad_norm)
     settle_last_step()  # now, while the device is busy with this step: nothing waits
     loss = hardware.mean_over_processes(loss_sum)
     grad_norm = grad_norm.full_tensor() if fsdp else grad_norm

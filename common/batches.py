@@ -1,6 +1,6 @@
 """
-What a run reads, and the random numbers that say where. A split's tokens are kept on the device while they are few, else
-read from disk in a thread, ahead of when they are needed. Which positions to read is the caller's.
+What a run reads, and the random numbers that say where. A split's tokens are kept on the device while they are few,
+else read from disk in a thread, ahead of when they are needed. Which positions to read is the caller's.
 """
 from concurrent.futures import ThreadPoolExecutor
 
@@ -40,7 +40,8 @@ class Reader:
     def windows(self, starts):
         """The ids from each of `starts` (int64 array of any shape) on, int64 (*shape, length); -1 past the end."""
         if self.tokens is not None:
-            positions = on(self.device, torch.from_numpy(starts))[..., None] + torch.arange(self.length, device=self.device)
+            steps = torch.arange(self.length, device=self.device)
+            positions = on(self.device, torch.from_numpy(starts))[..., None] + steps
             ids = self.tokens[positions.clamp(max=self.size - 1)].long() & self.bits
             return ids.masked_fill_(positions >= self.size, -1)
         expected, future = self.ahead

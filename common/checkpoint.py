@@ -188,14 +188,13 @@ def progress(checkpoint):
             state.get('since_best', 0), state.get('train_s', 0.0), state.get('recent_losses', []))
 
 
-def check_same_model(shape, checkpoint, out_dir):
+def check_same_model(shape, model_args, then, out_dir):
     """
-    ValueError if the settings in `shape` (n_layer, ...) ask for another model than the run to resume has. They may also
-    be what they were when it began: a run that started from gpt2-xl has a model that its n_layer does not name.
+    ValueError if the settings in `shape` (n_layer, ...) ask for another model than the run to resume has (model_args).
+    They may also be what they were `then`, when it began: a run that started from gpt2-xl has a model that its n_layer
+    does not name.
     """
-    then, model_args = checkpoint.get('config', {}), checkpoint['model_args']
-    differing = [key for key, value in shape.items()
-                 if key in model_args and value != model_args[key] and value != then.get(key)]
+    differing = [key for key, value in shape.items() if value != model_args[key] and value != then.get(key)]
     if differing:
         raise ValueError(f'the run in {out_dir} has another model: resume it with '
                          + ' '.join(f'--{key}={model_args[key]}' for key in differing)

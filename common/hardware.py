@@ -131,8 +131,8 @@ def check_architecture(name, capability, architectures):
 def resolve_dtype(dtype, device, training=True):
     """
     'auto' becomes 'bfloat16' on a GPU that computes in it natively, and to train on such a CPU; 'float16' on an older
-    GPU (a V100, a T4); and 'float32' elsewhere. Emulated bfloat16 is replaced by float16, with a printed line: a V100 emulates it
-    at a fraction of its speed, and torch.cuda.is_bf16_supported() counts that unless told otherwise.
+    GPU (a V100, a T4); and 'float32' elsewhere. Emulated bfloat16 is replaced by float16, with a printed line: a V100
+    emulates it at a fraction of its speed, and torch.cuda.is_bf16_supported() counts that unless told otherwise.
     """
     if dtype not in ('auto', 'float32', 'bfloat16', 'float16'):
         raise ValueError(f'dtype={dtype!r} is not one of auto, float32, bfloat16, float16')

@@ -1,6 +1,6 @@
 """
-GPT-2 as Hugging Face keeps it: a folder with config.json and safetensors, here or in its repositories. It knows files and
-names, no model.
+GPT-2 as Hugging Face keeps it: a folder with config.json and safetensors, here or in its repositories. It knows files
+and names, no model.
 """
 import difflib
 import json

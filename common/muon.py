@@ -3,8 +3,8 @@ Muon for the matrices of the blocks, AdamW for everything else, in one optimizer
 no model.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) takes the momentum of a matrix's gradient, and
-steps along the nearest matrix whose singular values are all about 1: what the gradient says seldom then counts as much as
-what it says often. Weight decay as in Liu et al. 2025, "Muon is Scalable for LLM Training".
+steps along the nearest matrix whose singular values are all about 1: what the gradient says seldom then counts as much
+as what it says often. Weight decay as in Liu et al. 2025, "Muon is Scalable for LLM Training".
 """
 import torch
 

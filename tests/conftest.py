@@ -13,8 +13,8 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, 'data')]
 os.environ.update(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
 
 # 2 layers, 32 wide, 16 tokens of context: an iteration takes milliseconds
-TOY = ['--device=cpu', '--dtype=float32', '--compile=False', '--n_layer=2', '--n_head=2', '--n_embd=32', '--block_size=16',
-       '--batch_size=4', '--gradient_accumulation_steps=2', '--max_iters=20', '--lr_decay_iters=20',
+TOY = ['--device=cpu', '--dtype=float32', '--compile=False', '--n_layer=2', '--n_head=2', '--n_embd=32',
+       '--block_size=16', '--batch_size=4', '--gradient_accumulation_steps=2', '--max_iters=20', '--lr_decay_iters=20',
        '--warmup_iters=2', '--learning_rate=1e-2', '--eval_interval=10', '--eval_iters=5']
 
 
@@ -65,7 +65,8 @@ def read_metrics(out_dir):
 
 
 # a run with all that a resume could get wrong: two optimizers in one, dropout, accumulation, samples, evaluations
-DEMANDING = [*TOY, '--modern=True', '--optimizer=muon', '--dropout=0.1', '--max_iters=40', '--lr_decay_iters=40', '--eval_interval=5',
+DEMANDING = [*TOY, '--modern=True', '--optimizer=muon', '--dropout=0.1', '--max_iters=40', '--lr_decay_iters=40',
+             '--eval_interval=5',
              "--sample_prompts=['the cat']"]
 
 

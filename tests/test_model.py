@@ -8,7 +8,7 @@ import torch
 
 from common import checkpoint as checkpoint_file
 from conftest import python, ROOT
-from model import GPT, GPTConfig, load_weights
+from model import GPT, GPTConfig, attend, load_weights, rotary, rotate
 
 SMALL = dict(block_size=32, vocab_size=96, n_layer=3, n_head=4, n_embd=48)
 
@@ -162,16 +162,66 @@ def test_a_new_model_knows_nothing_and_keeps_the_residual_scale():
     assert model.lm_head.weight is model.transformer.wte.weight
 
 
-def test_gradient_checkpointing_changes_no_gradient():
-    model, idx = small_gpt(dropout=0.1).train(), torch.randint(96, (2, 32))
+@pytest.mark.parametrize('modern', [False, True])
+def test_gradient_checkpointing_changes_no_gradient(monkeypatch, modern):
+    monkeypatch.setattr('model.LOSS_CHUNK', 24)  # of 64 tokens
+    model, idx = small_gpt(dropout=0.1, modern=modern).train(), torch.randint(96, (2, 32))
+    targets = idx.clone()
+    targets[0, :5] = -1
     gradients = []
     for recompute in (False, True):
         model.gradient_checkpointing = recompute
         model.zero_grad()
         torch.manual_seed(1)
-        model(idx, idx)[1].backward()
+        model(idx, targets)[1].backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(*gradients))
+
+
+@pytest.mark.parametrize('modern', [False, True])
+def test_no_token_sees_a_later_one(modern):
+    model, idx = small_gpt(modern=modern), torch.randint(96, (2, 32))
+    other = idx.clone()
+    other[:, 20:] = torch.randint(96, (2, 12))
+    ours, theirs = model(idx, idx)[0], model(other, other)[0]
+    assert torch.allclose(ours[:, :20], theirs[:, :20], atol=1e-5)
+    assert not torch.allclose(ours[:, 20:], theirs[:, 20:], atol=1e-2)
+
+
+def test_rotary_products_depend_on_the_distance_alone():
+    q, k = torch.randn(16), torch.randn(16)
+    cos, sin = rotary(32, 16, 'cpu')
+    turned_q, turned_k = (rotate(x.expand(1, 32, 1, 16), cos, sin)[0, :, 0] for x in (q, k))
+    products = turned_q @ turned_k.T  # (position of q, position of k)
+    for distance in (0, 1, 7):
+        along = products.diagonal(-distance)
+        assert torch.allclose(along, along[:1].expand_as(along), atol=1e-4)
+    assert products[0, 0].item() == pytest.approx((q @ k).item(), abs=1e-5) and products[7, 0] != products[0, 0]
+
+
+def test_attention_for_training_in_bfloat16_on_a_cpu_is_attention():
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 4, 32, 16) for _ in range(3)]
+    gradients, outputs = [], []
+    for dtype in (torch.float32, torch.bfloat16):
+        q, k, v = (x.clone().to(dtype).requires_grad_() for x in inputs)
+        outputs.append(attend(q, k, v, scale=0.3, dropout=0.0))
+        (outputs[-1].float() * inputs[0]).sum().backward()
+        gradients.append([x.grad.float() for x in (q, k, v)])
+    expected = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=True, scale=0.3)
+    assert torch.allclose(outputs[0], expected, atol=1e-6)
+    assert outputs[1].dtype == torch.bfloat16 and torch.allclose(outputs[1].float(), expected, atol=0.03)
+    assert all(torch.allclose(a, b, atol=0.1) for a, b in zip(*gradients))
+
+
+def test_a_modern_checkpoint_comes_back(tmp_path):
+    model, idx = small_gpt(modern=True), torch.randint(96, (1, 16))
+    checkpoint_file.save(dict(model=model.state_dict(), model_args=dataclasses.asdict(model.config)),
+                         tmp_path / 'ckpt.pt')
+    again = GPT.from_checkpoint(str(tmp_path / 'ckpt.pt')).eval()
+    assert torch.equal(again(idx)[0], model(idx)[0])
+    again.crop_block_size(16)
+    assert torch.equal(again(idx)[0], model(idx)[0])
 
 
 def test_cropping_the_context_keeps_the_logits():
@@ -219,6 +269,8 @@ def test_sizes_and_costs_of_gpt2():
 def test_impossible_configurations_are_refused():
     with pytest.raises(ValueError, match='n_embd=50 is not divisible by n_head=4'):
         GPTConfig(**{**SMALL, 'n_embd': 50})
+    with pytest.raises(ValueError, match='heads of 15 channels'):
+        GPTConfig(**{**SMALL, 'n_embd': 60}, modern=True)
     with pytest.raises(ValueError, match='activation'):
         GPTConfig(**SMALL, activation='relu')
 

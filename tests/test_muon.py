@@ -1,5 +1,6 @@
-"""Muon against torch.optim.Muon and AdamW against torch.optim.AdamW, in one optimizer that scaling, saving and FSDP know."""
+"""Muon against torch.optim.Muon and AdamW against torch.optim.AdamW, in one optimizer; scaled, skipped, saved."""
 import copy
+import math
 
 import pytest
 import torch
@@ -97,7 +98,8 @@ def test_a_skipped_update_changes_nothing():
         p.grad = torch.full_like(p, float('nan'))
     optimizer.found_inf = torch.tensor(1.0)
     optimizer.step()
-    for now, then in ((model.state_dict(), before[0]), *zip(optimizer.state_dict()['state'].values(), before[1].values())):
+    states = zip(optimizer.state_dict()['state'].values(), before[1].values(), strict=True)
+    for now, then in ((model.state_dict(), before[0]), *states):
         assert all(torch.equal(now[key], then[key]) for key in then)
     optimizer.found_inf = torch.tensor(0.0)
     set_gradients(model, 1)
@@ -125,6 +127,28 @@ def test_grad_scaler_scales_and_skips():
         plain.zero_grad()
     assert scaler.get_scale() == 512.0
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(model.parameters(), reference.parameters()))
+
+
+def test_the_recipe_learns_in_float16_with_loss_scaling_as_in_float32():
+    """The V100's way: float16 with GradScaler, Newton-Schulz in float32."""
+    idx = torch.randint(32, (4, 17), generator=torch.Generator().manual_seed(0))
+    final = {}
+    for dtype in (torch.float32, torch.float16):
+        torch.manual_seed(0)
+        model = GPT(CONFIG)
+        optimizer = model.configure_optimizers(0.0, 1e-2, (0.9, 0.95), 'cpu', muon_lr=0.02, muon_dtype=torch.float32)
+        scaler = torch.amp.GradScaler('cpu', enabled=dtype == torch.float16)
+        for step in range(30):
+            with torch.autocast('cpu', dtype=dtype, enabled=dtype == torch.float16):
+                loss = model(idx[:, :-1], idx[:, 1:])[1]
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        final[dtype] = loss.item()
+    assert final[torch.float32] < 1.0 < math.log(32)
+    assert final[torch.float16] == pytest.approx(final[torch.float32], rel=0.05)
 
 
 def test_saved_and_loaded_it_goes_on_to_the_bit():

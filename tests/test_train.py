@@ -182,7 +182,7 @@ def test_options_train(train, tmp_path, options):
 
 
 def test_compiled_code_trains_as_eager_code_does(train, tmp_path):
-    small = ['--n_layer=1', '--max_iters=4', '--eval_interval=4']
+    small = ['--modern=True', '--n_layer=1', '--max_iters=4', '--eval_interval=4']
     done = train('--out_dir=out', '--compile=True', *small)
     assert done.returncode == 0, done.stderr
     if 'compile: not possible' in done.stdout:
@@ -412,11 +412,13 @@ def test_a_mistake_is_one_line_and_nothing_is_written(train, tmp_path, args, exp
     ('batch_size', 0, 1, 'batch_size=0 is below 1'), ('n_head', 0, 1, 'n_head=0 is below 1'),
     ('beta2', 1.0, 1, 'beta2=1.0 is not below 1'), ('keep_interval', 7, 1, '--keep_interval=10'),
     ('optimizer', 'adam', 1, 'adamw, muon'), ('schedule', 'step', 1, 'cosine, linear, wsd'),
-    ('cooldown', 1.5, 1, 'fraction'), ('learning_rate', 0.0, 1, 'Muon'), ('warmup_iters', 20, 1, '--warmup_iters=1'), ('fsdp', True, 1, 'torchrun'),
+    ('cooldown', 1.5, 1, 'fraction'), ('learning_rate', 0.0, 1, 'Muon'),
+    ('warmup_iters', 20, 1, '--warmup_iters=1'), ('fsdp', True, 1, 'torchrun'),
     ('gradient_accumulation_steps', 5, 3, 'try --gradient_accumulation_steps=3 or --gradient_accumulation_steps=6'),
     ('gradient_accumulation_steps', 1, 2, 'try --gradient_accumulation_steps=2'), ('batch_size', 3, 1, None)])
 def test_settings_that_cannot_work_are_refused(key, value, processes, expected):
-    settings = dict(optimizer='muon', schedule='cosine', cooldown=0.3, learning_rate=1e-3, n_layer=1, n_head=1, n_embd=1, batch_size=1, block_size=1, gradient_accumulation_steps=6,
+    settings = dict(optimizer='muon', schedule='cosine', cooldown=0.3, learning_rate=1e-3,
+                    n_layer=1, n_head=1, n_embd=1, batch_size=1, block_size=1, gradient_accumulation_steps=6,
                     eval_interval=10, log_interval=1, max_skips=1, dropout=0.0, beta1=0.9, beta2=0.9, decay_lr=True,
                     warmup_iters=2, lr_decay_iters=20, keep_interval=20, fsdp=False)
     if expected is None:
