@@ -24,7 +24,7 @@ n_embd = 128
 dropout = 0.0
 
 optimizer = 'muon'
-muon_lr = 0.03
+muon_lr = 0.02
 learning_rate = 1e-2  # of the embedding and the output layer
 beta1 = 0.8
 beta2 = 0.95
@@ -33,8 +33,8 @@ grad_clip = 0.0  # Muon's steps have one size whatever the gradient's
 
 schedule = 'linear'
 warmup_iters = 0
-max_iters = 800
-lr_decay_iters = 800
+max_iters = 600
+lr_decay_iters = 600
 min_lr = 3e-4
 
 compile = False  # compiling would take longer than it saves
