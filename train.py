@@ -50,7 +50,7 @@ gradient_checkpointing = False     # recompute activations in the backward pass:
 # optimizer
 optimizer = 'adamw'                # adamw, or muon: the blocks' matrices by Muon, all else by AdamW; learns faster
 learning_rate = 6e-4               # AdamW's highest
-muon_lr = 0.02                     # Muon's highest
+muon_lr = 0.02                     # Muon's highest; it follows the schedule in proportion
 max_iters = 600000                 # updates
 weight_decay = 1e-1
 beta1 = 0.9
@@ -127,9 +127,9 @@ try:
     hardware.barrier()
     meta = bins.read_meta(data_dir)
     data_size = bins.check(data_dir, meta, block_size)  # tokens in each split
+    guard.explain_out_of_memory(batch_size, gradient_accumulation_steps, gradient_checkpointing)
     data = {split: batches.Reader(data_dir, split, meta, block_size + 1, device) for split in bins.SPLITS}
     prompts = tokenizer.encode_prompts(meta, sample_prompts)
-    guard.explain_out_of_memory(batch_size, gradient_accumulation_steps)
     raw_model, checkpoint, path = load_model()
     iter_num, best_val_loss, evaluated_at, since_best, train_s, recent_losses = checkpoint_file.progress(checkpoint)
     if hardware.all_reduce([iter_num], device)[0] != iter_num * world_size:
@@ -175,15 +175,16 @@ def get_batch(split, starts):
 
 
 def eval_batches(split):
-    """The starts of every batch of an evaluation, the same each time; this process's share, (n, batch_size) int64."""
+    """The starts of every batch of an evaluation, the same each time; this process's share, (n, rows) int64."""
     size = data_size[split]
     if eval_iters > 0:  # spread evenly over the split, which estimates its loss better than random places do
         starts = np.linspace(0, size - block_size - 1, eval_iters * batch_size)
     else:  # windows side by side over the whole validation split, and over a piece of train as long
         starts = np.arange(0, min(size, data_size['val']) - 1, block_size)
+    rows = max(1, 1024 // block_size) if gradient_checkpointing else batch_size  # short of memory: fewer logits at once
     # fill up with what counts for nothing: with fsdp all processes must run the same number of batches
-    starts = np.append(starts, np.full(-len(starts) % (batch_size * world_size), size))
-    return starts.astype(np.int64).reshape(-1, batch_size)[rank::world_size]
+    starts = np.append(starts, np.full(-len(starts) % (rows * world_size), size))
+    return starts.astype(np.int64).reshape(-1, rows)[rank::world_size]
 
 
 @torch.no_grad()
@@ -218,7 +219,7 @@ def sample_texts():
 
 
 def get_lr(it):
-    """The learning rate of iteration `it`: linear warmup, then the schedule down to min_lr, then min_lr."""
+    """AdamW's learning rate at iteration `it`: linear warmup, then the schedule down to min_lr. Muon's follows it."""
     if it < warmup_iters:
         return learning_rate * (it + 1) / (warmup_iters + 1)
     if it > lr_decay_iters:
@@ -307,7 +308,7 @@ while True:
     lr = get_lr(iter_num) if decay_lr else learning_rate
     for group in opt.param_groups:
         group['lr'] = lr * group['lr_ratio']
-        group['momentum'] = 0.85 + 0.1 * min(iter_num / 300, 1.0)  # Muon's; its warmup is modded-nanogpt's
+        group['momentum'] = 0.85 + 0.1 * min(iter_num / 300, 1.0)  # of Muon alone; this warmup is modded-nanogpt's
     if dropout > 0.0:
         torch.manual_seed(int(batches.random_numbers(seed, DROPOUT + rank, iter_num, 1)[0]))
     micro_batches = list(zip(*get_batch('train', train_starts(iter_num)[rank::world_size])))
@@ -329,8 +330,8 @@ while True:
     loss = hardware.mean_over_processes(loss_sum)
     grad_norm = grad_norm.full_tensor() if fsdp else grad_norm
     skip = step_guard.judge(iter_num, loss, grad_norm, scaled=scaler.is_enabled())
-    opt.found_inf = skip.float()  # where it is 1, fused AdamW changes nothing; GradScaler sets its own
-    if (spike_z == 0.0 and device_type != 'mps') or not skip:  # looking at skip would wait for the device
+    opt.found_inf = skip.float() if opt.defaults['fused'] else None  # where it is 1 this step changes nothing
+    if (spike_z == 0.0 and opt.defaults['fused']) or not skip:  # looking at skip would wait for the device
         scaler.step(opt)
     scaler.update()
     opt.zero_grad(set_to_none=True)

@@ -30,7 +30,9 @@ class Reader:
         self.tokens = self.thread = None
         self.ahead = None, None  # starts, and the future of their windows
         if self.size * np.dtype(meta['dtype']).itemsize > ON_DEVICE:
-            self.thread = ThreadPoolExecutor(1)
+            # a thread begins on the first GPU, whichever this process has
+            own_gpu = (torch.cuda.set_device, (device,)) if device.startswith('cuda') else (None, ())
+            self.thread = ThreadPoolExecutor(1, 'read ahead', *own_gpu)
             return
         # PyTorch does little in unsigned integers: the same bytes as signed ones, of which `bits` takes the sign away
         unsigned = np.dtype(meta['dtype'])
@@ -39,6 +41,7 @@ class Reader:
 
     def windows(self, starts):
         """The ids from each of `starts` (int64 array of any shape) on, int64 (*shape, length); -1 past the end."""
+        starts = np.ascontiguousarray(starts)  # every second micro-batch of two processes is not, and copies slowly
         if self.tokens is not None:
             steps = torch.arange(self.length, device=self.device)
             positions = on(self.device, torch.from_numpy(starts))[..., None] + steps

@@ -204,7 +204,8 @@ def check_same_model(shape, model_args, then, out_dir):
 def load_optimizer(optimizer, scaler, checkpoint):
     """Load the optimizer's and the loss scaler's state; settings (betas, weight decay, ...) stay those of this run."""
     state = checkpoint['optimizer']
-    if len(state['param_groups']) != len(optimizer.param_groups):
+    counts = [[len(group['params']) for group in groups] for groups in (state['param_groups'], optimizer.param_groups)]
+    if counts[0] != counts[1]:
         then = checkpoint.get('config', {}).get('optimizer', 'adamw')
         raise ValueError(f'this run began with another optimizer: resume it with --optimizer={then}')
     params = [p for group in optimizer.param_groups for p in group['params']]

@@ -32,8 +32,12 @@ def check_settings(settings, world_size):
             raise ValueError(f'{key}={settings[key]!r} is not one of {", ".join(known)}')
     if not 0 < settings['cooldown'] <= 1:
         raise ValueError(f'cooldown={settings["cooldown"]} is a fraction of lr_decay_iters, above 0 and up to 1')
-    if settings['optimizer'] == 'muon' and settings['learning_rate'] == 0:
-        raise ValueError('learning_rate=0.0 stops Muon too, whose rate follows its schedule; try --learning_rate=1e-2')
+    for key in ('learning_rate', 'muon_lr'):
+        if settings['optimizer'] == 'muon' and settings[key] == 0:
+            raise ValueError(f'{key}=0.0 leaves nothing to learn with optimizer=muon; try --{key}=0.01')
+    if settings['modern'] and settings['activation'] != 'gelu':
+        raise ValueError(f'activation={settings["activation"]!r} has no effect with modern=True, which has ReLU^2; '
+                         'leave it out')
     steps = settings['gradient_accumulation_steps']
     above = -(-steps // world_size) * world_size
     if above != steps:
@@ -43,6 +47,9 @@ def check_settings(settings, world_size):
     warmup, decay = settings['warmup_iters'], settings['lr_decay_iters']
     if settings['decay_lr'] and warmup >= decay:
         raise ValueError(f'warmup_iters={warmup} is not below lr_decay_iters={decay}; try --warmup_iters={decay // 20}')
+    if settings['decay_lr'] and settings['schedule'] == 'wsd' and warmup + settings['cooldown'] * decay > decay:
+        raise ValueError(f'warmup_iters={warmup} and cooldown={settings["cooldown"]} overlap; '
+                         f'try --cooldown={math.floor(100 * (decay - warmup) / decay) / 100}')
     keep, interval = settings['keep_interval'], settings['eval_interval']
     if keep % interval != 0:
         raise ValueError(f'keep_interval={keep} is not a multiple of eval_interval={interval}; '
@@ -147,7 +154,7 @@ def check_disk(out_dir, model, kept):
                         f'{free / 1e9:.1f} GB free')
 
 
-def explain_out_of_memory(batch_size, gradient_accumulation_steps):
+def explain_out_of_memory(batch_size, gradient_accumulation_steps, gradient_checkpointing):
     """From here on a process that dies for want of GPU memory says what to change, instead of a traceback."""
     usual = sys.excepthook
 
@@ -159,5 +166,6 @@ def explain_out_of_memory(batch_size, gradient_accumulation_steps):
                    f'(the same batch in smaller pieces), ') if batch_size % 2 == 0 else ''
         print(f'out of memory with batch_size={batch_size}: {allocated:.1f} GB were allocated at most '
               f'({str(error).split(chr(10))[0]})\n'
-              f'try {smaller}--gradient_checkpointing=True, or a smaller --block_size', file=sys.stderr, flush=True)
+              f'try {smaller}{"" if gradient_checkpointing else "--gradient_checkpointing=True, "}'
+              'or a smaller --block_size', file=sys.stderr, flush=True)
     sys.excepthook = explain

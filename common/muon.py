@@ -51,9 +51,11 @@ class MuonAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self):
         groups = self.param_groups
-        self.param_groups = [group for group in groups if group['pieces'] == 0]
-        super().step()
-        self.param_groups = groups
+        try:
+            self.param_groups = [group for group in groups if group['pieces'] == 0]  # all that AdamW shall see
+            super().step()
+        finally:
+            self.param_groups = groups
         self.step_matrices([group for group in groups if group['pieces'] > 0])
 
     def step_matrices(self, groups):

@@ -36,8 +36,20 @@ def test_what_was_read_ahead_is_what_is_given_if_it_is_asked_for(reader):
     ours, tokens = reader
     ours.read_ahead(np.array([3, 4]))
     assert ours.windows(np.array([50]))[0, 0] == tokens[50]  # an evaluation in between
+    if ours.thread is not None:
+        ours.ahead[1].result()
+        ours.read = None  # it has been read already
     assert ours.windows(np.array([3, 4]))[:, 0].tolist() == [tokens[3], tokens[4]]
-    assert ours.windows(np.array([4, 3]))[:, 0].tolist() == [tokens[4], tokens[3]]
+
+
+def test_what_goes_wrong_in_the_thread_is_not_lost(reader, tmp_path):
+    ours, _ = reader
+    if ours.thread is None:
+        pytest.skip('nothing is read here')
+    (tmp_path / 'train.bin').unlink()
+    ours.read_ahead(np.array([3]))
+    with pytest.raises(FileNotFoundError):
+        ours.windows(np.array([3]))
 
 
 def test_random_numbers_are_a_function_of_seed_stream_and_iteration():

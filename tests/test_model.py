@@ -188,6 +188,40 @@ def test_no_token_sees_a_later_one(modern):
     assert not torch.allclose(ours[:, 20:], theirs[:, 20:], atol=1e-2)
 
 
+def test_the_modern_model_is_what_its_description_says():
+    """Each part once more, one sequence and one head at a time, from the weights."""
+    model, idx = small_gpt(modern=True, bias=True), torch.randint(96, (32,))
+    weights = model.state_dict()
+
+    def norm(x):
+        return (x - x.mean(dim=-1, keepdim=True)) / (x.var(dim=-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+
+    def linear(name, x):
+        return x @ weights[f'{name}.weight'].T + weights[f'{name}.bias']
+
+    def turn(x):  # (T, head_dim), pairs of channels as complex numbers
+        half = x.size(1) // 2
+        angles = torch.arange(len(x))[:, None] * 10000.0 ** (-torch.arange(half) / half)
+        turned = torch.complex(x[:, :half], x[:, half:]) * torch.polar(torch.ones_like(angles), angles)
+        return torch.cat((turned.real, turned.imag), dim=1)
+
+    x = norm(weights['transformer.wte.weight'][idx])
+    x = x + weights['smear'] * torch.cat((torch.zeros(1, 48), x[:-1]))
+    for i in range(3):
+        q, k, v = linear(f'transformer.h.{i}.attn.c_attn', norm(x)).split(48, dim=1)
+        heads = []
+        for h in range(4):
+            q_h, k_h, v_h = (y[:, 12 * h:12 * h + 12] for y in (q, k, v))
+            scores = turn(norm(q_h)) @ turn(norm(k_h)).T * math.sqrt(2 / 12)
+            scores = scores.masked_fill(torch.ones(32, 32).triu(1).bool(), -math.inf)
+            heads.append(scores.softmax(dim=1) @ v_h)
+        x = x + linear(f'transformer.h.{i}.attn.c_proj', torch.cat(heads, dim=1))
+        hidden = linear(f'transformer.h.{i}.mlp.c_fc', norm(x)).clamp(min=0)
+        x = x + linear(f'transformer.h.{i}.mlp.c_proj', hidden**2)
+    expected = norm(x) @ weights['lm_head.weight'].T
+    assert torch.allclose(model(idx[None], idx[None])[0][0], expected, atol=1e-4)
+
+
 def test_rotary_products_depend_on_the_distance_alone():
     q, k = torch.randn(16), torch.randn(16)
     cos, sin = rotary(32, 16, 'cpu')

@@ -181,6 +181,27 @@ def test_options_train(train, tmp_path, options):
     assert evaluations[-1]['val_loss'] < evaluations[0]['val_loss'] - 0.5
 
 
+def test_where_adamw_is_not_fused_a_harmful_update_is_skipped_too(corpus_dir, tmp_path):
+    """As on Apple's GPU; the second update meets a loss that is not finite."""
+    (tmp_path / 'plain.py').write_text("""
+import os, runpy, sys
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+import torch
+from common import guard
+adamw, judge = torch.optim.AdamW.__init__, guard.StepGuard.judge
+torch.optim.AdamW.__init__ = lambda self, groups, fused, **rest: adamw(self, groups, fused=False, **rest)
+guard.StepGuard.judge = lambda self, i, loss, grad_norm, scaled: judge(self, i, loss / (i != 1), grad_norm, scaled)
+runpy.run_path(sys.argv[0], run_name="__main__")
+""")
+    done = python('plain.py', os.path.join(ROOT, 'train.py'), *TOY, '--modern=True', '--optimizer=muon',
+                  f'--dataset={corpus_dir}', '--out_dir=out', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('update skipped') == 1
+    evaluations = read_metrics(tmp_path / 'out')[1]
+    assert evaluations[-1]['val_loss'] < evaluations[0]['val_loss'] - 0.5
+
+
 def test_compiled_code_trains_as_eager_code_does(train, tmp_path):
     small = ['--modern=True', '--n_layer=1', '--max_iters=4', '--eval_interval=4']
     done = train('--out_dir=out', '--compile=True', *small)
@@ -412,12 +433,15 @@ def test_a_mistake_is_one_line_and_nothing_is_written(train, tmp_path, args, exp
     ('batch_size', 0, 1, 'batch_size=0 is below 1'), ('n_head', 0, 1, 'n_head=0 is below 1'),
     ('beta2', 1.0, 1, 'beta2=1.0 is not below 1'), ('keep_interval', 7, 1, '--keep_interval=10'),
     ('optimizer', 'adam', 1, 'adamw, muon'), ('schedule', 'step', 1, 'cosine, linear, wsd'),
-    ('cooldown', 1.5, 1, 'fraction'), ('learning_rate', 0.0, 1, 'Muon'),
+    ('cooldown', 1.5, 1, 'fraction'), ('learning_rate', 0.0, 1, '--learning_rate=0.01'),
+    ('muon_lr', 0.0, 1, '--muon_lr=0.01'), ('activation', 'gelu_tanh', 1, 'ReLU'),
+    ('cooldown', 0.95, 1, '--cooldown=0.9'),
     ('warmup_iters', 20, 1, '--warmup_iters=1'), ('fsdp', True, 1, 'torchrun'),
     ('gradient_accumulation_steps', 5, 3, 'try --gradient_accumulation_steps=3 or --gradient_accumulation_steps=6'),
     ('gradient_accumulation_steps', 1, 2, 'try --gradient_accumulation_steps=2'), ('batch_size', 3, 1, None)])
 def test_settings_that_cannot_work_are_refused(key, value, processes, expected):
-    settings = dict(optimizer='muon', schedule='cosine', cooldown=0.3, learning_rate=1e-3,
+    settings = dict(optimizer='muon', schedule='wsd', cooldown=0.3, learning_rate=1e-3, muon_lr=1e-2, modern=True,
+                    activation='gelu',
                     n_layer=1, n_head=1, n_embd=1, batch_size=1, block_size=1, gradient_accumulation_steps=6,
                     eval_interval=10, log_interval=1, max_skips=1, dropout=0.0, beta1=0.9, beta2=0.9, decay_lr=True,
                     warmup_iters=2, lr_decay_iters=20, keep_interval=20, fsdp=False)
