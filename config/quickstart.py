@@ -3,8 +3,8 @@
 #   python train.py config/quickstart.py
 #   python sample.py --out_dir=out-quickstart --start='The '
 #
-# 0.8M parameters by the modern recipe, 12 x 64 = 768 characters an iteration. Expect a validation loss of about XXX after
-# half a minute on 2 CPU cores.
+# 0.8M parameters by the modern recipe, 12 x 64 = 768 characters an iteration. Expect a validation loss of about 1.56
+# after half a minute on 2 CPU cores.
 out_dir = 'out-quickstart'
 eval_interval = 200
 eval_iters = 20

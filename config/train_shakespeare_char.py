@@ -6,7 +6,7 @@
 # On a GPU: 6 layers, 384 wide, 10.7M parameters, 64 x 256 = 16,384 tokens an iteration; nanoGPT reports a best
 # validation loss of 1.4697 after 3 minutes on one A100.
 # Where there is no GPU: 4 layers, 128 wide, 0.8M parameters, 12 x 64 = 768 tokens an iteration, which is nanoGPT's
-# line for a laptop; validation loss about 1.88 after a minute or two on 2 cores (docs/measurements.md).
+# line for a laptop; validation loss about 1.88 after a minute on 2 cores (docs/measurements.md).
 from common.hardware import has_gpu, print0
 
 out_dir = 'out-shakespeare-char'
