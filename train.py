@@ -110,6 +110,7 @@ def load_model():
         torch.manual_seed(seed)  # the same weights in every process
         return GPT(GPTConfig(**shape, vocab_size=tokenizer.padded_vocab_size(meta), dropout=dropout)), None, None
     model, source = load_weights(init_from, dropout=dropout)
+    guard.check_modern(modern, model.config.modern, init_from)
     tokenizer.check_same(meta, source and source.get('meta'), model.config.vocab_size)
     model.crop_block_size(block_size)
     print0(f'{init_from} sets ' + ', '.join(f'{key}={getattr(model.config, key)}' for key in shape))
@@ -318,8 +319,7 @@ while True:
         if world_size > 1:  # with DDP gradients travel once an iteration, not once a micro-batch
             model.require_backward_grad_sync = micro_step == len(micro_batches) - 1
         with ctx:
-            _, loss = model(x, y)
-            loss = loss / len(micro_batches)
+            loss = model(x, y)[1] / len(micro_batches)
         loss_sum += loss.detach()
         scaler.scale(loss).backward()
     scaler.unscale_(opt)

@@ -207,7 +207,8 @@ def load_optimizer(optimizer, scaler, checkpoint):
     counts = [[len(group['params']) for group in groups] for groups in (state['param_groups'], optimizer.param_groups)]
     if counts[0] != counts[1]:
         then = checkpoint.get('config', {}).get('optimizer', 'adamw')
-        raise ValueError(f'this run began with another optimizer: resume it with --optimizer={then}')
+        raise ValueError(f'this run began with another optimizer: resume it with --optimizer={then}, '
+                         'or start another one in another out_dir')
     params = [p for group in optimizer.param_groups for p in group['params']]
     for i, moments in state['state'].items():
         if hasattr(params[i], 'device_mesh'):  # split by FSDP

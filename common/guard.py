@@ -31,10 +31,10 @@ def check_settings(settings, world_size):
         if settings[key] not in known:
             raise ValueError(f'{key}={settings[key]!r} is not one of {", ".join(known)}')
     if not 0 < settings['cooldown'] <= 1:
-        raise ValueError(f'cooldown={settings["cooldown"]} is a fraction of lr_decay_iters, above 0 and up to 1')
+        raise ValueError(f'cooldown={settings["cooldown"]} must be a fraction of lr_decay_iters, above 0 and up to 1')
     for key in ('learning_rate', 'muon_lr'):
         if settings['optimizer'] == 'muon' and settings[key] == 0:
-            raise ValueError(f'{key}=0.0 leaves nothing to learn with optimizer=muon; try --{key}=0.01')
+            raise ValueError(f'{key}=0.0 does not go with optimizer=muon; try --{key}=0.02')
     if settings['modern'] and settings['activation'] != 'gelu':
         raise ValueError(f'activation={settings["activation"]!r} has no effect with modern=True, which has ReLU^2; '
                          'leave it out')
@@ -56,6 +56,13 @@ def check_settings(settings, world_size):
                          f'try --keep_interval={-(-keep // interval) * interval}')
     if settings['fsdp'] and world_size == 1:
         raise ValueError('fsdp=True splits a model over processes, but there is one; start several with torchrun')
+
+
+def check_modern(asked, is_modern, source):
+    """ValueError if the modern model was `asked` for, but the weights from `source` are a classic one's."""
+    if asked and not is_modern:
+        raise ValueError(f'modern=True, but the weights of {source} are those of a classic GPT-2; '
+                         'leave --modern out, or start with --init_from=scratch')
 
 
 class StopSignal:

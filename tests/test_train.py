@@ -433,8 +433,8 @@ def test_a_mistake_is_one_line_and_nothing_is_written(train, tmp_path, args, exp
     ('batch_size', 0, 1, 'batch_size=0 is below 1'), ('n_head', 0, 1, 'n_head=0 is below 1'),
     ('beta2', 1.0, 1, 'beta2=1.0 is not below 1'), ('keep_interval', 7, 1, '--keep_interval=10'),
     ('optimizer', 'adam', 1, 'adamw, muon'), ('schedule', 'step', 1, 'cosine, linear, wsd'),
-    ('cooldown', 1.5, 1, 'fraction'), ('learning_rate', 0.0, 1, '--learning_rate=0.01'),
-    ('muon_lr', 0.0, 1, '--muon_lr=0.01'), ('activation', 'gelu_tanh', 1, 'ReLU'),
+    ('cooldown', 1.5, 1, 'fraction'), ('learning_rate', 0.0, 1, '--learning_rate=0.02'),
+    ('muon_lr', 0.0, 1, '--muon_lr=0.02'), ('activation', 'gelu_tanh', 1, 'ReLU'),
     ('cooldown', 0.95, 1, '--cooldown=0.9'),
     ('warmup_iters', 20, 1, '--warmup_iters=1'), ('fsdp', True, 1, 'torchrun'),
     ('gradient_accumulation_steps', 5, 3, 'try --gradient_accumulation_steps=3 or --gradient_accumulation_steps=6'),
@@ -454,7 +454,9 @@ def test_settings_that_cannot_work_are_refused(key, value, processes, expected):
 @pytest.mark.parametrize('args, expected', [
     (['--n_layer=3'], ['another model', '--n_layer=2']),
     (['--block_size=8'], ['another model', '--block_size=16']),
-    (['--bias=True'], ['another model', '--bias=False']), (['--modern=True'], ['another model', '--modern=False']),
+    (['--bias=True'], ['another model', '--bias=False']),
+    (['--init_from=out', '--modern=True'], ['weights of out', 'leave --modern out']),
+    (['--modern=True'], ['another model', '--modern=False']),
     (['--optimizer=muon'], ['another optimizer', '--optimizer=adamw']),
 ])
 def test_resuming_with_another_shape_is_refused_and_harms_nothing(train, trained, tmp_path, args, expected):
