@@ -73,8 +73,8 @@ def attend(q, k, v, scale, dropout):
     T = q.size(2)
     if not (q.device.type == 'cpu' and q.dtype == torch.bfloat16 and q.requires_grad and T <= 512):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale)
-    # on a CPU in bfloat16 the fused kernel takes, with its backward pass, 1.5 times (T = 256) to 3 times (T = 64) as
-    # long as these products, which for longer T take more memory
+    # on a CPU in bfloat16 the fused kernel takes, with its backward pass, 1.1 times (T = 512) to 2 or 3 times (T = 64)
+    # as long as these products, which for longer T take more memory
     with torch.autocast('cpu', enabled=False):  # or softmax would be in float32
         future = torch.full((T, T), -math.inf, dtype=q.dtype).triu(1)
         weights = (q * scale @ k.mT + future).softmax(dim=-1)
