@@ -193,8 +193,8 @@ class GPT(nn.Module):
         """
         idx (B, T) token ids, T <= block_size; targets (B, T), where -1 does not count.
         Returns (logits, loss): with targets the logits of all positions (B, T, vocab_size) and the mean cross
-        entropy in nats; without, the logits of the last position (B, 1, vocab_size) and None. In training with
-        gradient_checkpointing there are no logits, but None.
+        entropy in nats (0 if none counts); without, the logits of the last position (B, 1, vocab_size) and None. In
+        training with gradient_checkpointing there are no logits, but None.
         ValueError if T is longer than block_size.
         """
         if idx.size(1) > self.config.block_size:
@@ -212,8 +212,8 @@ class GPT(nn.Module):
         if self.gradient_checkpointing and self.training:
             return None, self.loss_in_chunks(x.flatten(0, 1), targets.flatten())
         logits = self.lm_head(x)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
-        return logits, loss
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction='sum')
+        return logits, loss / (targets >= 0).sum().clamp(min=1)
 
     def loss_in_chunks(self, x, targets):
         """The mean cross entropy of x (N, n_embd), with the logits of few tokens in memory at a time."""
@@ -221,7 +221,7 @@ class GPT(nn.Module):
             return F.cross_entropy(self.lm_head(x), targets, ignore_index=-1, reduction='sum')
         losses = [recompute_in_backward(summed_loss, *chunk, use_reentrant=False)
                   for chunk in zip(x.split(LOSS_CHUNK), targets.split(LOSS_CHUNK))]
-        return sum(losses) / (targets >= 0).sum()
+        return sum(losses) / (targets >= 0).sum().clamp(min=1)
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):

@@ -171,8 +171,8 @@ def train_starts(i):
 
 def get_batch(split, starts):
     """x, y (*shape, block_size) on the device: the ids from each of `starts` (an array) on, and those one further."""
-    ids = data[split].windows(starts)  # -1 past the end, where the last window of a split may reach
-    return ids[..., :-1].clamp(min=0), ids[..., 1:].contiguous()
+    ids, counts = data[split].windows(starts)  # what a mask leaves out, or is past the end, is no target
+    return ids[..., :-1], torch.where(counts, ids, -1)[..., 1:].contiguous()
 
 
 def eval_batches(split):
@@ -200,8 +200,7 @@ def estimate_loss():
             with ctx:
                 logits, loss = compiled_model(x, y)
             counted = (y >= 0).sum()
-            loss = torch.where(counted > 0, loss * counted, 0.0)
-            sums.append(torch.stack((loss, (logits.argmax(dim=-1) == y).sum(), counted)))
+            sums.append(torch.stack((loss * counted, (logits.argmax(dim=-1) == y).sum(), counted)))
         loss, correct, counted = hardware.all_reduce(torch.stack(sums).cpu().double().sum(dim=0), device)
         result.append((loss / counted, correct / counted))
     raw_model.train()
@@ -312,14 +311,15 @@ while True:
         group['momentum'] = 0.85 + 0.1 * min(iter_num / 300, 1.0)  # of Muon alone; this warmup is modded-nanogpt's
     if dropout > 0.0:
         torch.manual_seed(int(batches.random_numbers(seed, DROPOUT + rank, iter_num, 1)[0]))
-    micro_batches = list(zip(*get_batch('train', train_starts(iter_num)[rank::world_size])))
+    xs, ys = get_batch('train', train_starts(iter_num)[rank::world_size])  # (micro-batches, batch_size, block_size)
+    shares = hardware.shares(ys)  # of the global batch's loss, which is the mean over all its targets that count
     data['train'].read_ahead(train_starts(iter_num + 1)[rank::world_size])
     loss_sum = torch.zeros((), device=device)
-    for micro_step, (x, y) in enumerate(micro_batches):
+    for micro_step, (x, y, share) in enumerate(zip(xs, ys, shares)):
         if world_size > 1:  # with DDP gradients travel once an iteration, not once a micro-batch
-            model.require_backward_grad_sync = micro_step == len(micro_batches) - 1
+            model.require_backward_grad_sync = micro_step == len(shares) - 1
         with ctx:
-            loss = model(x, y)[1] / len(micro_batches)
+            loss = model(x, y)[1] * share
         loss_sum += loss.detach()
         scaler.scale(loss).backward()
     scaler.unscale_(opt)

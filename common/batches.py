@@ -25,6 +25,8 @@ class Reader:
 
     def __init__(self, folder, split, meta, length, device):
         self.open = lambda: bins.open_tokens(folder, split, meta)
+        self.open_mask = lambda: bins.open_mask(folder, split)
+        self.masked = self.open_mask() is not None
         self.length, self.device = length, device
         self.size = len(self.open())  # in tokens
         self.tokens = self.thread = None
@@ -38,18 +40,24 @@ class Reader:
         unsigned = np.dtype(meta['dtype'])
         self.bits = 2**(8 * unsigned.itemsize) - 1
         self.tokens = torch.from_numpy(np.array(self.open()).view(f'int{8 * unsigned.itemsize}')).to(device)
+        if self.masked:
+            self.mask = torch.from_numpy(np.array(self.open_mask())).to(device)
 
     def windows(self, starts):
-        """The ids from each of `starts` (int64 array of any shape) on, int64 (*shape, length); -1 past the end."""
+        """
+        (ids, counts) from each of `starts` (int64 array of any shape) on: int64 and bool, both (*shape, length). No
+        token counts that is past the end, or of which the split's mask says so.
+        """
         starts = np.ascontiguousarray(starts)  # every second micro-batch of two processes is not, and copies slowly
         if self.tokens is not None:
             steps = torch.arange(self.length, device=self.device)
             positions = on(self.device, torch.from_numpy(starts))[..., None] + steps
-            ids = self.tokens[positions.clamp(max=self.size - 1)].long() & self.bits
-            return ids.masked_fill_(positions >= self.size, -1)
+            inside = positions < self.size
+            positions = positions.clamp(max=self.size - 1)
+            return self.tokens[positions].long() & self.bits, inside & self.mask[positions] if self.masked else inside
         expected, future = self.ahead
-        ids = future.result() if expected is not None and np.array_equal(expected, starts) else self.read(starts)
-        return ids.to(self.device, non_blocking=True)
+        read = future.result() if expected is not None and np.array_equal(expected, starts) else self.read(starts)
+        return tuple(tensor.to(self.device, non_blocking=True) for tensor in read)
 
     def read_ahead(self, starts):
         """Begin to read what windows() will be asked for next."""
@@ -59,10 +67,11 @@ class Reader:
     def read(self, starts):
         tokens = self.open()  # anew each time: a mapping keeps every page that it ever touched
         positions = starts[..., None] + np.arange(self.length)
-        ids = tokens[np.minimum(positions, self.size - 1)].astype(np.int64)
-        ids[positions >= self.size] = -1
-        ids = torch.from_numpy(ids)
-        return ids.pin_memory() if self.device.startswith('cuda') else ids
+        inside = positions < self.size
+        positions = np.minimum(positions, self.size - 1)
+        counts = inside & self.open_mask()[positions] if self.masked else inside
+        read = torch.from_numpy(tokens[positions].astype(np.int64)), torch.from_numpy(counts)
+        return tuple(tensor.pin_memory() for tensor in read) if self.device.startswith('cuda') else read
 
 
 def on(device, tensor):

@@ -39,7 +39,10 @@ def read_meta(folder):
         with open(path, encoding='utf-8') as f:
             meta = json.load(f)
         np.dtype(meta['dtype']), int(meta['vocab_size']), str(meta['tokenizer'])
-    except (ValueError, TypeError, KeyError) as error:
+        if meta['tokenizer'] == 'bpe':  # so that a checkpoint, which keeps the meta, can be used without the dataset
+            with open(os.path.join(folder, meta['tokenizer_file']), encoding='utf-8') as f:
+                meta['tokenizer_json'] = f.read()
+    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
         raise ValueError(f'{path} is damaged ({type(error).__name__}: {error}); {how_to_prepare(folder)}') from None
     return meta
 
@@ -74,6 +77,12 @@ def open_tokens(folder, split, meta):
     return np.memmap(os.path.join(folder, f'{split}.bin'), dtype=dtype, mode='r')
 
 
+def open_mask(folder, split):
+    """Whether each token of a split counts in the loss, a read-only memory map of bool; None if all of them do."""
+    path = os.path.join(folder, f'{split}_mask.bin')
+    return np.memmap(path, dtype=np.bool_, mode='r') if os.path.isfile(path) else None
+
+
 def check(folder, meta, block_size):
     """
     The number of tokens in each split, {'train': n, 'val': n}. ValueError if one is too short for a sequence of
@@ -100,7 +109,19 @@ def check(folder, meta, block_size):
         if largest >= meta['vocab_size']:
             raise ValueError(f'{path} has the token id {largest}, which is not below its vocab_size='
                              f'{meta["vocab_size"]}; {how_to_prepare(folder)}')
+        check_mask(folder, split, meta, size)
     return sizes
+
+
+def check_mask(folder, split, meta, size):
+    """ValueError unless a split has the mask that meta.json says, if any, with an entry for each of `size` tokens."""
+    path, mask = os.path.join(folder, f'{split}_mask.bin'), open_mask(folder, split)
+    if mask is None and f'{split}_mask.bin' in meta.get('sha256', {}):
+        raise ValueError(f'there is no {path}, of which meta.json tells; {how_to_prepare(folder)}')
+    if mask is not None and len(mask) != size:
+        raise ValueError(f'{path} has {len(mask)} entries for {size} tokens; {how_to_prepare(folder)}')
+    if mask is not None and not mask.any():
+        raise ValueError(f'{path} lets no token count; {how_to_prepare(folder)}')
 
 
 def check_unchanged(meta, theirs, allowed):

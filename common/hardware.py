@@ -213,6 +213,15 @@ def mean_over_processes(value):
     return value
 
 
+def shares(targets):
+    """
+    What each micro-batch of this process weighs in a mean over all targets of all processes: targets (n, B, T), of which
+    -1 does not count; (n,) float32. Their sum has the mean 1 over the processes, by which gradients are averaged.
+    """
+    counted = (targets >= 0).sum(dim=(1, 2)).float()
+    return counted / mean_over_processes(counted.sum()).clamp(min=1.0)
+
+
 def shard(model, blocks, device):
     """
     FSDP: split the model's parameters over the processes, from wherever it is onto their devices; they are put together

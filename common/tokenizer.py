@@ -2,6 +2,12 @@
 Text to ids and back, as a dataset's meta.json describes it. It knows no model: a model may have more ids than the
 tokenizer (GPT-2's 50257 padded to 50304), and whoever samples leaves those out.
 """
+import hashlib
+import sys
+
+import numpy as np
+
+END_OF_TEXT = '<|endoftext|>'
 
 
 class CharTokenizer:
@@ -31,29 +37,77 @@ class GPT2Tokenizer:
 
     vocab_size = 50257
     start_id = end_id = 50256  # <|endoftext|>
+    url = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
 
     def __init__(self):
         import tiktoken
         try:
             self.bpe = tiktoken.get_encoding('gpt2')
         except OSError as error:  # requests' errors are OSErrors
-            raise ValueError(f"cannot fetch GPT-2's vocabulary ({type(error).__name__}); without a network, set "
-                             'TIKTOKEN_CACHE_DIR to a folder where tiktoken has fetched it before') from None
+            files = '\n'.join(f'  {self.url}{name} as {hashlib.sha1((self.url + name).encode()).hexdigest()}'
+                              for name in ('vocab.bpe', 'encoder.json'))
+            raise ValueError(f"cannot fetch GPT-2's vocabulary ({type(error).__name__}). Without a network, put these "
+                             f'two files into a folder, under these names, and set TIKTOKEN_CACHE_DIR to it:\n{files}'
+                             ) from None
 
     def encode(self, text):
-        return self.bpe.encode(text, allowed_special={'<|endoftext|>'})
+        return self.bpe.encode(text, allowed_special={END_OF_TEXT})
+
+    def encode_corpus(self, texts):
+        """The ids of each text, arrays; <|endoftext|> in it is text like any other. Threads can run it in parallel."""
+        return [self.bpe.encode_to_numpy(text, disallowed_special=()) for text in texts]
 
     def decode(self, ids):
         return self.bpe.decode(list(ids))
 
 
+class BPETokenizer:
+    """A byte-level byte-pair encoding of one's own; `content` is a tokenizer.json of Hugging Face's tokenizers."""
+
+    def __init__(self, content):
+        from tokenizers import Tokenizer
+        self.bpe, self.corpus_bpe = Tokenizer.from_str(content), Tokenizer.from_str(content)
+        self.corpus_bpe.encode_special_tokens = True  # as text like any other
+        self.vocab_size = self.bpe.get_vocab_size()
+        self.start_id = self.end_id = self.bpe.token_to_id(END_OF_TEXT)
+
+    def encode(self, text):
+        return self.bpe.encode(text).ids
+
+    def encode_corpus(self, texts):
+        """The ids of each text, arrays; <|endoftext|> in it is text like any other."""
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in self.corpus_bpe.encode_batch_fast(texts)]
+
+    def decode(self, ids):
+        return self.bpe.decode(list(ids), skip_special_tokens=False)
+
+
+def train_bpe(texts, vocab_size):
+    """
+    The tokenizer.json of a byte-level byte-pair encoding of at most vocab_size tokens, learned from an iterator of
+    texts: every byte and <|endoftext|> are tokens. ValueError if vocab_size is too small for these 257.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    if vocab_size < 257:
+        raise ValueError(f'vocab_size={vocab_size} is below 257: the 256 bytes and {END_OF_TEXT}')
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # splits words as GPT-2 does
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=sys.stdout.isatty()))
+    return bpe.to_str()
+
+
 def from_meta(meta):
-    """The tokenizer that a meta.json describes; ValueError for a kind that is not known here."""
+    """The tokenizer that a meta.json describes, as bins.read_meta gives it; ValueError for a kind not known here."""
     if meta['tokenizer'] == 'char':
         return CharTokenizer(meta['chars'])
     if meta['tokenizer'] == 'gpt2':
         return GPT2Tokenizer()
-    raise ValueError(f'meta.json names the tokenizer {meta["tokenizer"]!r}; known are char and gpt2')
+    if meta['tokenizer'] == 'bpe':
+        return BPETokenizer(meta['tokenizer_json'])
+    raise ValueError(f'meta.json names the tokenizer {meta["tokenizer"]!r}; known are char, gpt2 and bpe')
 
 
 def encode_prompts(meta, texts):
@@ -83,10 +137,10 @@ def check_same(meta, theirs, vocab_size):
     ValueError unless a model can go on with the dataset that `meta` describes. `theirs` is the meta.json of what it
     was trained on, or None where that is not known; `vocab_size` is the model's.
     """
-    for key in ('tokenizer', 'vocab_size', 'chars'):
+    for key in ('tokenizer', 'vocab_size', 'chars', 'tokenizer_json'):
         if theirs is not None and theirs.get(key) != meta.get(key):
-            raise ValueError(f'the vocabularies differ: the dataset has {key}={meta.get(key)!r}, '
-                             f'the checkpoint was trained on {key}={theirs.get(key)!r}')
+            raise ValueError(f'the vocabularies differ: the dataset has {key}={meta.get(key)!r:.200}, '
+                             f'the checkpoint was trained on {key}={theirs.get(key)!r:.200}')
     if vocab_size not in (meta['vocab_size'], padded_vocab_size(meta)):
         raise ValueError(f'the vocabularies differ: the dataset has {meta["vocab_size"]} ids '
                          f'({meta["tokenizer"]}), the model {vocab_size}')

@@ -1,5 +1,6 @@
 # GPT-2 (124M) on OpenWebText, on one node of 8 A100 40GB:
 #
+#   python data/openwebtext/prepare.py
 #   torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py
 #
 # nanoGPT reports a loss of about 2.85 after 4 days on 8 A100s.

@@ -1,5 +1,6 @@
 # GPT-2's size (12 layers, 768 wide) by the modern recipe, on one node of 8 GPUs:
 #
+#   python data/fineweb_edu/prepare.py --fraction=0.3
 #   torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2_fast.py
 #
 # The settings are those of the fifth record of modded-nanogpt (https://github.com/KellerJordan/modded-nanogpt), which
@@ -8,10 +9,10 @@
 # config has not been run to its end yet (docs/measurements.md).
 out_dir = 'out-gpt2-fast'
 wandb_log = True
-wandb_project = 'owt'
+wandb_project = 'fineweb-edu'
 wandb_run_name = 'gpt2-124M-fast'
 
-dataset = 'openwebtext'
+dataset = 'fineweb_edu'
 
 # 16 sequences x 1024 tokens x (4 micro-batches x 8 GPUs) = 524,288 tokens an iteration
 batch_size = 16

@@ -24,6 +24,15 @@ def python(*args, cwd, **env):
                           capture_output=True, text=True, timeout=240)
 
 
+def make_dataset(folder, text, *args):
+    """A dataset of one text in `folder`, one id a character unless `args` say otherwise; returns its path."""
+    (folder / 'mine.txt').write_text(text, encoding='utf-8', newline='')
+    script = os.path.join(ROOT, 'data', 'text', 'prepare.py')
+    done = python(script, '--input=mine.txt', '--out=.', '--tokenizer=char', *args, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return str(folder)
+
+
 @pytest.fixture
 def run(tmp_path):
     """run('train.py', '--max_iters=1', ...): a script of the project, in a temporary folder."""
@@ -33,13 +42,10 @@ def run(tmp_path):
 @pytest.fixture(scope='session')
 def corpus_dir(tmp_path_factory):
     """A character-level dataset of 6,000 characters with something to learn in it."""
-    import corpus
-    folder = tmp_path_factory.mktemp('toy')
     words = ['the cat', 'a dog', 'one bird', 'my fish', 'that horse']
     verbs = ['sees', 'likes', 'follows', 'hears']
     lines = [f'{words[i * i % 5]} {verbs[i % 4]} {words[(i * 3 + i // 7) % 5]}.' for i in range(270)]
-    corpus.write_char(str(folder), '\n'.join(lines), source='tests')
-    return str(folder)
+    return make_dataset(tmp_path_factory.mktemp('toy'), '\n'.join(lines))
 
 
 @pytest.fixture

@@ -21,25 +21,36 @@ def test_windows_are_the_file_s_tokens(reader):
     ours, tokens = reader
     assert (ours.tokens is None) == (ours.thread is not None)
     starts = np.array([[0, 5], [92, 17]])
-    ids = ours.windows(starts)
-    assert ids.dtype == torch.int64
+    ids, counts = ours.windows(starts)
+    assert ids.dtype == torch.int64 and counts.all()
     assert np.array_equal(ids.numpy(), tokens[starts[..., None] + np.arange(8)])
 
 
-def test_past_the_end_stands_minus_one(reader):
+def test_what_is_past_the_end_does_not_count(reader):
     ours, tokens = reader
-    ids = ours.windows(np.array([97, 100]))
-    assert ids[0].tolist() == [*tokens[97:], *[-1] * 5] and ids[1].tolist() == [-1] * 8
+    ids, counts = ours.windows(np.array([97, 100]))
+    assert ids[0, :3].tolist() == tokens[97:].tolist()
+    assert counts[0].tolist() == [True] * 3 + [False] * 5 and not counts[1].any()
+
+
+def test_what_the_mask_leaves_out_does_not_count(reader, tmp_path):
+    ours, tokens = reader
+    mask = np.arange(100, dtype=np.uint8) % 3 == 0
+    mask.tofile(tmp_path / 'train_mask.bin')
+    dtype = ours.open().dtype.name
+    ids, counts = batches.Reader(str(tmp_path), 'train', {'dtype': dtype}, 8, 'cpu').windows(np.array([[10, 20]]))
+    assert np.array_equal(ids[0], [tokens[10:18], tokens[20:28]])
+    assert np.array_equal(counts[0], [mask[10:18], mask[20:28]])
 
 
 def test_what_was_read_ahead_is_what_is_given_if_it_is_asked_for(reader):
     ours, tokens = reader
     ours.read_ahead(np.array([3, 4]))
-    assert ours.windows(np.array([50]))[0, 0] == tokens[50]  # an evaluation in between
+    assert ours.windows(np.array([50]))[0][0, 0] == tokens[50]  # an evaluation in between
     if ours.thread is not None:
         ours.ahead[1].result()
         ours.read = None  # it has been read already
-    assert ours.windows(np.array([3, 4]))[:, 0].tolist() == [tokens[3], tokens[4]]
+    assert ours.windows(np.array([3, 4]))[0][:, 0].tolist() == [tokens[3], tokens[4]]
 
 
 def test_what_goes_wrong_in_the_thread_is_not_lost(reader, tmp_path):

@@ -1,68 +1,529 @@
-"""Corpora: the counts to expect, downloads that cannot go wrong quietly, and errors that say what to do."""
+"""Corpora: what comes out of a prepare script, the counts to expect, kills, full disks, errors that say what to do."""
 import hashlib
 import http.client
 import http.server
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
 
 import corpus
-from conftest import ROOT, python
+import encoding
+import sources
+from common import bins, tokenizer
+from conftest import ROOT, make_dataset, python
+from test_sources import write
 
 SHAKESPEARE = os.path.join(ROOT, '..', 'shared', 'data', 'tinyshakespeare.txt')
+VERDICT = os.path.join(ROOT, '..', 'shared', 'data', 'the-verdict.txt')
+WORDS = 'the cat sees a dog that likes one bird and follows my fish home again'.split()
+STORIES = [f'Story {i}. ' + ' '.join(WORDS[i * k % 14] for k in range(3, 20)) + '.' for i in range(400)]
 
 
 @pytest.fixture
-def house(tmp_path):
-    """A copy of the parts of the project that prepare scripts use, so that they write into it and not into ours."""
-    for part in ('data', 'common'):
-        shutil.copytree(os.path.join(ROOT, part), tmp_path / part,
-                        ignore=shutil.ignore_patterns('*.bin', 'meta.json', 'input.txt', '__pycache__'))
-    return tmp_path
+def prepare(tmp_path, monkeypatch, capsys):
+    """
+    prepare('--input=a.txt', ...): a prepare script with this command line, in this process and tmp_path, one id a
+    character; returns (train, val, meta), or what it said if it ended with an error.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args, out='out', **recipe):
+        monkeypatch.setattr(sys, 'argv', ['prepare.py', f'--out={out}', *map(str, args)])
+        try:
+            corpus.prepare('unused', 'a corpus', **{'tokenizer': 'char', **recipe})
+        except SystemExit as stopped:
+            return stopped.code, capsys.readouterr().err
+        return ids_and_meta(tmp_path / out)
+    return run
 
 
 def ids_and_meta(folder):
-    meta = json.loads((folder / 'meta.json').read_text())
-    return [np.fromfile(folder / f'{split}.bin', dtype=f'<{np.dtype(meta["dtype"]).str[1:]}') for split in
-            ('train', 'val')], meta
+    meta = bins.read_meta(str(folder))
+    return [*(np.array(bins.open_tokens(str(folder), split, meta)) for split in ('train', 'val')), meta]
 
 
-def test_a_character_corpus_comes_back_from_its_ids(house):
+def texts_of(ids, meta, separator='\n\n'):
+    return tokenizer.from_meta(meta).decode(ids.tolist()).split(separator)
+
+
+def files_of(folder):
+    return {name: (folder / name).read_bytes() for name in sorted(os.listdir(folder)) if name != 'meta.json'}
+
+
+# what comes out
+
+@pytest.mark.parametrize('kind', ['txt', 'jsonl', 'parquet'])
+def test_documents_go_by_their_hash_to_train_or_val(prepare, tmp_path, kind):
+    for shard in range(3):
+        write(tmp_path / f'{shard}.{kind}', STORIES[shard * 130:][:130 if shard < 2 else None])
+    train, val, meta = prepare(f'--input=*.{kind}')
+    in_val = [text for text in STORIES if sources.hash_of(text) < 0.1]
+    assert texts_of(val, meta) == in_val and 20 < len(in_val) < 60
+    assert texts_of(train, meta) == [text for text in STORIES if text not in in_val]
+    assert meta['documents'] == {'train': 400 - len(in_val), 'val': len(in_val)}
+    assert (meta['train_tokens'], meta['val_tokens'], meta['dtype']) == (len(train), len(val), 'uint16')
+    content = (tmp_path / 'out' / 'val.bin').read_bytes()
+    assert meta['sha256']['val.bin'] == hashlib.sha256(content).hexdigest()
+    assert sorted(os.listdir(tmp_path / 'out')) == ['meta.json', 'train.bin', 'val.bin'], 'no work is left behind'
+
+
+def test_val_stays_where_it_is_when_the_corpus_grows(prepare, tmp_path):
+    write(tmp_path / 'a.jsonl', STORIES[:300])
+    write(tmp_path / 'b.jsonl', STORIES)
+    _, few, few_meta = prepare('--input=a.jsonl')
+    _, many, many_meta = prepare('--input=b.jsonl', out='grown')
+    assert texts_of(many, many_meta)[:few_meta['documents']['val']] == texts_of(few, few_meta)
+    assert texts_of(few, few_meta) != STORIES[:300]
+
+
+def test_copies_of_a_document_stay_together_and_are_counted_across_files_of_ones_own(prepare, tmp_path, capsys):
+    write(tmp_path / 'a.jsonl', [*STORIES, *STORIES])
+    train, val, meta = prepare('--input=a.jsonl')
+    assert not set(texts_of(train, meta)) & set(texts_of(val, meta)) and meta['train_documents_in_val'] == 0
+    write(tmp_path / 'val.jsonl', [*STORIES[:3], 'new', 'newer'])
+    train, val, meta = prepare('--input=a.jsonl', '--val_input=val.jsonl')
+    assert texts_of(val, meta) == [*STORIES[:3], 'new', 'newer'] and meta['documents']['train'] == 800
+    assert meta['train_documents_in_val'] == 6
+    assert '6 documents of train are in val, too' in capsys.readouterr().out
+
+
+def test_a_few_documents_are_cut_at_ninety_percent_of_each(prepare, tmp_path):
+    write(tmp_path / 'books.parquet', STORIES[:5])
+    train, val, meta = prepare('--input=books.parquet')
+    assert texts_of(train, meta) == [text[:int(len(text) * 0.9)] for text in STORIES[:5]]
+    assert texts_of(val, meta) == [text[int(len(text) * 0.9):] for text in STORIES[:5]]
+
+
+def test_a_character_corpus_comes_back_from_its_ids(tmp_path):
     text = 'To be, or not to be:\n가나다 🙂\n' * 50
-    (house / 'mine.txt').write_text(text, encoding='utf-8')
-    done = python('data/shakespeare_char/prepare.py', '--input=mine.txt', cwd=house)
-    assert done.returncode == 0, done.stderr
-    (train, val), meta = ids_and_meta(house / 'data' / 'shakespeare_char')
+    train, val, meta = ids_and_meta(make_dataset(tmp_path, text))
     assert ''.join(meta['chars'][i] for i in np.concatenate((train, val))) == text
     assert meta['vocab_size'] == len(set(text)) and len(train) == int(0.9 * len(text)) == meta['train_tokens']
-    content = (house / 'data' / 'shakespeare_char' / 'val.bin').read_bytes()
-    assert meta['sha256']['val.bin'] == hashlib.sha256(content).hexdigest()
-    assert f'{len(text):,} characters' in done.stdout and f'train has {len(train):,} tokens' in done.stdout
 
 
-@pytest.mark.skipif(not os.path.exists(SHAKESPEARE), reason='needs a copy of tiny Shakespeare')
-@pytest.mark.parametrize('name, counts', [('shakespeare_char', (1003854, 111540)), ('shakespeare', (301966, 36059))])
-def test_tiny_shakespeare_gives_the_known_counts(house, tmp_path, name, counts):
-    if name == 'shakespeare' and not os.environ.get('TIKTOKEN_CACHE_DIR'):
+def test_a_vocabulary_beyond_uint16_takes_uint32(prepare, tmp_path):
+    text = ''.join(map(chr, range(0x10000, 0x10000 + 70000)))
+    (tmp_path / 'a.txt').write_text(text, encoding='utf-8')
+    train, val, meta = prepare('--input=a.txt')
+    assert meta['dtype'] == 'uint32' and meta['vocab_size'] == 70000
+    assert np.array_equal(np.concatenate((train, val)), np.arange(70000))
+
+
+def test_a_document_of_50_mb(prepare, tmp_path):
+    line = 'Any word, and another 1 one.\n'
+    (tmp_path / 'a.jsonl').write_text(json.dumps({'text': line * (50_000_000 // len(line))}))
+    train, val, meta = prepare('--input=a.jsonl')
+    assert len(train) + len(val) == 50_000_000 // len(line) * len(line) and meta['documents']['train'] == 1
+    start = 20_000_000 // len(line) * len(line)
+    assert ''.join(texts_of(train[start:start + 2 * len(line)], meta)) == line * 2
+
+
+def test_a_part_of_the_source_is_always_the_same_one(prepare, tmp_path):
+    write(tmp_path / 'a.parquet', STORIES, row_group_size=10)
+    whole, *_ = prepare('--input=a.parquet', '--val_input=a.parquet')
+    some, _, meta = prepare('--input=a.parquet', '--val_input=a.parquet', '--fraction=0.3')
+    again, *_ = prepare('--input=a.parquet', '--val_input=a.parquet', '--fraction=0.3', out='again')
+    assert np.array_equal(some, again) and 0.15 < len(some) / len(whole) < 0.45
+    assert set(texts_of(some, meta)) <= set(STORIES)
+
+
+def test_a_vocabulary_of_ones_own_is_that_of_the_tokenizers_library(prepare, tmp_path):
+    from tokenizers import Tokenizer
+    texts = [*STORIES, 'how to write <|endoftext|> 가🙂']
+    write(tmp_path / 'a.jsonl', texts)
+    train, val, meta = prepare('--input=a.jsonl', '--vocab_size=300')
+    theirs = Tokenizer.from_file(str(tmp_path / 'out' / 'tokenizer.json'))
+    theirs.encode_special_tokens = True
+    assert (meta['vocab_size'], meta['tokenizer_file'], theirs.get_vocab_size()) == (300, 'tokenizer.json', 300)
+    for ids, is_val in ((train, False), (val, True)):
+        documents = [theirs.encode(text).ids for text in texts if (sources.hash_of(text) < 0.1) == is_val]
+        expected = sum(([0, *document] for document in documents), [])[1:]
+        assert ids.tolist() == expected and theirs.token_to_id('<|endoftext|>') == 0
+    assert '<|endoftext|>'.join(text for text in texts if sources.hash_of(text) >= 0.1) == (
+        tokenizer.from_meta(meta).decode(train.tolist()))
+
+
+def test_a_vocabulary_is_learned_the_same_way_twice_and_can_be_shared(prepare, tmp_path):
+    write(tmp_path / 'a.jsonl', STORIES)
+    write(tmp_path / 'b.jsonl', ['other words', *STORIES[:3]])
+    train, val, meta = prepare('--input=a.jsonl', '--vocab_size=300')
+    prepare('--input=a.jsonl', '--vocab_size=300', out='again')
+    assert files_of(tmp_path / 'out') == files_of(tmp_path / 'again')
+    _, _, other = prepare('--input=b.jsonl', '--tokenizer=out', out='other', tokenizer='gpt2')
+    assert other['tokenizer_json'] == meta['tokenizer_json'] and other['vocab_size'] == 300
+    tokenizer.check_same(other, meta, 320)
+    prepare('--input=a.jsonl', out='chars')
+    write(tmp_path / 'c.jsonl', ['what?!'])
+    code, said = prepare('--input=c.jsonl', '--tokenizer=chars', out='more')
+    assert code == 2 and "lacks the characters '!?'" in said
+
+
+@pytest.mark.parametrize('unit', [64, 2**20])
+def test_a_text_in_pieces_has_the_ids_of_the_whole(monkeypatch, unit):
+    text = ' \n'.join(STORIES) + ' \n\n  x  \n' + "it's  1234 \x1c\u3000 가나 \u2028 다 " * 50 + 'y' * 300 + '   '
+    content = tokenizer.train_bpe([text], 400)
+    known = [tokenizer.BPETokenizer(content)]
+    if os.environ.get('TIKTOKEN_CACHE_DIR'):
+        known.append(tokenizer.GPT2Tokenizer())
+    monkeypatch.setattr(encoding, 'UNIT', unit)
+    pieces = list(encoding.cut_up(text))
+    assert ''.join(pieces) == text and (len(pieces) > 50) == (unit == 64)
+    for one in known:
+        assert np.concatenate(one.encode_corpus(pieces)).tolist() == one.encode_corpus([text])[0].tolist()
+
+
+def test_the_number_of_cores_changes_nothing(prepare, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoding, 'UNIT', 1000)
+    write(tmp_path / 'a.parquet', STORIES)
+    for cores in (1, 7):
+        monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(cores)), raising=False)
+        prepare('--input=a.parquet', '--vocab_size=300', out=f'{cores}')
+    assert files_of(tmp_path / '1') == files_of(tmp_path / '7')
+
+
+# instructions
+
+def answers(row):
+    return [(f'Q {row["q"]} A ', False), (row['a'], True)]
+
+
+def test_only_answers_count(prepare, tmp_path):
+    with open(tmp_path / 'a.jsonl', 'w') as f:
+        f.writelines(json.dumps({'q': f'{i}?', 'a': f'yes {i}!'}) + '\n' for i in range(60))
+    instructions = dict(columns=['q', 'a'], to_parts=answers, prompt='Q {q} A ')
+    train, val, meta = prepare('--input=a.jsonl', '--val_fraction=0.3', **instructions)
+    assert meta['prompt'] == 'Q {q} A '
+    for split, ids in (('train', train), ('val', val)):
+        mask = bins.open_mask(str(tmp_path / 'out'), split)
+        assert len(mask) == len(ids) and meta['sha256'][f'{split}_mask.bin']
+        counted = ''.join(meta['chars'][i] if counts else '_' for i, counts in zip(ids, mask))
+        whole = ''.join(meta['chars'][i] for i in ids)
+        expected = ['_' * len(text[:text.index('A ') + 2]) + text[text.index('A ') + 2:]
+                    for text in whole.split('\n\n')]
+        assert counted == '\n\n'.join(expected) and 'yes' in counted and 'Q' not in counted
+    # a dataset without masks in the same place leaves none behind
+    write(tmp_path / 'b.jsonl', STORIES)
+    prepare('--input=b.jsonl')
+    assert sorted(os.listdir(tmp_path / 'out')) == ['meta.json', 'train.bin', 'val.bin']
+
+
+def test_instructions_need_their_columns(prepare, tmp_path):
+    instructions = dict(columns=['q', 'a'], to_parts=answers, prompt='Q {q} A ')
+    (tmp_path / 'a.txt').write_text('text')
+    assert 'this corpus is made of q, a: it takes .jsonl and .parquet' in prepare('--input=a.txt', **instructions)[1]
+
+
+# kills, full disks, two at once
+
+DRIVER = '''
+import os, sys, time
+sys.path[:0] = [{root!r}, {data!r}]
+import corpus, encoding, shards
+encoding.SHARD, encoding.UNIT = 4000, 500
+units = encoding.units
+def slow(*args):
+    for unit in units(*args):
+        time.sleep({pause})
+        yield unit
+encoding.units = slow
+{more}
+corpus.prepare('unused', 'a corpus', tokenizer='char', val_fraction=0.1)
+'''
+
+
+@pytest.fixture
+def driver(tmp_path):
+    """driver(): starts a prepare script that takes its time and notes its progress often; returns the process."""
+    for shard in range(3):
+        write(tmp_path / f'{shard}.jsonl', STORIES[shard * 130:][:130 if shard < 2 else None])
+
+    def start(pause=0.0, more='', out='out', args=('--vocab_size=300',)):
+        script = DRIVER.format(root=ROOT, data=os.path.join(ROOT, 'data'), pause=pause, more=more)
+        return subprocess.Popen([sys.executable, '-c', script, '--input=*.jsonl', f'--out={out}', *args], cwd=tmp_path,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return start
+
+
+SMALL_BLOCKS = 'import sources; sources.BLOCK = 1000'
+
+
+@pytest.mark.parametrize('args', [('--vocab_size=300',), ('--tokenizer=char', '--val_input=0.jsonl')])
+def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(driver, tmp_path, args):
+    assert driver(more=SMALL_BLOCKS, out='whole', args=args).wait() == 0
+    manifest, kills, repeated = tmp_path / 'out' / 'work' / 'manifest.json', 0, 0
+    while kills < 4:
+        process = driver(pause=0.05, more=SMALL_BLOCKS, args=args)
+        before = len(json.loads(manifest.read_text())['shards']) if manifest.exists() else 0
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            if manifest.exists() and len(json.loads(manifest.read_text())['shards']) >= before + 1 + kills % 2:
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        said = process.communicate()[0]
+        kills += 1
+        if before:
+            assert 'going on after' in said
+    assert 4 <= len(json.loads(manifest.read_text())['shards']), 'each time some shards were kept'
+    process = driver(more=SMALL_BLOCKS, args=args)
+    assert 'going on after' in process.communicate()[0] and process.returncode == 0
+    assert files_of(tmp_path / 'out') == files_of(tmp_path / 'whole')
+    ours, theirs = (json.loads((tmp_path / name / 'meta.json').read_text()) for name in ('out', 'whole'))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize('moves', range(4))
+def test_killed_while_the_files_take_their_places(driver, tmp_path, moves):
+    kill = f'''
+replace, moved = os.replace, []
+def once(source, target):
+    if 'out/work' in source and not source.endswith('.tmp'):
+        if len(moved) == {moves}:
+            os._exit(9)
+        moved.append(target)
+    replace(source, target)
+os.replace = once
+'''
+    assert driver(out='whole').wait() == 0 and driver(more=kill).wait() == 9
+    assert not (tmp_path / 'out' / 'train.bin').exists(), 'what stands last says that all is there'
+    assert driver(pause=99).wait() == 0, 'nothing is tokenised again'
+    assert files_of(tmp_path / 'out') == files_of(tmp_path / 'whole')
+
+
+def test_a_disk_that_fills_up_costs_no_finished_shard(driver, tmp_path):
+    args = ['--tokenizer=char']
+    assert driver(out='whole', more=SMALL_BLOCKS, args=args).wait() == 0
+    limit = SMALL_BLOCKS + '\nimport resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))'
+    process = driver(more=limit, args=args)
+    said = process.communicate()[0]
+    assert process.returncode == 2 and 'no room to write' in said and 'Traceback' not in said, said
+    process = driver(more=SMALL_BLOCKS, args=args)
+    said = process.communicate()[0]
+    assert process.returncode == 0 and 'going on after' in said
+    assert files_of(tmp_path / 'out') == files_of(tmp_path / 'whole')
+
+
+def test_a_small_disk_is_named_before_any_work(prepare, tmp_path, monkeypatch):
+    write(tmp_path / 'a.jsonl', STORIES)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    code, said = prepare('--input=a.jsonl')
+    assert code == 2 and 'the dataset needs about' in said and '0.0 GB free' in said
+    assert not (tmp_path / 'out' / 'train.bin').exists()
+
+
+def test_ctrl_c_keeps_what_is_finished(driver, tmp_path):
+    process, manifest = driver(pause=0.2, more=SMALL_BLOCKS), tmp_path / 'out' / 'work' / 'manifest.json'
+    while process.poll() is None and not (manifest.exists() and len(json.loads(manifest.read_text())['shards']) >= 2):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate()[0]
+    assert process.returncode == 75 and 'the same command goes on' in said and 'Traceback' not in said
+
+
+def test_two_at_once_do_not_write_into_each_other(driver, prepare, tmp_path):
+    process = driver(pause=9)
+    while not (tmp_path / 'out' / 'work' / '.lock').exists() and process.poll() is None:
+        time.sleep(0.005)
+    code, said = prepare('--input=0.jsonl')
+    process.kill()
+    process.communicate()
+    assert code == 2 and 'another process is at work' in said
+
+
+def test_a_dataset_is_made_once_and_anew_when_its_text_or_settings_change(prepare, tmp_path, capsys):
+    write(tmp_path / 'a.jsonl', STORIES)
+    prepare('--input=a.jsonl')
+    made = os.stat(tmp_path / 'out' / 'train.bin').st_mtime_ns
+    prepare('--input=a.jsonl')
+    assert os.stat(tmp_path / 'out' / 'train.bin').st_mtime_ns == made
+    assert 'has this dataset already' in capsys.readouterr().out
+    for args in (['--input=a.jsonl', '--vocab_size=300'], ['--input=a.jsonl', '--val_fraction=0.2']):
+        before = prepare(*args)[2]['made_from']
+    write(tmp_path / 'a.jsonl', STORIES[:350])
+    _, _, meta = prepare(*args)
+    assert meta['made_from'] != before and sum(meta['documents'].values()) == 350
+
+
+# what is wrong is said
+
+def test_an_empty_file_is_no_document(prepare, tmp_path):
+    write(tmp_path / 'a.jsonl', [*STORIES[:200], '', *STORIES[200:]])
+    (tmp_path / 'empty.jsonl').write_text('')
+    (tmp_path / 'empty.txt').write_text('')
+    train, val, meta = prepare('--input', 'a.jsonl', 'empty.jsonl', 'empty.txt')
+    assert sum(meta['documents'].values()) == 400 and meta['left_out'] == {'empty': 1, 'unusable': 0}
+    code, said = prepare('--input=empty.txt', out='nothing')
+    assert code == 2 and 'too little text: 0 tokens' in said and 'train.bin' not in os.listdir(tmp_path / 'nothing')
+
+
+def test_a_bad_row_stops_or_is_left_out(prepare, tmp_path, capsys):
+    write(tmp_path / 'a.jsonl', STORIES)
+    with open(tmp_path / 'a.jsonl', 'a') as f:
+        f.write('{"text": "cut o')
+    code, said = prepare('--input=a.jsonl')
+    assert code == 2 and 'a.jsonl, line 401: not JSON' in said and '--skip_bad' in said
+    train, val, meta = prepare('--input=a.jsonl', '--skip_bad')
+    assert sum(meta['documents'].values()) == 400 and meta['left_out']['unusable'] == 1
+    said = capsys.readouterr()
+    assert 'left out: ' in said.out + said.err and 'left out: 1 unusable documents' in said.out
+
+
+@pytest.mark.parametrize('args, complaint', [
+    ([], 'name your text'), (['--input=none.txt'], 'there is no none.txt'),
+    (['--input=.', '--vocab_size=20'], 'below 257'),
+    (['--input=.', '--fraction=0'], 'fraction=0.0'), (['--source=hf://mine'], 'hf://datasets/OWNER/NAME'),
+    (['--input=a.txt', '--tokenizer=gpt3'], '--tokenizer=gpt3 is neither'),
+    (['--input=a.txt', '--vocab_size=300', '--tokenizer=gpt2'], 'names one')])
+def test_a_wrong_command_line_says_what_is_right(prepare, tmp_path, args, complaint):
+    (tmp_path / 'a.txt').write_text('text')
+    code, said = prepare(*args)
+    assert code == 2 and complaint in said and 'Traceback' not in said
+
+
+def test_check_finds_damage(prepare, tmp_path, capsys):
+    write(tmp_path / 'a.jsonl', STORIES)
+    prepare('--input=a.jsonl', '--vocab_size=300')
+    corpus.check('out')
+    said = capsys.readouterr().out
+    assert 'the largest id is' in said and '"val_tokens"' in said and 'from token' in said
+
+    content = bytearray((tmp_path / 'out' / 'val.bin').read_bytes())
+    content[10:12] = (301).to_bytes(2, 'little')
+    (tmp_path / 'out' / 'val.bin').write_bytes(content + b'\0\0')
+    (tmp_path / 'out' / 'tokenizer.json').write_text((tmp_path / 'out' / 'tokenizer.json').read_text() + ' ')
+    with pytest.raises(SystemExit) as stopped:
+        corpus.check('out')
+    said = capsys.readouterr().err
+    assert stopped.value.code == 1 and 'has the id 301, but vocab_size is 300' in said
+    assert 'meta.json says' in said and 'tokenizer.json has not the sha256' in said
+
+
+def test_check_is_a_command(prepare, tmp_path):
+    write(tmp_path / 'a.jsonl', STORIES)
+    prepare('--input=a.jsonl')
+    script = os.path.join(ROOT, 'data', 'corpus.py')
+    done = python(script, 'check', 'out', cwd=tmp_path)
+    assert done.returncode == 0 and 'from token' in done.stdout, done.stderr
+    assert python(script, cwd=tmp_path).returncode == 2
+    assert 'no train.bin' in python(script, 'check', 'none', cwd=tmp_path).stderr
+
+
+# Hugging Face
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Hugging Face on loopback, with the dataset me/mine: the files of a folder, which it returns."""
+    folder = tmp_path / 'hub'
+    folder.mkdir()
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        protocol_version = 'HTTP/1.1'
+
+        def do_GET(self):
+            place, headers = self.path.partition('?')[0], {}
+            listing = [(path.name, path.stat().st_size) for path in sorted(folder.iterdir())]
+            status, content = 404, b'{"error": "Repository not found"}'
+            if place.startswith('/api/datasets/me/mine/tree/'):
+                status, content = 200, [{'type': 'file', 'path': name, 'size': size, 'oid': 'b'}
+                                        for name, size in listing]
+            elif place.startswith('/api/datasets/me/mine'):
+                status, content = 200, {'id': 'me/mine', 'sha': 'a' * 40, 'siblings': [
+                    {'rfilename': name, 'size': size, 'blobId': 'b'} for name, size in listing]}
+            elif place.startswith(f'/datasets/me/mine/resolve/{"a" * 40}/'):
+                whole = (folder / os.path.basename(place)).read_bytes()
+                start, end = map(int, self.headers['Range'].removeprefix('bytes=').split('-'))
+                status, content = 206, whole[start:end + 1]
+                headers = {'Content-Range': f'bytes {start}-{end}/{len(whole)}'}
+            else:
+                headers = {'X-Error-Code': 'RepoNotFound'}
+            content = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            for name, value in {**headers, 'Content-Length': len(content)}.items():
+                self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv('HF_ENDPOINT', f'http://127.0.0.1:{server.server_port}')
+        monkeypatch.setenv('HF_HUB_OFFLINE', '0')
+        monkeypatch.setenv('HF_HUB_DISABLE_TELEMETRY', '1')
+        yield folder
+        server.shutdown()
+
+
+def test_a_dataset_on_hugging_face_is_streamed(hub, tmp_path):
+    pytest.importorskip('huggingface_hub')
+    for shard in range(3):
+        write(hub / f'train-{shard}.parquet', STORIES[shard * 130:][:130 if shard < 2 else None])
+    (hub / 'README.md').write_text('none of the corpus')
+    script = os.path.join(ROOT, 'data', 'text', 'prepare.py')
+    args = ['--tokenizer=char', '--out=out']
+    done = python(script, '--source=hf://datasets/me/mine/train-*.parquet', *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    train, val, meta = ids_and_meta(tmp_path / 'out')
+    assert sorted(texts_of(train, meta) + texts_of(val, meta)) == sorted(STORIES)
+    done = python(script, '--source=hf://datasets/me/mine/test-*', *args, cwd=tmp_path)
+    assert done.returncode == 2 and 'has no files test-* any more' in done.stderr
+
+
+def test_a_dataset_that_is_gone_is_named_with_others_to_take(hub, tmp_path):
+    pytest.importorskip('huggingface_hub')
+    done = python(os.path.join(ROOT, 'data', 'fineweb_edu', 'prepare.py'), f'--out={tmp_path}', cwd=tmp_path)
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert 'no dataset HuggingFaceFW/fineweb-edu: it was renamed or removed' in done.stderr
+    assert "--source='hf://datasets/HuggingFaceFW/fineweb/" in done.stderr
+
+
+# the scripts
+
+@pytest.mark.parametrize('name', sorted(name for name in os.listdir(os.path.join(ROOT, 'data'))
+                                        if os.path.exists(os.path.join(ROOT, 'data', name, 'prepare.py'))))
+def test_every_corpus_has_a_readme_and_tells_its_options(name, tmp_path):
+    done = python(os.path.join(ROOT, 'data', name, 'prepare.py'), '--help', cwd=tmp_path)
+    assert done.returncode == 0 and '--vocab_size' in done.stdout and f'python data/{name}/prepare.py' in done.stdout
+    with open(os.path.join(ROOT, 'data', name, 'readme.md'), encoding='utf-8') as f:
+        readme = f.read().lower()
+    assert all(word in readme for word in ('source', 'licence', 'size', 'tokens', 'time'))
+
+
+@pytest.mark.skipif(not os.path.exists(SHAKESPEARE), reason='needs copies of tiny Shakespeare and The Verdict')
+@pytest.mark.parametrize('name, path, counts', [
+    ('shakespeare_char', SHAKESPEARE, (1003854, 111540)), ('shakespeare', SHAKESPEARE, (301966, 36059)),
+    ('the_verdict', VERDICT, (4612, 534))])
+def test_known_texts_give_the_known_counts(tmp_path, name, path, counts):
+    if name != 'shakespeare_char' and not os.environ.get('TIKTOKEN_CACHE_DIR'):
         pytest.skip("needs GPT-2's vocabulary files: set TIKTOKEN_CACHE_DIR to a folder that has them")
-    done = python(house / 'data' / name / 'prepare.py', f'--input={os.path.abspath(SHAKESPEARE)}', cwd='/')
+    script, path = os.path.join(ROOT, 'data', name, 'prepare.py'), os.path.abspath(path)
+    done = python(script, f'--input={path}', f'--out={tmp_path}', cwd='/')
     assert done.returncode == 0 and 'another one' not in done.stdout, done.stderr
-    (train, val), meta = ids_and_meta(house / 'data' / name)
+    train, val, meta = ids_and_meta(tmp_path)
     assert (len(train), len(val)) == counts and meta['vocab_size'] == (65 if name == 'shakespeare_char' else 50257)
 
 
-def test_pythons_documentation_is_a_corpus_that_needs_no_download(house):
-    done = python('data/pydoc_char/prepare.py', cwd=house)
+def test_pythons_documentation_is_a_corpus_that_needs_no_download(tmp_path):
+    for part in ('data', 'common'):  # a copy: its text is written beside the script
+        shutil.copytree(os.path.join(ROOT, part), tmp_path / part,
+                        ignore=shutil.ignore_patterns('*.bin', 'meta.json', 'input.txt', 'work', '__pycache__'))
+    done = python('data/pydoc_char/prepare.py', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    (train, val), meta = ids_and_meta(house / 'data' / 'pydoc_char')
+    train, val, meta = ids_and_meta(tmp_path / 'data' / 'pydoc_char')
     assert len(train) > 1_000_000 and 60 < meta['vocab_size'] < 200
     text = ''.join(meta['chars'][i] for i in train)
     assert 'Return' in text and min(text.count(char) for char in meta['chars']) > 20
 
+
+# downloads of one file
 
 @pytest.fixture
 def server(tmp_path):
@@ -82,55 +543,34 @@ def server(tmp_path):
         server.shutdown()
 
 
-def test_a_download_is_kept_only_if_it_is_the_right_file(server, tmp_path, capsys):
+def test_a_download_is_kept_only_if_it_is_the_right_file(server, tmp_path):
     folder, right = str(tmp_path), hashlib.sha256(b'hello\n').hexdigest()
     for url, sha256, complaint in ((f'{server}/none', right, 'HTTP Error 404'), (f'{server}/text', '0' * 64, right)):
-        with pytest.raises(SystemExit) as stopped:
-            corpus.fetch(folder, url, sha256)
-        assert stopped.value.code == 2 and complaint in capsys.readouterr().err
+        with pytest.raises(ValueError, match=complaint):
+            corpus.download(folder, url, sha256)
         assert os.listdir(folder) == ['web']
-    assert corpus.fetch(folder, f'{server}/text', right) == 'hello\n'
-    assert (tmp_path / 'input.txt').read_text() == 'hello\n'
-    assert corpus.fetch(folder, 'http://127.0.0.1:1/gone', right) == 'hello\n', 'downloaded once'
+    path = corpus.download(folder, f'{server}/text', right)
+    assert path == str(tmp_path / 'input.txt') and (tmp_path / 'input.txt').read_text() == 'hello\n'
+    assert corpus.download(folder, 'http://127.0.0.1:1/gone', right) == path, 'downloaded once'
 
 
-def test_without_a_network_the_message_says_what_to_do(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        corpus.fetch(str(tmp_path), 'http://127.0.0.1:1/text', '')
-    said = capsys.readouterr().err
+def test_without_a_network_the_message_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, 'WAITS', (0, 0))
+    with pytest.raises(ValueError) as error:
+        corpus.download(str(tmp_path), 'http://127.0.0.1:1/text', '')
+    said = str(error.value)
     assert str(tmp_path / 'input.txt') in said and '--input=FILE' in said and 'config/quickstart.py' in said
 
 
-@pytest.mark.parametrize('content, complaint', [(b'fine until \xff here', 'byte 11'), (None, 'No such file')])
-def test_a_file_that_is_no_text_is_named(tmp_path, capsys, content, complaint):
-    if content is not None:
-        (tmp_path / 'mine.txt').write_bytes(content)
-    with pytest.raises(SystemExit):
-        corpus.fetch(str(tmp_path), '', '', given=str(tmp_path / 'mine.txt'))
-    said = capsys.readouterr().err
-    assert 'mine.txt' in said and complaint in said
-
-
-def test_a_download_that_breaks_off_is_a_message(tmp_path, capsys, monkeypatch):
+def test_a_download_that_breaks_off_is_tried_again_and_then_a_message(tmp_path, capsys, monkeypatch):
     class Broken:
         __enter__ = lambda self: self
         __exit__ = lambda self, *args: None
 
         def read(self):
             raise http.client.IncompleteRead(b'hel')
+    monkeypatch.setattr(sources, 'WAITS', (0, 0))
     monkeypatch.setattr('urllib.request.urlopen', lambda *args, **kwargs: Broken())
-    with pytest.raises(SystemExit):
-        corpus.fetch(str(tmp_path), 'http://127.0.0.1/text', '')
-    assert 'IncompleteRead' in capsys.readouterr().err and os.listdir(tmp_path) == []
-
-
-def test_too_little_text_is_refused_and_nothing_is_written(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        corpus.write_char(str(tmp_path), '', source='tests')
-    assert 'too little text' in capsys.readouterr().err and os.listdir(tmp_path) == []
-
-
-def test_a_vocabulary_beyond_uint16_takes_uint32(tmp_path):
-    corpus.write(str(tmp_path), [0, 70000], [1], {'tokenizer': 'char', 'vocab_size': 70001})
-    (train, val), meta = ids_and_meta(tmp_path)
-    assert meta['dtype'] == 'uint32' and train.tolist() == [0, 70000]
+    with pytest.raises(ValueError, match='IncompleteRead'):
+        corpus.download(str(tmp_path), 'http://127.0.0.1/text', '')
+    assert capsys.readouterr().out.count('trying again') == 2 and os.listdir(tmp_path) == []

@@ -151,6 +151,15 @@ def test_targets_of_minus_one_do_not_count():
     assert torch.allclose(model(idx, targets)[1], expected)
 
 
+@pytest.mark.parametrize('recompute', [False, True])
+def test_where_no_target_counts_there_is_nothing_to_learn(recompute):
+    model, idx = small_gpt().train(), torch.randint(96, (2, 32))
+    model.gradient_checkpointing = recompute
+    loss = model(idx, torch.full_like(idx, -1))[1]
+    loss.backward()
+    assert loss == 0 and all((p.grad == 0).all() for p in model.parameters())
+
+
 def test_a_new_model_knows_nothing_and_keeps_the_residual_scale():
     torch.manual_seed(0)
     model = GPT(GPTConfig(block_size=64, vocab_size=500, n_layer=8, n_head=4, n_embd=64))

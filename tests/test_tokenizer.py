@@ -38,6 +38,29 @@ def test_gpt2_text_comes_back(gpt2):
     assert gpt2.decode(ids) == text and gpt2.end_id in ids and gpt2.encode('Hello world') == [15496, 995]
 
 
+def test_without_a_network_the_message_names_two_files_and_their_place(monkeypatch):
+    tiktoken = pytest.importorskip('tiktoken')
+
+    def unreachable(name):
+        raise ConnectionError('no network')
+    monkeypatch.setattr(tiktoken, 'get_encoding', unreachable)
+    with pytest.raises(ValueError) as error:
+        tokenizer.from_meta(GPT2)
+    said = str(error.value)
+    assert 'TIKTOKEN_CACHE_DIR' in said
+    assert 'encodings/main/vocab.bpe as 6d1cbeee0f20b3d9449abfede4726ed8212e3aee' in said
+    assert 'encodings/main/encoder.json as 6c7ea1a7e38e3a7f062df639a5b80947f075ffe6' in said
+
+
+def test_a_vocabulary_of_ones_own_gives_text_back():
+    bpe = tokenizer.BPETokenizer(tokenizer.train_bpe(['the cat sees the dog, 가나다'] * 9, 280))
+    text = 'Hello, 세계! <|endoftext|> the cat 🙂'
+    ids = bpe.encode(text)
+    assert bpe.decode(ids) == text and bpe.end_id in ids and bpe.vocab_size <= 280
+    in_corpus = bpe.encode_corpus([text])[0].tolist()
+    assert bpe.decode(in_corpus) == text and bpe.end_id not in in_corpus, 'there it is text like any other'
+
+
 def test_an_unknown_tokenizer_is_named():
     with pytest.raises(ValueError, match="'words'"):
         tokenizer.from_meta({'tokenizer': 'words'})

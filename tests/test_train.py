@@ -9,7 +9,7 @@ import torch
 
 from common import checkpoint as checkpoint_file
 from common import guard
-from conftest import ROOT, TOY, python, read_metrics
+from conftest import ROOT, TOY, make_dataset, python, read_metrics
 from model import GPT
 
 
@@ -469,15 +469,82 @@ def test_resuming_with_another_shape_is_refused_and_harms_nothing(train, trained
     assert (tmp_path / 'out' / 'last.pt').read_bytes() == before
 
 
+@pytest.fixture(scope='module')
+def instructions(tmp_path_factory):
+    """The folder of a dataset that asks to translate one of four words after a filler, and what the answers are."""
+    folder, random = tmp_path_factory.mktemp('instructions'), np.random.default_rng(0)
+    words = {'red': 'rot', 'blue': 'blau', 'green': 'gruen', 'white': 'weiss'}
+    with open(folder / 'mine.jsonl', 'w', encoding='utf-8') as f:
+        for word in random.choice(list(words), 600):
+            filler = ''.join(random.choice(list('abcdefgh'), 4))
+            f.write(json.dumps({'instruction': f'{filler} {word}', 'output': words[word]}) + '\n')
+    script = os.path.join(ROOT, 'data', 'alpaca', 'prepare.py')
+    done = python(script, '--input=mine.jsonl', '--tokenizer=char', '--out=.', cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return str(folder)
+
+
+ON_INSTRUCTIONS = ['--block_size=64', '--batch_size=8', '--gradient_accumulation_steps=1', '--eval_interval=100']
+
+
+def test_a_model_learns_the_answers_and_not_the_questions(run, instructions, tmp_path):
+    def losses(name, *args):
+        """The losses of the tokens of val that count and of those that do not, after training."""
+        done = run('train.py', *TOY, *ON_INSTRUCTIONS, f'--dataset={name}', f'--out_dir=out-{os.path.basename(name)}',
+                   '--max_iters=200', '--lr_decay_iters=200', '--optimizer=muon', '--modern=True')
+        assert done.returncode == 0, done.stderr
+        model = GPT.from_checkpoint(torch.load(tmp_path / f'out-{os.path.basename(name)}' / 'ckpt.pt')).eval()
+        ids = torch.from_numpy(np.fromfile(os.path.join(instructions, 'val.bin'), np.uint16)[:65 * 15].astype(np.int64))
+        mask = torch.from_numpy(np.fromfile(os.path.join(instructions, 'val_mask.bin'), np.bool_)[:65 * 15])
+        ids, mask = ids.view(-1, 65), mask.view(-1, 65)[:, 1:].clone()
+        mask[:, :40] = False  # too near the beginning to have seen the question
+        x, y = ids[:, :-1], ids[:, 1:]
+        asked = ~mask
+        asked[:, :40] = False
+        with torch.no_grad():
+            return [model(x, torch.where(chosen, y, -1))[1].item() for chosen in (mask, asked)]
+
+    answers, questions = losses(instructions)
+    assert answers < 0.3 and questions > 2.0
+    shutil.copytree(instructions, tmp_path / 'unmasked', ignore=shutil.ignore_patterns('*_mask.bin'))
+    meta = json.loads((tmp_path / 'unmasked' / 'meta.json').read_text())
+    meta['sha256'] = {name: value for name, value in meta['sha256'].items() if 'mask' not in name}
+    (tmp_path / 'unmasked' / 'meta.json').write_text(json.dumps(meta))
+    assert losses(str(tmp_path / 'unmasked'))[1] < 1.2, 'without the masks it learns the questions, too'
+
+
+def test_every_answer_counts_the_same_however_the_batch_is_split(run, instructions, tmp_path):
+    """Micro-batches and processes have different numbers of targets that count; the loss is the mean over all."""
+    launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    results = []
+    for folder, split, command in (('one', (8, 1), []), ('four', (2, 4), []), ('two', (4, 2), launcher)):
+        (tmp_path / folder).mkdir()
+        done = python(*command, os.path.join(ROOT, 'train.py'), *TOY, *ON_INSTRUCTIONS, f'--dataset={instructions}',
+                      f'--batch_size={split[0]}', f'--gradient_accumulation_steps={split[1]}', '--block_size=16',
+                      cwd=tmp_path / folder)
+        assert done.returncode == 0, done.stderr
+        results.append(read_metrics(tmp_path / folder / 'out')[0])
+    for other in results[1:]:
+        for key in ('loss', 'grad_norm'):
+            assert np.allclose([s[key] for s in results[0]], [s[key] for s in other], rtol=1e-3)
+
+
+def test_a_dataset_whose_mask_is_missing_or_short_is_refused(train, instructions, tmp_path):
+    shutil.copytree(instructions, tmp_path / 'spoilt')
+    (tmp_path / 'spoilt' / 'train_mask.bin').write_bytes(b'\1' * 100)
+    assert 'has 100 entries for' in train(f'--dataset={tmp_path / "spoilt"}').stderr
+    (tmp_path / 'spoilt' / 'train_mask.bin').unlink()
+    done = train(f'--dataset={tmp_path / "spoilt"}')
+    assert done.returncode == 2 and 'there is no ' in done.stderr and 'train_mask.bin' in done.stderr
+
+
 @pytest.fixture
 def other_corpus(tmp_path):
     """A dataset folder that a test may spoil: other_corpus(text, changes to its meta.json)."""
-    import corpus
-
     def make(text='abc\n' * 500, **changes):
         folder = tmp_path / 'other'
         folder.mkdir()
-        corpus.write_char(str(folder), text, source='tests')
+        make_dataset(folder, text)
         meta = json.loads((folder / 'meta.json').read_text())
         (folder / 'meta.json').write_text(json.dumps({**meta, **changes}))
         return str(folder)

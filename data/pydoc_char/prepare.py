@@ -8,6 +8,7 @@ python data/pydoc_char/prepare.py --input=FILE    # any other text in its place
 Sources are read with ast; nothing is imported or run. What comes out depends on the version of Python.
 """
 import ast
+import collections
 import hashlib
 import inspect
 import os
@@ -17,6 +18,7 @@ import sysconfig
 folder = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(folder))
 import corpus
+import shards
 
 SKIPPED = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__', 'pydoc_data'}
 RARE = 50  # a character that occurs fewer times teaches nothing, but costs a row of the vocabulary
@@ -49,14 +51,17 @@ def documents(top):
         yield '\n\n'.join(text for text in docstrings if text)
 
 
-given = corpus.parse_input(__doc__)
-if given:
-    corpus.write_char(folder, corpus.read_text(given), source=given)
-else:
+def write_text(path):
+    """Write all documents to one file."""
     top = sysconfig.get_path('stdlib')
     print(f'reading the docstrings of {top}')
     texts = {inspect.cleandoc(text) for text in documents(top)} - {''}
     # by hash: an order that is the same everywhere and mixes reference and library, so that val is like train
-    texts = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
-    source = f"Python {sys.version.split()[0]}'s pydoc_data and standard library"
-    corpus.write_char(folder, '\n\n'.join(texts), source, rare=RARE)
+    text = '\n\n'.join(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()))
+    rare = [char for char, count in collections.Counter(text).items() if count < RARE]
+    print(f'dropped {len(rare)} characters that occur fewer than {RARE} times')
+    text = text.translate({ord(char): None for char in rare})
+    shards.write_whole(os.path.dirname(path), os.path.basename(path), text.encode())
+
+
+corpus.prepare(folder, __doc__, source=os.path.join(folder, 'input.txt'), write_source=write_text, tokenizer='char')

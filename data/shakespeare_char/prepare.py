@@ -13,9 +13,8 @@ folder = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(folder))
 import corpus
 
-URL = 'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
-SHA256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
-
-given = corpus.parse_input(__doc__)
-text = corpus.fetch(folder, URL, SHA256, given)
-corpus.write_char(folder, text, source=given or URL, expected=(1003854, 111540))
+corpus.prepare(
+    folder, __doc__, tokenizer='char',
+    source='https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt',
+    sha256='86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed',
+    expected=(1003854, 111540))

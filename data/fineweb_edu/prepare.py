@@ -1,0 +1,21 @@
+"""
+FineWeb-Edu: web pages that a classifier found educational. This is its sample of 10 billion tokens, 28.5 GB to stream;
+none of it is stored but the tokens.
+
+python data/fineweb_edu/prepare.py                                     # all of it: 20 GB of bins
+python data/fineweb_edu/prepare.py --fraction=0.01                     # one percent, always the same: 100M tokens
+python data/fineweb_edu/prepare.py --input='sample/10BT/*.parquet'     # from files that are here already
+python data/fineweb_edu/prepare.py --source='hf://datasets/HuggingFaceFW/fineweb-edu/sample/100BT/*.parquet'
+"""
+import os
+import sys
+
+folder = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(folder))
+import corpus
+
+corpus.prepare(
+    folder, __doc__, val_fraction=0.001,
+    source='hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT/*.parquet',
+    others='''Others: --source='hf://datasets/HuggingFaceFW/fineweb-edu/data/CC-MAIN-2024-10/*.parquet' (one crawl), '''
+           "--source='hf://datasets/HuggingFaceFW/fineweb/sample/10BT/*.parquet' (not filtered)")

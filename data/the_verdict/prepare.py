@@ -1,0 +1,20 @@
+"""
+The Verdict, a short story by Edith Wharton of 1908 (the public domain), in GPT-2's byte-pair encoding.
+
+python data/the_verdict/prepare.py                 # downloads it, once
+python data/the_verdict/prepare.py --input=FILE    # where there is no network
+
+Expect 20,479 characters; train has TRAIN tokens, val has VAL: 5,145 in all, if it were not cut.
+"""
+import os
+import sys
+
+folder = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(folder))
+import corpus
+
+corpus.prepare(
+    folder, __doc__,
+    source='https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch02/01_main-chapter-code/the-verdict.txt',
+    sha256='b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f',
+    expected=(0, 0))

@@ -1,0 +1,21 @@
+"""
+TinyStories (Eldan and Li 2023): 2.1 million short stories in the words of a four-year-old, 1.9 GB, with a validation
+split of its own.
+
+python data/tinystories/prepare.py                      # GPT-2's vocabulary
+python data/tinystories/prepare.py --vocab_size=4096    # one of its own: what a small model wants
+python data/tinystories/prepare.py --input=TinyStories-train.txt --val_input=TinyStories-valid.txt    # from files
+"""
+import os
+import sys
+
+folder = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(folder))
+import corpus
+
+corpus.prepare(
+    folder, __doc__,
+    source='hf://datasets/roneneldan/TinyStories/data/train-*.parquet',
+    val_source='hf://datasets/roneneldan/TinyStories/data/validation-*.parquet',
+    others='''Others: --source='hf://datasets/roneneldan/TinyStories@refs/convert/parquet/default/train/*.parquet', '''
+           'or TinyStories-train.txt and TinyStories-valid.txt by --input and --val_input')

@@ -1,0 +1,156 @@
+"""Documents come out of files as they went in, from any position on, and what cannot be read is named by its line."""
+import json
+
+import pytest
+
+import sources
+
+pa = pytest.importorskip('pyarrow')
+pq = pytest.importorskip('pyarrow.parquet')
+
+TEXTS = [f'Story {i}: ' + 'a 가 🙂 word '.strip() * (i % 7) + f'\nand a line {i}.' for i in range(300)]
+
+
+def write(path, texts, key='text', **options):
+    """A file of documents, of the kind that its name says; returns what sources.find makes of it."""
+    if path.suffix == '.parquet':
+        pq.write_table(pa.table({'id': list(range(len(texts))), key: texts}), path, **{'row_group_size': 70, **options})
+    elif path.suffix == '.jsonl':
+        path.write_text(''.join(json.dumps({key: text}) + '\n' for text in texts), encoding='utf-8')
+    else:
+        path.write_bytes('\n<|endoftext|>\n'.join(texts).encode())
+    return sources.find(str(path))[0]
+
+
+def read(file, position=0, **options):
+    """Every block of a file, as ([text], next position)."""
+    options = {'to_parts': lambda row: [(sources.text_of(row, 'text'), True)], 'columns': ['text'], **options}
+    return [([document.parts[0][0] for document in documents], after)
+            for documents, after, _ in sources.read(file, position, **options)]
+
+
+@pytest.fixture(params=['a.txt', 'a.jsonl', 'a.parquet'])
+def file(request, tmp_path, monkeypatch):
+    """The same documents in files of each kind, read in many small blocks."""
+    monkeypatch.setattr(sources, 'LONGEST', 1000)
+    monkeypatch.setattr(sources, 'BLOCK', 500)
+    monkeypatch.setattr(sources, 'ROWS', 16)
+    return write(tmp_path / request.param, TEXTS)
+
+
+def test_documents_come_back(file):
+    assert [text for texts, _ in read(file) for text in texts] == TEXTS
+
+
+def test_every_position_is_one_to_go_on_from(file):
+    blocks = read(file)
+    assert len(blocks) > 10
+    for i, (_, position) in enumerate(blocks):
+        assert read(file, position) in (blocks[i + 1:], [([], position)])
+
+
+def test_a_part_of_the_rows_is_always_the_same_one(file, tmp_path):
+    whole = [text for texts, _ in read(file) for text in texts]
+    few, some = ([text for texts, _ in read(file, share=share) for text in texts] for share in (0.3, 0.6))
+    assert some == [text for text in whole if text in some] and set(few) <= set(some) and len(some) < len(whole)
+    if not file['path'].endswith('.parquet'):  # of which whole row groups are taken, here five
+        assert 60 < len(few) < 120 and 150 < len(some) < 210
+
+
+def test_a_long_text_comes_in_parts_that_make_it_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, 'LONGEST', 1000)
+    for text in ('가나다 abc\n' * 300, '가나다 ' * 500, '가🙂' * 900):  # lines, words, one word
+        path = tmp_path / 'a.txt'
+        path.write_bytes(text.encode())
+        documents = [document for block, *_ in sources.read(sources.find(str(path))[0], 0, None, None)
+                     for document in block]
+        assert ''.join(document.parts[0][0] for document in documents) == text
+        assert [document.begins for document in documents[:3]] == [True, False, False]
+
+
+def test_line_ends_and_a_byte_order_mark(tmp_path):
+    (tmp_path / 'a.txt').write_bytes('\ufeffone\r\ntwo\r\n'.encode())
+    (tmp_path / 'b.txt').write_bytes(b'one\r\n<|endoftext|>\r\ntwo\r\n')
+    assert read(sources.find(str(tmp_path / 'a.txt'))[0])[0][0] == ['one\r\ntwo\r\n']
+    assert read(sources.find(str(tmp_path / 'b.txt'))[0])[0][0] == ['one', 'two']
+
+
+@pytest.mark.parametrize('name, content, complaint', [
+    ('a.txt', b'fine\nfine\nuntil \xff here\n', 'line 3: not UTF-8'),
+    ('a.md', b'one<|endoftext|>\ntwo\n<|endoftext|>\nthr\xe9e', 'line 4: not UTF-8'),
+    ('a.jsonl', b'{"text": "fine"}\n\n{"text": "caf\xe9"}\n', 'line 3: not UTF-8'),
+    ('a.jsonl', b'{"text": "fine"}\n{"text": "cut off', 'line 2: not JSON'),
+    ('a.jsonl', b'["text"]\n', 'line 1: this is JSON, but no object'),
+    ('a.jsonl', b'{"content": "fine", "id": 3}\n', "line 1: no 'text' here, but content, id"),
+    ('a.jsonl', b'{"text": null}\n', "line 1: 'text' is None, no text"),
+    ('a.jsonl', b'{"text": "half a pair \\ud800"}\n', "line 1: 'utf-8' codec can't encode"),
+    ('a.parquet', b'PAR1 not', 'a.parquet: '),
+])
+def test_what_cannot_be_read_is_named_by_file_and_line(tmp_path, name, content, complaint):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        read(sources.find(str(tmp_path / name))[0])
+    assert str(tmp_path / name) in str(error.value) and complaint in str(error.value)
+
+
+def test_a_bad_row_can_be_left_out_and_is_told_of(tmp_path):
+    (tmp_path / 'a.jsonl').write_text('{"text": "one"}\nnonsense\n{"text": 2}\n{"text": "three"}\n')
+    told = []
+    assert read(sources.find(str(tmp_path / 'a.jsonl'))[0], bad_row=told.append)[0][0] == ['one', 'three']
+    assert len(told) == 2 and 'line 2: not JSON' in told[0] and 'line 3' in told[1]
+
+
+def test_a_row_of_parquet_without_text_is_named(tmp_path):
+    file = write(tmp_path / 'a.parquet', [*TEXTS[:99], None])
+    with pytest.raises(ValueError, match="a.parquet, row 99: 'text' is None"):
+        read(file)
+    with pytest.raises(ValueError, match="no column 'content', but id, text"):
+        read(file, columns=['content'])
+
+
+def test_files_folders_and_globs(tmp_path):
+    (tmp_path / 'sub').mkdir()
+    for name in ('b.txt', 'a.md', 'sub/c.jsonl', 'd.csv'):
+        (tmp_path / name).write_text('{}')
+
+    def names(pattern):
+        return [file['path'].removeprefix(f'{tmp_path}/') for file in sources.find(str(tmp_path / pattern))]
+    assert names('') == ['a.md', 'b.txt', 'sub/c.jsonl'] and names('b.txt') == ['b.txt']
+    assert names('*.txt') == ['b.txt'] and names('**/*.jsonl') == ['sub/c.jsonl']
+    for pattern, complaint in (('e.txt', 'there is no '), ('d.csv', r'none of \.txt, '), ('*.html', 'there is no ')):
+        with pytest.raises(ValueError, match=complaint):
+            names(pattern)
+
+
+def test_a_network_that_fails_is_tried_again_where_it_stopped(tmp_path, monkeypatch, capsys):
+    """Hugging Face breaks off twice within a file; the third time it is there to the end."""
+    file, opened = write(tmp_path / 'a.parquet', TEXTS), []
+
+    def flaky(path):
+        opened.append(path)
+        if len(opened) == 2:
+            raise ConnectionResetError('gone')
+        return open(file['path'], 'rb')
+
+    def broken(stream, file, position, columns, share):
+        for i, block in enumerate(steady(stream, file, position, columns, share)):
+            if len(opened) == 1 and i == 2:
+                raise TimeoutError('too slow')
+            yield block
+    steady = sources.read_rows
+    monkeypatch.setattr(sources, 'WAITS', (0, 0))
+    monkeypatch.setattr(sources, 'open_file', flaky)
+    monkeypatch.setattr(sources, 'read_rows', broken)
+    monkeypatch.setattr(sources, 'ROWS', 50)
+    blocks = read({**file, 'path': 'hf://datasets/me/mine@main/a.parquet'})
+    assert [text for texts, _ in blocks for text in texts] == TEXTS
+    assert len(opened) == 3 and 'TimeoutError: too slow; trying again' in capsys.readouterr().out
+
+
+def test_a_network_that_stays_away_is_a_message(tmp_path, monkeypatch):
+    def gone(path):
+        raise ConnectionResetError('gone')
+    monkeypatch.setattr(sources, 'WAITS', (0, 0))
+    monkeypatch.setattr(sources, 'open_file', gone)
+    with pytest.raises(ValueError, match='cannot read hf://x/a.parquet'):
+        read({'path': 'hf://x/a.parquet', 'bytes': 9})
