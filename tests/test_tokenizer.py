@@ -1,5 +1,6 @@
 """Text to ids and back, and which vocabularies go together."""
 import os
+import random
 
 import pytest
 
@@ -36,6 +37,23 @@ def test_gpt2_text_comes_back(gpt2):
     text = 'Hello, 세계! <|endoftext|> again'
     ids = gpt2.encode(text)
     assert gpt2.decode(ids) == text and gpt2.end_id in ids and gpt2.encode('Hello world') == [15496, 995]
+
+
+def test_gpt2_s_words_are_split_as_tiktoken_splits_them(gpt2):
+    import tiktoken
+    theirs, choices = tiktoken.get_encoding('gpt2'), random.Random(0).choices
+    parts = ['a', 'The', ' ', '  ', '\n', '\r\n', '\t', "'", "'s", "'LL", "'ll", '7', '12', '가', '!', '?!', '\u3000',
+             '\xa0', '\x1c', '\u2028', 'é', 'e\u0301', '🙂', '_', '<|endoftext|>', '٣', 'ß', ' cat']
+    texts = [''.join(choices(parts, k=60)) for _ in range(500)]
+    for ours, text in zip(gpt2.encode_corpus(texts), texts, strict=True):
+        assert ours.tolist() == theirs.encode_ordinary(text)
+        assert gpt2.encode(text) == theirs.encode(text, allowed_special='all')
+    assert [ids.tolist() for ids in gpt2.encode_corpus(['a b', '', 'c'])] == theirs.encode_batch(['a b', '', 'c'])
+
+
+def test_a_million_blanks_in_a_row_do_not_break_gpt2(gpt2):
+    ids = gpt2.encode_corpus(['x' + '\n' * 1_500_000 + 'the end', 'more'])
+    assert gpt2.decode(ids[0]) == 'x' + '\n' * 1_500_000 + 'the end' and gpt2.decode(ids[1]) == 'more'
 
 
 def test_without_a_network_the_message_names_two_files_and_their_place(monkeypatch):
