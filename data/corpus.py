@@ -148,7 +148,9 @@ def make(folder, job, name, read, skip_bad, others):
             check_disk(folder, shards.manifest['plan'], job['fraction'])
         plan = shards.manifest['plan']
         meta = tokenise(shards, plan, read, skip_bad)
-        meta = {**finish(shards, plan), **meta, 'source': name, 'prompt': job['prompt'], 'made_from': made_from}
+        meta = {**finish(shards, plan), **meta, 'source': name, 'made_from': made_from}
+        if job['prompt']:
+            meta['prompt'] = job['prompt']
         write_whole(shards.folder, 'meta.json', json.dumps(meta, indent=1).encode())
     shards.deliver(folder, ORDER)
 
@@ -194,7 +196,7 @@ def has_documents(files, read, enough):
 def find_vocabulary(job, plan, read):
     """The part of meta.json that says what the ids mean. The characters of a text are known only at its end."""
     if job['vocab_size']:
-        share = min(1.0, BPE_TEXT / sum(file['bytes'] for file in plan['files']))
+        share = min(1.0, BPE_TEXT / max(sum(file['bytes'] for file in plan['files']), 1))
         print(f'learning a vocabulary of {job["vocab_size"]:,} tokens from ' +
               (f'{share:.1%} of the text' if share < 1 else 'the text'), flush=True)
         texts = train_texts(plan, functools.partial(read, share=share * job['fraction']))
@@ -299,4 +301,4 @@ def check(folder):
 if __name__ == '__main__':
     if len(sys.argv) != 3 or sys.argv[1] != 'check':
         sys.exit(print(__doc__.strip(), file=sys.stderr) or 2)
-    check(bins.find(ROOT, sys.argv[2].removeprefix('data/')))
+    check(sys.argv[2] if os.path.isdir(sys.argv[2]) else bins.find(ROOT, sys.argv[2].removeprefix('data/')))

@@ -104,8 +104,8 @@ def tokenise(shards, plan, read, skip_bad):
     after.pop('lengths', None)
     shards.close(**after)
     counts = collections.Counter(after.get('counts', {}))
-    return {'documents': {split: counts[split] for split in bins.SPLITS}, 'characters': after['characters'],
-            'split': {'files': 'files of its own', 'hash': f'{plan["val_fraction"]} of the documents, by their hash',
+    return {'documents': {split: counts[split] for split in bins.SPLITS}, 'characters': after.get('characters', 0),
+            'split': {'files': 'files of its own', 'hash': f'{100 * plan["val_fraction"]:g}% of the documents, by hash',
                       'cut': f'the last {1 - CUT:.0%} of each document'}[plan['rule']],
             'train_documents_in_val': counts['in_both'],
             'left_out': {key: counts[key] for key in ('empty', 'unusable')}}

@@ -126,6 +126,15 @@ def test_a_document_of_50_mb(prepare, tmp_path):
     assert ''.join(texts_of(train[start:start + 2 * len(line)], meta)) == line * 2
 
 
+def test_a_long_text_has_no_separators_within(prepare, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, 'LONGEST', 1000)
+    lines = '\n'.join(STORIES)
+    (tmp_path / 'a.txt').write_text(lines)
+    (tmp_path / 'b.txt').write_text('another')
+    train, val, meta = prepare('--input=a.txt', '--val_input=b.txt')
+    assert texts_of(train, meta) == [lines] and meta['documents'] == {'train': 1, 'val': 1}
+
+
 def test_a_part_of_the_source_is_always_the_same_one(prepare, tmp_path):
     write(tmp_path / 'a.parquet', STORIES, row_group_size=10)
     whole, *_ = prepare('--input=a.parquet', '--val_input=a.parquet')
@@ -168,7 +177,8 @@ def test_a_vocabulary_is_learned_the_same_way_twice_and_can_be_shared(prepare, t
 
 @pytest.mark.parametrize('unit', [64, 2**20])
 def test_a_text_in_pieces_has_the_ids_of_the_whole(monkeypatch, unit):
-    text = ' \n'.join(STORIES) + ' \n\n  x  \n' + "it's  1234 \x1c\u3000 가나 \u2028 다 " * 50 + 'y' * 300 + '   '
+    text = "it's  1234 \x1c\u3000 가나 \u2028 다 " * 50 + 'y' * 300 + '   '
+    text += ''.join(' \n'[i % 2] * (i % 9) + '\n ' * (i % 4) + story for i, story in enumerate(STORIES))
     content = tokenizer.train_bpe([text], 400)
     known = [tokenizer.BPETokenizer(content)]
     if os.environ.get('TIKTOKEN_CACHE_DIR'):
@@ -360,8 +370,10 @@ def test_an_empty_file_is_no_document(prepare, tmp_path):
     (tmp_path / 'empty.txt').write_text('')
     train, val, meta = prepare('--input', 'a.jsonl', 'empty.jsonl', 'empty.txt')
     assert sum(meta['documents'].values()) == 400 and meta['left_out'] == {'empty': 1, 'unusable': 0}
-    code, said = prepare('--input=empty.txt', out='nothing')
-    assert code == 2 and 'too little text: 0 tokens' in said and 'train.bin' not in os.listdir(tmp_path / 'nothing')
+    write(tmp_path / 'empty.parquet', [])
+    for args in (['--input=empty.txt'], ['--input=empty.parquet'], ['--input=empty.txt', '--vocab_size=300']):
+        code, said = prepare(*args, out='nothing')
+        assert code == 2 and 'too little text: 0 tokens' in said and 'train.bin' not in os.listdir(tmp_path / 'nothing')
 
 
 def test_a_bad_row_stops_or_is_left_out(prepare, tmp_path, capsys):
