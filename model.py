@@ -243,7 +243,8 @@ class GPT(nn.Module):
     def crop_block_size(self, block_size):
         """Shorten the longest context, by dropping position embeddings."""
         if block_size > self.config.block_size:
-            raise ValueError(f'block_size={block_size} is above the {self.config.block_size} of these weights')
+            raise ValueError(f'block_size={block_size} is above that of these weights; try '
+                             f'--block_size={self.config.block_size}')
         self.config.block_size = block_size
         if not self.config.modern:
             kept = self.transformer.wpe.weight[:block_size].detach().clone()

@@ -202,7 +202,7 @@ def estimate_loss():
             counted = (y >= 0).sum()
             sums.append(torch.stack((loss * counted, (logits.argmax(dim=-1) == y).sum(), counted)))
         loss, correct, counted = hardware.all_reduce(torch.stack(sums).cpu().double().sum(dim=0), device)
-        result.append((loss / counted, correct / counted))
+        result.append(guard.mean_scores(split, loss, correct, counted))
     raw_model.train()
     return result
 
@@ -255,6 +255,7 @@ def settle_last_step():
 TRAIN, DROPOUT = 0, 1  # streams of random numbers; DROPOUT + rank is each process's own
 # raw_model is saved and sampled from; compiled_model runs the same weights faster; model averages gradients as well
 model = compiled_model = raw_model
+stop_signal = guard.StopSignal()
 if compile:
     batch = get_batch('train', np.arange(batch_size))
     model = compiled_model = hardware.compile_or_eager(raw_model, ctx, lambda compiled: compiled(*batch)[1].backward())
@@ -264,7 +265,6 @@ if world_size > 1 and not fsdp:
 if rank == 0 and not eval_only:
     log = runlog.RunLog({**config, **model_args}, iter_num, evaluated_at, train_s, tokens_per_iter,
                         raw_model.flops_per_token(), hardware.peak_flops(device, dtype))
-stop_signal = guard.StopSignal()
 step_guard = guard.StepGuard(spike_z, recent_losses)
 t0 = time.perf_counter()
 while True:

@@ -54,7 +54,8 @@ def how_to_prepare(folder):
         return f'run: python {os.path.relpath(script)}'
     parent = os.path.dirname(os.path.normpath(folder))
     entries = os.listdir(parent) if os.path.isdir(parent) else []
-    known = sorted(entry for entry in entries if os.path.isfile(os.path.join(parent, entry, 'prepare.py')))
+    known = sorted(entry for entry in entries if any(os.path.isfile(os.path.join(parent, entry, name))
+                                                     for name in ('prepare.py', 'train.bin')))
     return (f'there is no {os.path.relpath(script)} to make them' +
             (f'; known to --dataset are {", ".join(known)}' if known else ''))
 

@@ -65,6 +65,14 @@ def check_modern(asked, is_modern, source):
                          'leave --modern out, or start with --init_from=scratch')
 
 
+def mean_scores(split, loss, correct, counted):
+    """(loss, accuracy) of an evaluation from the sums over its `counted` tokens; without any the run ends with a line."""
+    if counted == 0:
+        hardware.stop(f'the tokens of {split} that are evaluated are all left out by its mask; take more of them, with '
+                      'a higher --eval_iters or --eval_iters=0')
+    return loss / counted, correct / counted
+
+
 class StopSignal:
     """
     Notes SIGTERM, Ctrl-C and SIGUSR1 (what Slurm sends ahead of a time limit, if asked) instead of dying of them. A

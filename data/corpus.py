@@ -1,7 +1,7 @@
 """
 What the prepare scripts share: their command line, and the way from a text to train.bin, val.bin and meta.json.
 
-    files -> documents (sources.py) -> ids (encoding.py) -> files that grow (shards.py) -> bins
+    files -> documents (sources.py) -> ids (encoding.py) -> files that grow (shards.py) -> the dataset (report.py)
 
 python data/corpus.py check data/shakespeare    # recount and re-hash a dataset, show a piece of it
 """
@@ -12,59 +12,66 @@ import hashlib
 import http.client
 import json
 import os
-import random
 import shutil
+import signal
 import sys
 import urllib.request
-
-import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 import sources
-from common import bins, tokenizer
-from encoding import chunks, cut_up, finish, part, sha256_of, tokenise
+from common import bins
+from common.tokenizer import BPETokenizer, GPT2Tokenizer, train_bpe
+from encoding import complete, cut_up, split_of, tokenise
+from report import check, report
 from shards import Shards, write_whole
 
 FORMAT = 1        # raised when the same text would give other bins
-BPE_TEXT = 2**28  # bytes of the source that a vocabulary is learned from, spread over all of it
+BPE_TEXT = 2**28  # characters that a vocabulary is learned from, of each file its share
 FEW = 10          # where val would get fewer documents than about this, each document is cut instead
-ORDER = ('val_mask.bin', 'train_mask.bin', 'tokenizer.json', 'val.bin', 'meta.json', 'train.bin')
+CUT = 0.9         # the part of each that then goes to train, as in nanoGPT
+MASKS = ('val_mask.bin', 'train_mask.bin')
 
 
 def prepare(folder, doc, source=None, val_source=None, sha256=None, tokenizer='gpt2', val_fraction=0.1, columns=None,
-            to_parts=None, prompt=None, others='', expected=None, write_source=None):
+            to_parts=None, prompt=None, others='', expected=None, write_source=None, config=None):
     """
     A prepare script: its command line, and the dataset in `folder`. `source`, `val_source`: patterns as sources.find
     takes them, or the https address of one file with this `sha256`. Without val_source, val_fraction of the documents
     become val. `to_parts(row)` makes of the `columns` of a row the parts of a document, of which some count in the loss
     and some do not; `prompt` is the template behind it. `others`: what to say where the source is gone; `expected`: the
-    numbers of tokens that the usual text gives; `write_source(path)` makes a source that is a file and not there.
+    numbers of tokens that the usual text gives; `write_source(path)` makes a source that is a file and not there;
+    `config`: the file in config/ to train with, and what to type behind it.
     """
-    args = parse(doc, source, tokenizer, val_fraction)
-    folder = args.out or folder
+    args = parse(doc, source)
+    folder = os.path.expanduser(args.out or folder)
     if to_parts is None:
-        columns, to_parts = [args.text_key], lambda row: [(sources.text_of(row, args.text_key), True)]
-    elif any(path.endswith(('.txt', '.md')) for path in args.input or []):
-        stop(f'this corpus is made of {", ".join(columns)}: it takes .jsonl and .parquet files')
-    usual = not args.input and args.source == source
+        columns = [args.text_key]
+        to_parts = lambda row: [(sources.text_of(row, args.text_key, sources.KEY_HINT), True)]
+    usual = not args.input and args.source == source and not args.val_input
     job = {'format': FORMAT, 'train': args.input or [args.source], 'val': args.val_input or [], 'prompt': prompt,
-           **{key: getattr(args, key) for key in ('tokenizer', 'vocab_size', 'text_key', 'fraction', 'val_fraction')}}
-    if usual and val_source and not args.val_input:
+           'tokenizer': args.tokenizer or tokenizer, 'vocab_size': args.vocab_size, 'text_key': args.text_key,
+           'fraction': args.fraction, 'val_fraction': args.val_fraction or val_fraction,
+           'cut': 1 - args.val_fraction if args.val_fraction else CUT}
+    if usual and val_source:
         job['val'] = [val_source]
     name = ' '.join(job['train'])
     read = functools.partial(sources.read, to_parts=to_parts, columns=columns, share=args.fraction)
+    if not usual or args.fraction < 1.0 or args.tokenizer or args.vocab_size:
+        expected = None
     try:
         os.makedirs(folder, exist_ok=True)
-        if usual and source.startswith('https://'):
+        if usual and name.startswith('https://'):
             job['train'] = [download(folder, source, sha256)]
         elif usual and write_source and not os.path.exists(source):
             write_source(source)
         make(folder, job, name, read, args.skip_bad, others)
-        report(folder, expected if usual and args.fraction == 1.0 else None)
+        report(folder, expected, config)
     except KeyboardInterrupt:
-        stop('stopped; the same command goes on from the last finished shard', code=75)
+        stop('stopped; the same command goes on from the last finished shard, if there is one', code=75)
+    except FileExistsError:
+        stop(f'--out={folder} is a file, not a folder')
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             stop(error)
@@ -73,41 +80,41 @@ def prepare(folder, doc, source=None, val_source=None, sha256=None, tokenizer='g
         stop(error)
 
 
-def parse(doc, source, tokenizer, val_fraction):
+def parse(doc, source):
     """The command line of a prepare script; exit code 2 if it cannot work."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add('--input', nargs='+', action='extend', metavar='PATH',
-        help='take this text instead: files, folders or globs of .txt, .md, .jsonl and .parquet')
+        help='the text: files, folders or globs of .txt, .md, .jsonl and .parquet')
     add('--val_input', nargs='+', action='extend', metavar='PATH', help='text to validate on, not a part of the rest')
-    add('--source', default=source, metavar='URL',
-        help='take hf://datasets/OWNER/NAME/GLOB from Hugging Face instead of %(default)s')
-    add('--out', metavar='FOLDER', help='where to write the dataset; default: beside this script')
-    add('--tokenizer', default=tokenizer, metavar='NAME',
-        help='gpt2, char, or the folder of a dataset whose vocabulary to take (%(default)s)')
+    add('--source', default=source, metavar='URL', help='take hf://datasets/OWNER/NAME/GLOB from Hugging Face' +
+        (', instead of %(default)s' if source else ''))
+    add('--out', metavar='FOLDER', help='where to write the dataset; else beside this script')
+    add('--tokenizer', metavar='NAME', help='gpt2, char, or the folder of a dataset whose vocabulary to take')
     add('--vocab_size', type=int, default=0, metavar='N', help='learn a byte-level BPE of N tokens from the text')
     add('--text_key', default='text', metavar='NAME', help='the field or column that has the text (%(default)s)')
-    add('--fraction', type=float, default=1.0, metavar='X',
-        help='take this part of the source, always the same one (%(default)s)')
-    add('--val_fraction', type=float, default=val_fraction, metavar='X',
-        help='the part of the documents to validate on (%(default)s)')
+    add('--fraction', type=float, default=1.0, metavar='X', help='take this part of the documents, the same each time')
+    add('--val_fraction', type=float, metavar='X', help='validate on this part of the documents, or of each of a few')
     add('--skip_bad', action='store_true', help='leave out rows that cannot be used, instead of stopping at them')
     args = parser.parse_args()
     if not args.input and not args.source:
         parser.error('name your text: --input=FILE, or several, folders, globs')
-    if args.vocab_size and args.tokenizer != tokenizer:
+    if args.vocab_size and args.tokenizer:
         parser.error(f'--vocab_size={args.vocab_size} learns a vocabulary, --tokenizer={args.tokenizer} names one')
-    for key in ('fraction', 'val_fraction'):
-        if not 0 < getattr(args, key) <= 1:
-            parser.error(f'--{key}={getattr(args, key)} is not above 0 and up to 1')
     if args.vocab_size and args.vocab_size < 257:
         parser.error(f'--vocab_size={args.vocab_size} is below 257: the 256 bytes and <|endoftext|>')
+    if not 0 < args.fraction <= 1:
+        parser.error(f'--fraction={args.fraction} is not above 0 and up to 1')
+    if args.val_fraction is not None and not 0 < args.val_fraction < 1:
+        parser.error(f'--val_fraction={args.val_fraction} is not between 0 and 1')
     return args
 
 
 def stop(message, code=2):
     """End the script with a message."""
-    sys.exit(print(f'{os.path.relpath(sys.argv[0])}: {message}', file=sys.stderr) or code)
+    script = os.path.abspath(sys.argv[0])
+    print(f'{os.path.basename(os.path.dirname(script))}/{os.path.basename(script)}: {message}', file=sys.stderr)
+    sys.exit(code)
 
 
 def download(folder, url, sha256):
@@ -135,82 +142,52 @@ def download(folder, url, sha256):
 def make(folder, job, name, read, skip_bad, others):
     """Make the dataset that `job` describes in `folder`, or go on where earlier work on it stopped."""
     local = [sources.find(pattern) for pattern in job['val'] + job['train'] if not pattern.startswith('hf://')]
-    made_from = hashlib.sha256(json.dumps([job, local]).encode()).hexdigest()
-    if is_made(folder, made_from):
+    named = named_vocabulary(job)
+    made_from = hashlib.sha256(json.dumps([job, local, named]).encode()).hexdigest()
+    work = os.path.join(folder, f'unfinished-{made_from[:8]}')  # of its own: no other job's work is thrown away
+    earlier = whole_meta(folder)
+    if earlier.get('made_from') == made_from:
+        shutil.rmtree(work, ignore_errors=True)
         print(f'{folder} has this dataset already; to make it anew, delete its train.bin')
         return
-    shards = Shards(os.path.join(folder, 'work'), made_from)
-    if 'ready' not in shards.manifest:
-        if shards.last['lengths']:
-            print(f'going on after {shards.last["characters"]:,} characters')
-        else:
-            shards.manifest['plan'] = make_plan(job, read, others)
-            check_disk(folder, shards.manifest['plan'], job['fraction'])
+    if earlier:
+        print(f'this replaces the dataset in {folder}, made of {earlier.get("source", "?")}; --out=FOLDER keeps both')
+    shards = Shards(work)
+    if shards.manifest['plan'] is None:
+        try:
+            shards.manifest['plan'] = make_plan(folder, job, named, read, others)
+        except BaseException:
+            shards.remove()
+            raise
+        shards.write_manifest()
+    elif shards.manifest['shards']:
+        print(f'going on after {shards.last["characters"]:,} characters')
+    if shards.manifest['ready'] is None:
         plan = shards.manifest['plan']
         meta = tokenise(shards, plan, read, skip_bad)
-        meta = {**finish(shards, plan), **meta, 'source': name, 'made_from': made_from}
+        meta = {**complete(shards, plan), **meta, 'source': name, 'made_from': made_from}
         if job['prompt']:
             meta['prompt'] = job['prompt']
         write_whole(shards.folder, 'meta.json', json.dumps(meta, indent=1).encode())
-    shards.deliver(folder, ORDER)
+    names = (*MASKS, 'tokenizer.json', 'val.bin', 'meta.json', 'train.bin')  # where the last is, all is there
+    shards.deliver(folder, names, obsolete=MASKS)
 
 
-def is_made(folder, made_from):
-    """Whether the dataset is there, and was made from the same text with the same settings."""
+def whole_meta(folder):
+    """The meta.json of the dataset in a folder; {} if there is none, or not all of it."""
     try:
-        return bins.read_meta(folder).get('made_from') == made_from
+        meta = bins.read_meta(folder)
+        bins.check(folder, meta, block_size=0)
+        return meta
     except (OSError, ValueError):
-        return False
+        return {}
 
 
-def make_plan(job, read, others):
-    """What is decided before the first id is written: the files, how val is parted from train, the vocabulary."""
-    files = []
-    for split in ('val', 'train'):  # val first: then its documents are known when train's come
-        for pattern in job[split]:
-            try:
-                files += [{**file, 'split': split} for file in sources.find(pattern)]
-            except sources.Gone as error:
-                raise ValueError(f'{error}\n{others}') from None
-    plan = {'files': files, 'val_fraction': job['val_fraction'], 'masked': job['prompt'] is not None}
-    if job['val']:
-        plan['rule'] = 'files'
-    else:
-        many = plan['masked'] or has_documents(files, read, FEW / job['val_fraction'])
-        plan['rule'] = 'hash' if many else 'cut'
-    plan['vocabulary'] = find_vocabulary(job, plan, read)
-    return plan
-
-
-def has_documents(files, read, enough):
-    """Whether the files have at least so many documents."""
-    seen = 0
-    for file in files:
-        for documents, _, _ in read(file, 0, bad_row=lambda message: None):
-            seen += sum(document.begins for document in documents)
-            if seen >= enough:
-                return True
-    return False
-
-
-def find_vocabulary(job, plan, read):
-    """The part of meta.json that says what the ids mean. The characters of a text are known only at its end."""
-    if job['vocab_size']:
-        share = min(1.0, BPE_TEXT / max(sum(file['bytes'] for file in plan['files']), 1))
-        print(f'learning a vocabulary of {job["vocab_size"]:,} tokens from ' +
-              (f'{share:.1%} of the text' if share < 1 else 'the text'), flush=True)
-        texts = train_texts(plan, functools.partial(read, share=share * job['fraction']))
-        content = tokenizer.train_bpe(texts, job['vocab_size'])
-        size = tokenizer.BPETokenizer(content).vocab_size
-        if size < job['vocab_size']:
-            print(f'the text has no more than {size:,} tokens to learn')
-        return {'tokenizer': 'bpe', 'vocab_size': size, 'tokenizer_file': 'tokenizer.json', 'tokenizer_json': content}
-    if job['tokenizer'] == 'gpt2':
-        tokenizer.GPT2Tokenizer()  # a ValueError now, if its files are not here
-        return {'tokenizer': 'gpt2', 'vocab_size': tokenizer.GPT2Tokenizer.vocab_size}
-    if job['tokenizer'] == 'char':
-        return {'tokenizer': 'char'}
-    folder = bins.find(ROOT, job['tokenizer'])
+def named_vocabulary(job):
+    """Of the dataset that --tokenizer names, what its meta.json says of the ids; None if it names no dataset."""
+    if job['tokenizer'] in ('gpt2', 'char'):
+        return None
+    folder = dataset_folder(job['tokenizer'])
     if not os.path.isdir(folder):
         raise ValueError(f'--tokenizer={job["tokenizer"]} is neither gpt2 nor char nor the folder of a dataset')
     meta = bins.read_meta(folder)
@@ -218,87 +195,96 @@ def find_vocabulary(job, plan, read):
             if key in meta}
 
 
-def train_texts(plan, read):
-    """The texts of train, in pieces."""
+def dataset_folder(name):
+    """The folder that a user means: a path, or a name in data/."""
+    return name if os.path.isdir(name) else bins.find(ROOT, name.removeprefix('data/'))
+
+
+def make_plan(folder, job, named, read, others):
+    """What is decided before the first id is written: the files, how val is parted from train, the vocabulary."""
+    files = {}
+    for split in ('val', 'train'):  # val first: then its documents are known when train's come
+        for pattern in job[split]:
+            try:
+                found = sources.find(pattern)
+            except sources.Gone as error:
+                raise ValueError(f'{error}\n{others}'.strip()) from None
+            for file in found:
+                files.setdefault(file['path'], {**file, 'split': split})  # what is named twice is taken once
+    plan = {'files': list(files.values()), 'val_fraction': job['val_fraction'], 'cut': job['cut'],
+            'masked': job['prompt'] is not None}
+    for path in files:
+        if plan['masked'] and sources.suffix(path) not in ('.jsonl', '.parquet'):
+            raise ValueError(f'{path} is plain text; instructions and answers come in .jsonl and .parquet files')
+    plan['rule'] = 'files'
+    if not job['val']:
+        many = plan['masked'] or has_documents(plan, read, FEW / job['val_fraction'])
+        plan['rule'] = 'hash' if many else 'cut'
+    check_disk(folder, job, plan)
+    plan['vocabulary'] = named or find_vocabulary(job, plan, read)
+    return plan
+
+
+def has_documents(plan, read, enough):
+    """Whether the files have at least so many documents."""
+    seen = 0
     for file in plan['files']:
-        for documents, _, _ in read(file, 0, bad_row=lambda message: None):
-            for document in documents:
-                for split, parts in part(document, file, plan):
-                    if split == 'train':
-                        yield from (piece for text, _ in parts for piece in cut_up(text))
+        for documents, _, _ in read(file, 0, bad_row=lambda describe: None):
+            seen += sum(document.begin == 0.0 for document in documents)
+            if seen >= enough:
+                return True
+    return False
 
 
-def check_disk(folder, plan, fraction):
+def check_disk(folder, job, plan):
     """ValueError if the disk has less room than the dataset will about need."""
-    # bytes to write for one of text: 2 for a token of 4.4 bytes, or 3.6 of a smaller vocabulary; 4 + 1 for a character
-    density = {'gpt2': 0.45, 'bpe': 0.55, 'char': 5}[plan['vocabulary']['tokenizer']] + 0.25 * plan['masked']
+    kind = 'bpe' if job['vocab_size'] else job['tokenizer']
+    # bytes to write for one of text: 2 for a token of 4.4 bytes, or 3.6 of a smaller vocabulary; 4 + 2 for a character
+    density = {'gpt2': 0.45, 'char': 6.0}.get(kind, 0.55) + 0.25 * plan['masked']
     # parquet packs 1.6 bytes of text into one: fineweb-edu's 28.5 GB become 10 billion tokens, 20 GB
-    text = sum(file['bytes'] * (1.6 if file['path'].endswith('.parquet') else 1) for file in plan['files'])
-    needed, free = text * fraction * density, shutil.disk_usage(folder).free
+    text = sum(file['bytes'] * (1.6 if sources.suffix(file['path']) == '.parquet' else 1) for file in plan['files'])
+    needed, free = text * job['fraction'] * density, shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(f'the dataset needs about {needed / 1e9:.1f} GB, but the disk of {folder} has '
                          f'{free / 1e9:.1f} GB free; make room, or choose another --out=FOLDER')
 
 
-def report(folder, expected):
-    """Print what a dataset has, how it begins, and how to train on it."""
-    meta = bins.read_meta(folder)
-    counts = meta['train_tokens'], meta['val_tokens']
-    print(f'{meta["characters"]:,} characters, ' + (
-        f'{meta["vocab_size"]} distinct: {meta["chars"]!r:.200}' if 'chars' in meta else
-        f'in a vocabulary of {meta["vocab_size"]:,} tokens ({meta["tokenizer"]})'))
-    for split, size in zip(bins.SPLITS, counts):
-        print(f'{split} has {size:,} tokens of {meta["documents"][split]:,} documents')
-    print(f'val is {meta["split"]}; {meta["train_documents_in_val"]:,} documents of train are in val, too')
-    for reason, count in meta['left_out'].items():
-        if count:
-            print(f'left out: {count:,} {reason} documents')
-    if expected and expected != counts:
-        print(f'the usual text gives {expected[0]:,} and {expected[1]:,} tokens, so this is another one')
-    begin = tokenizer.from_meta(meta).decode(bins.open_tokens(folder, 'train', meta)[:50].tolist())
-    print(f'it begins: {begin!r}')
-    name = os.path.basename(os.path.abspath(folder))
-    config = os.path.join(ROOT, 'config', f'train_{name}.py')
-    inside = os.path.abspath(folder) == os.path.join(ROOT, 'data', name)
-    print('to train on it: python train.py ' + (f'config/train_{name}.py' if inside and os.path.exists(config) else
-                                                f'--dataset={name if inside else folder}'))
+def find_vocabulary(job, plan, read):
+    """The part of meta.json that says what the ids mean. The characters of a text are known only at its end."""
+    if job['vocab_size']:
+        print(f'learning a vocabulary of {job["vocab_size"]:,} tokens', flush=True)
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C would wait until all is learned
+        content = train_bpe(train_texts(plan, read), job['vocab_size'])
+        signal.signal(signal.SIGINT, before)
+        size = BPETokenizer(content).vocab_size
+        if size < job['vocab_size']:
+            print(f'the text has no more than {size:,} tokens to learn')
+        return {'tokenizer': 'bpe', 'vocab_size': size, 'tokenizer_file': 'tokenizer.json', 'tokenizer_json': content}
+    if job['tokenizer'] == 'gpt2':
+        GPT2Tokenizer()  # a ValueError now, if its files are not here
+        return {'tokenizer': 'gpt2', 'vocab_size': GPT2Tokenizer.vocab_size}
+    return {'tokenizer': 'char'}
 
 
-def check(folder):
-    """Recount and re-hash a dataset, look at every id, print its meta.json and a piece; exit code 1 if damaged."""
-    try:
-        meta = bins.read_meta(folder)
-    except (OSError, ValueError) as error:
-        stop(error)
-    wrong = []
-    for split in bins.SPLITS:
-        path = os.path.join(folder, f'{split}.bin')
-        size = largest = 0
-        for ids in chunks(path, np.dtype(meta['dtype']).newbyteorder('<')):
-            size, largest = size + len(ids), max(largest, int(ids.max()))
-        print(f'{split} has {size:,} tokens, the largest id is {largest} of {meta["vocab_size"]}')
-        if size != meta.get(f'{split}_tokens', size):
-            wrong.append(f'{path} has {size:,} tokens, meta.json says {meta[f"{split}_tokens"]:,}')
-        if largest >= meta['vocab_size']:
-            wrong.append(f'{path} has the id {largest}, but vocab_size is {meta["vocab_size"]}')
-        mask = os.path.join(folder, f'{split}_mask.bin')
-        if os.path.exists(mask) and os.path.getsize(mask) != size:
-            wrong.append(f'{mask} has {os.path.getsize(mask):,} entries for {size:,} tokens')
-    for name, known in meta.get('sha256', {}).items():
-        path = os.path.join(folder, name)
-        if not os.path.exists(path):
-            wrong.append(f'there is no {path}')
-        elif sha256_of(path) != known:
-            wrong.append(f'{path} has not the sha256 that meta.json says')
-    print(json.dumps({key: value for key, value in meta.items() if key != 'tokenizer_json'}, indent=1))
-    if wrong:
-        stop('\n'.join(['damaged', *wrong]), code=1)
-    tokens = bins.open_tokens(folder, 'train', meta)
-    start = random.randrange(max(len(tokens) - 100, 1))
-    print(f'from token {start:,} on: {tokenizer.from_meta(meta).decode(tokens[start:start + 100].tolist())!r}')
+def train_texts(plan, read):
+    """Texts of train to learn a vocabulary from, in pieces: of each file the beginning, its share of BPE_TEXT."""
+    total = sum(file['bytes'] for file in plan['files'])
+    for file in plan['files']:
+        left = BPE_TEXT * file['bytes'] / max(total, 1)
+        for documents, _, _ in read(file, 0, bad_row=lambda describe: None):
+            for document in documents:
+                for split, parts, _ in split_of(document, file, plan):
+                    if split == 'train':
+                        yield from (piece for text, _ in parts for piece in cut_up(text))
+                        left -= document.length
+            if left <= 0:
+                break
 
 
 if __name__ == '__main__':
     if len(sys.argv) != 3 or sys.argv[1] != 'check':
-        sys.exit(print(__doc__.strip(), file=sys.stderr) or 2)
-    check(sys.argv[2] if os.path.isdir(sys.argv[2]) else bins.find(ROOT, sys.argv[2].removeprefix('data/')))
+        stop('to look whether a dataset is as it was made: python data/corpus.py check data/NAME')
+    try:
+        check(dataset_folder(sys.argv[2]))
+    except (OSError, ValueError) as error:
+        stop(error)

@@ -3,7 +3,8 @@ From documents to ids: on all cores, but in order, so that the same text gives t
 however often the work was interrupted.
 
 A plan is a dict: files (those of val first), rule (how val is parted from train: files, hash or cut), val_fraction,
-vocabulary (what meta.json will say of the ids), masked (whether some text does not count in the loss).
+cut (by the rule cut, the part of each document that goes to train), vocabulary (what meta.json will say of the ids),
+masked (whether some text does not count in the loss).
 """
 import collections
 import functools
@@ -18,25 +19,27 @@ import numpy as np
 from tqdm import tqdm
 
 from common import bins, tokenizer
-from shards import write_whole
+from shards import sync, write_whole
 
-SHARD = 2**26  # characters of text between two entries in the manifest: some seconds of work
+SHARD = 2**24  # characters of text between two entries in the manifest: a second of work
 UNIT = 2**20   # characters that a thread tokenises at a time
 CHUNK = 2**22  # numbers of a file that are looked at at a time
-CUT = 0.9      # by the rule cut, the part of each document that goes to train, as in nanoGPT
 # GPT-2's pattern splits words here whatever stands around: the pieces of a long text give the ids of the whole
 BOUNDARY = re.compile(r'(?<=\S)(?=[ \n])')
 
 
-def part(document, file, plan):
-    """Which of train and val a document goes to, or each of its parts: [(split, parts)]."""
+def split_of(document, file, plan):
+    """Which of train and val a document, or each part of it, goes to: [(split, parts, whether it begins there)]."""
+    begins = document.begin == 0.0
     if plan['rule'] == 'files':
-        return [(file['split'], document.parts)]
+        return [(file['split'], document.parts, begins)]
     if plan['rule'] == 'hash':  # of the text: it stays where it is when the corpus grows, and its copies go with it
-        return [('val' if document.key < plan['val_fraction'] else 'train', document.parts)]
-    text = document.parts[0][0]
-    place = int(len(text) * CUT)
-    return [('train', [(text[:place], True)]), ('val', [(text[place:], True)])]
+        return [('val' if document.key < plan['val_fraction'] else 'train', document.parts, begins)]
+    (text, _), = document.parts
+    share = (plan['cut'] - document.begin) / (document.end - document.begin)
+    place = int(len(text) * min(max(share, 0.0), 1.0))
+    return [(split, [(piece, True)], begins if split == 'train' else share >= 0.0)
+            for split, piece in (('train', text[:place]), ('val', text[place:])) if piece]
 
 
 def cut_up(text):
@@ -86,41 +89,40 @@ def tokenise(shards, plan, read, skip_bad):
     encoder = Encoder(plan)
     threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     total, begin = sum(file['bytes'] for file in plan['files']), shards.last.get('bytes', 0)
-    tokens, t0, after = 0, time.perf_counter(), dict(shards.last)
+    tokens, t0, state = 0, time.perf_counter(), shards.last
     with (ThreadPoolExecutor(threads) as pool,
           tqdm(desc='tokenising', total=total, initial=begin, unit='B', unit_scale=True, delay=2,
                mininterval=0.5 if sys.stderr.isatty() else 30) as bar):  # a log file needs no more
-        for content, now in in_order(pool, encoder.encode_unit, units(shards, plan, read, skip_bad), 2 * threads):
+        for content, reached in in_order(pool, encoder.encode_unit, units(shards, plan, read, skip_bad), 2 * threads):
             for name, array in content.items():
                 shards.append(name, array)
                 tokens += len(array) * (not name.endswith('mask.bin'))
-            if now is None:
+            if reached is None:
                 continue
-            after = now
+            state = reached
             bar.set_postfix_str(f'{tokens / (time.perf_counter() - t0) / 1e6:.2f}M tokens/s', refresh=False)
-            bar.update(after['bytes'] - bar.n)
-            if after['characters'] - shards.last.get('characters', 0) >= SHARD:
-                shards.close(**after)
-    after.pop('lengths', None)
-    shards.close(**after)
-    counts = collections.Counter(after.get('counts', {}))
-    return {'documents': {split: counts[split] for split in bins.SPLITS}, 'characters': after.get('characters', 0),
+            bar.update(state['bytes'] - bar.n)
+            if state['characters'] - shards.last.get('characters', 0) >= SHARD:
+                shards.close(**state)
+    shards.close(**state)
+    counts = collections.Counter(state.get('counts', {}))
+    meta = {'documents': {split: counts[split] for split in bins.SPLITS}, 'characters': state.get('characters', 0),
             'split': {'files': 'files of its own', 'hash': f'{100 * plan["val_fraction"]:g}% of the documents, by hash',
-                      'cut': f'the last {1 - CUT:.0%} of each document'}[plan['rule']],
-            'train_documents_in_val': counts['in_both'],
+                      'cut': f'the last {100 * (1 - plan["cut"]):g}% of each document'}[plan['rule']],
             'left_out': {key: counts[key] for key in ('empty', 'unusable')}}
+    return meta if plan['rule'] == 'cut' else {**meta, 'train_documents_in_val': counts['in_both']}
 
 
-def in_order(pool, encode, units, ahead):
-    """Run `encode` on each unit's pieces in the pool; yields its results, each with what came along, in order."""
+def in_order(pool, encode, work, ahead):
+    """Run `encode` in the pool on what `work` yields first; yields each result with what it yields second, in order."""
     waiting = collections.deque()
-    for pieces, along in units:
-        waiting.append((pool.submit(encode, pieces), along))
+    for pieces, reached in work:
+        waiting.append((pool.submit(encode, pieces), reached))
         if len(waiting) > ahead:  # no more, or all of the text would be in memory
-            future, along = waiting.popleft()
-            yield future.result(), along
-    for future, along in waiting:
-        yield future.result(), along
+            future, reached = waiting.popleft()
+            yield future.result(), reached
+    for future, reached in waiting:
+        yield future.result(), reached
 
 
 def units(shards, plan, read, skip_bad):
@@ -132,10 +134,10 @@ def units(shards, plan, read, skip_bad):
     counts, characters, before = collections.Counter(state.get('counts', {})), state.get('characters', 0), 0
     val_keys = set(np.fromfile(os.path.join(shards.folder, 'val_keys')) if 'val_keys' in state['lengths'] else ())
 
-    def bad_row(message):
+    def bad_row(describe):
         counts['unusable'] += 1
         if counts['unusable'] <= 10:
-            tqdm.write(f'left out: {message}')
+            print(f'left out: {describe()}')
 
     for number, file in enumerate(plan['files']):
         if number < state.get('file', 0):
@@ -145,14 +147,16 @@ def units(shards, plan, read, skip_bad):
         for documents, position, done in read(file, position, bad_row=bad_row if skip_bad else None):
             pieces, size = [], 0
             for document in documents:
+                if not document.length:
+                    counts['empty'] += 1
+                    continue
                 if plan['rule'] == 'files' and file['split'] == 'val':
                     val_keys.add(document.key)
                     shards.append('val_keys', np.array([document.key]))
-                counts['in_both'] += file['split'] == 'train' and bool(val_keys) and document.key in val_keys
-                counts['empty'] += not document.length
-                for split, parts in part(document, file, plan) if document.length else ():
-                    separate = counts[split] > 0 and (document.begins or plan['rule'] == 'hash')
-                    counts[split] += document.begins
+                counts['in_both'] += file['split'] == 'train' and document.begin == 0.0 and document.key in val_keys
+                for split, parts, begins in split_of(document, file, plan):
+                    separate = begins and counts[split] > 0
+                    counts[split] += begins
                     for text, counts_in_loss in parts:
                         for piece in cut_up(text):
                             pieces.append((split, piece, counts_in_loss, separate))
@@ -165,7 +169,7 @@ def units(shards, plan, read, skip_bad):
         before += file['bytes']
 
 
-def finish(shards, plan):
+def complete(shards, plan):
     """Complete the files in the work folder; returns what meta.json says of them."""
     meta = dict(plan['vocabulary'])
     path = functools.partial(os.path.join, shards.folder)
@@ -178,7 +182,8 @@ def finish(shards, plan):
     dtype = dtype_for(meta['vocab_size'])
     sizes = {split: os.path.getsize(path(f'{split}.bin')) // dtype.itemsize for split in bins.SPLITS}
     if not all(sizes.values()):
-        raise ValueError(f'too little text: {sizes["train"]} tokens to train on and {sizes["val"]} to validate')
+        raise ValueError(f'too little text: {sizes["train"]} tokens to train on and {sizes["val"]} to validate; take '
+                         'more of it, or another --val_fraction or --fraction')
     meta.update(dtype=dtype.name, train_tokens=sizes['train'], val_tokens=sizes['val'],
                 sha256={name: sha256_of(path(name)) for name in sorted(os.listdir(shards.folder))
                         if name.endswith('.bin') or name == 'tokenizer.json'})
@@ -201,6 +206,7 @@ def number_characters(path, chars):
         with open(path(f'{split}.bin'), 'wb') as f:
             for code_points in chunks(path(f'{split}.code_points'), '<u4'):
                 f.write(ids[code_points])
+            sync(f)
     return {'vocab_size': len(chars), 'chars': chars}
 
 

@@ -14,14 +14,10 @@ except ImportError:  # Windows, where the folder is not locked
 
 
 class Shards:
-    """
-    The work in `folder` for `job`, which stands for all that determines the output; that of another job is thrown away.
-    ValueError if another process is at work there.
-    """
+    """The work in `folder`, which nothing else uses. ValueError if another process is at work there."""
 
-    def __init__(self, folder, job):
+    def __init__(self, folder):
         self.folder, self.files = folder, {}
-        self.path = os.path.join(folder, 'manifest.json')
         os.makedirs(folder, exist_ok=True)
         self.lock = open(os.path.join(folder, '.lock'), 'w')  # held until the process ends
         try:
@@ -31,8 +27,8 @@ class Shards:
             raise ValueError(f'another process is at work in {folder}') from None
         except OSError as error:  # some network file systems know no locks
             print(f'{folder} cannot be locked ({error}): start no second process there', flush=True)
-        self.manifest = self.read_manifest(job) or {'job': job, 'shards': []}
-        if 'ready' in self.manifest:
+        self.manifest = self.read_manifest() or {'plan': None, 'shards': 0, 'last': {'lengths': {}}, 'ready': None}
+        if self.manifest['ready'] is not None:
             return
         lengths = self.last['lengths']
         for name in os.listdir(folder):
@@ -41,24 +37,24 @@ class Shards:
         for name, length in lengths.items():
             os.truncate(os.path.join(folder, name), length)
 
-    def read_manifest(self, job):
-        """The manifest, or None if there is none that fits the job and the files."""
+    def read_manifest(self):
+        """The manifest, or None if there is none that fits the files."""
         try:
-            with open(self.path, encoding='utf-8') as f:
+            with open(os.path.join(self.folder, 'manifest.json'), encoding='utf-8') as f:
                 manifest = json.load(f)
-            lengths = manifest['shards'][-1]['lengths'] if manifest['shards'] else {}
-            whole = 'ready' in manifest or all(os.path.getsize(os.path.join(self.folder, name)) >= length
-                                               for name, length in lengths.items())
+            whole = manifest['ready'] is not None or all(os.path.getsize(os.path.join(self.folder, name)) >= length
+                                                         for name, length in manifest['last']['lengths'].items())
+            return manifest if whole else None
         except (OSError, ValueError, KeyError):
             return None
-        if manifest['job'] != job:
-            print(f'{self.folder} has unfinished work with other settings or another text: it begins anew', flush=True)
-        return manifest if whole and manifest['job'] == job else None
+
+    def write_manifest(self):
+        write_whole(self.folder, 'manifest.json', json.dumps(self.manifest, indent=1).encode())
 
     @property
     def last(self):
-        """What the newest finished shard left: its lengths, {name: bytes}, and all that close() was given."""
-        return self.manifest['shards'][-1] if self.manifest['shards'] else {'lengths': {}}
+        """What the newest finished shard left: the files' lengths, {name: bytes}, and all that close() was given."""
+        return self.manifest['last']
 
     def append(self, name, content):
         """Bytes, or an array, to the end of a file."""
@@ -69,33 +65,40 @@ class Shards:
     def close(self, **state):
         """A shard is finished: its files are on disk, then the manifest says so."""
         for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
         lengths = {**self.last['lengths'], **{name: file.tell() for name, file in self.files.items()}}
-        self.manifest['shards'].append({'lengths': lengths, **state})
+        self.manifest.update(shards=self.manifest['shards'] + 1, last={**state, 'lengths': lengths})
         self.write_manifest()
 
-    def deliver(self, folder, names):
+    def deliver(self, folder, names, obsolete):
         """
-        All is done: put those of the files `names` that there are into `folder`, in this order, in place of whatever it
-        has under these names. Whoever is killed here goes on here.
+        All is done: move the files `names`, those of them that there are, to `folder` in this order, and remove
+        `obsolete` ones from it. The last says that all is there: it is removed first. Who is killed here goes on here.
         """
-        if 'ready' not in self.manifest:
+        if self.manifest['ready'] is None:
             for file in self.files.values():
                 file.close()
             self.manifest['ready'] = [name for name in names if os.path.exists(os.path.join(self.folder, name))]
             self.write_manifest()
-        for name in names:
-            source, target = os.path.join(self.folder, name), os.path.join(folder, name)
-            if os.path.exists(source):
-                os.replace(source, target)
-            elif name not in self.manifest['ready'] and os.path.exists(target):
-                os.remove(target)
+        ready = self.manifest['ready']
+        if os.path.exists(os.path.join(self.folder, ready[-1])):
+            for name in [ready[-1], *set(obsolete) - set(ready)]:
+                if os.path.exists(os.path.join(folder, name)):
+                    os.remove(os.path.join(folder, name))
+        for name in ready:
+            if os.path.exists(os.path.join(self.folder, name)):
+                os.replace(os.path.join(self.folder, name), os.path.join(folder, name))
+        self.remove()
+
+    def remove(self):
         self.lock.close()
         shutil.rmtree(self.folder)
 
-    def write_manifest(self):
-        write_whole(self.folder, 'manifest.json', json.dumps(self.manifest, indent=1).encode())
+
+def sync(file):
+    """What was written to a file is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def write_whole(folder, name, content):
@@ -103,6 +106,5 @@ def write_whole(folder, name, content):
     path = os.path.join(folder, name)
     with open(f'{path}.tmp', 'wb') as f:
         f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
+        sync(f)
     os.replace(f'{path}.tmp', path)

@@ -1,5 +1,6 @@
 """Corpora: what comes out of a prepare script, the counts to expect, kills, full disks, errors that say what to do."""
 import hashlib
+import glob
 import http.client
 import http.server
 import json
@@ -51,11 +52,13 @@ def ids_and_meta(folder):
 
 
 def texts_of(ids, meta, separator='\n\n'):
+    """The documents in a split; with the separator None its words."""
     return tokenizer.from_meta(meta).decode(ids.tolist()).split(separator)
 
 
 def files_of(folder):
-    return {name: (folder / name).read_bytes() for name in sorted(os.listdir(folder)) if name != 'meta.json'}
+    return {name: (folder / name).read_bytes() for name in sorted(os.listdir(folder))
+            if os.path.isfile(folder / name) and name != 'meta.json'}
 
 
 # what comes out
@@ -135,13 +138,45 @@ def test_a_long_text_has_no_separators_within(prepare, tmp_path, monkeypatch):
     assert texts_of(train, meta) == [lines] and meta['documents'] == {'train': 1, 'val': 1}
 
 
+def test_a_long_text_is_cut_once(prepare, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, 'LONGEST', 1000)
+    lines = '\n'.join(STORIES)
+    (tmp_path / 'a.txt').write_text(lines)
+    train, val, meta = prepare('--input=a.txt')
+    assert ''.join(texts_of(train, meta, None) + texts_of(val, meta, None)) == ''.join(lines.split())
+    assert len(train) + len(val) == len(lines) and len(train) == pytest.approx(0.9 * len(lines), abs=2)
+    train, val, meta = prepare('--input=a.txt', '--val_fraction=0.5')
+    assert len(train) == pytest.approx(0.5 * len(lines), abs=2) and meta['split'] == 'the last 50% of each document'
+
+
+def test_a_long_document_is_in_train_or_in_val(prepare, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, 'LONGEST', 500)
+    texts = [f'{i} ' + story * 20 for i, story in enumerate(STORIES[:150])]
+    write(tmp_path / 'a.txt', texts)
+    train, val, meta = prepare('--input=a.txt')
+    assert sorted(texts_of(train, meta) + texts_of(val, meta)) == sorted(texts) and meta['documents']['val'] > 5
+
+
+def test_a_vocabulary_is_learned_from_every_file(prepare, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus, 'BPE_TEXT', 4000)
+    for i, word in enumerate(('zygote', 'quixotic', 'jukebox')):
+        write(tmp_path / f'{i}.parquet', [f'{word} {story}' for story in STORIES])
+    _, _, meta = prepare('--input=.', '--vocab_size=400')
+    assert all(f'"Ġ{word}"' in meta['tokenizer_json'] or f'"{word}"' in meta['tokenizer_json']
+               for word in ('zygote', 'quixotic', 'jukebox'))
+
+
 def test_a_part_of_the_source_is_always_the_same_one(prepare, tmp_path):
-    write(tmp_path / 'a.parquet', STORIES, row_group_size=10)
-    whole, *_ = prepare('--input=a.parquet', '--val_input=a.parquet')
-    some, _, meta = prepare('--input=a.parquet', '--val_input=a.parquet', '--fraction=0.3')
-    again, *_ = prepare('--input=a.parquet', '--val_input=a.parquet', '--fraction=0.3', out='again')
-    assert np.array_equal(some, again) and 0.15 < len(some) / len(whole) < 0.45
-    assert set(texts_of(some, meta)) <= set(STORIES)
+    for size in (400, 3):  # one row group, of which rows are taken; many, of which whole ones are
+        write(tmp_path / 'a.parquet', STORIES, row_group_size=size)
+        write(tmp_path / 'b.parquet', STORIES)
+        whole, *_ = prepare('--input=a.parquet', '--val_input=b.parquet')
+        some, _, meta = prepare('--input=a.parquet', '--val_input=b.parquet', '--fraction=0.3')
+        again, *_ = prepare('--input=a.parquet', '--val_input=b.parquet', '--fraction=0.3', out='again')
+        assert np.array_equal(some, again) and 0.2 < len(some) / len(whole) < 0.4
+        rows = [STORIES.index(text) for text in texts_of(some, meta)]
+        assert size == 400 or rows == sorted(3 * group + i for group in {row // 3 for row in rows} for i in range(3)
+                                             if 3 * group + i < 400)
 
 
 def test_a_vocabulary_of_ones_own_is_that_of_the_tokenizers_library(prepare, tmp_path):
@@ -228,7 +263,7 @@ def test_only_answers_count(prepare, tmp_path):
 def test_instructions_need_their_columns(prepare, tmp_path):
     instructions = dict(columns=['q', 'a'], to_parts=answers, prompt='Q {q} A ')
     (tmp_path / 'a.txt').write_text('text')
-    assert 'this corpus is made of q, a: it takes .jsonl and .parquet' in prepare('--input=a.txt', **instructions)[1]
+    assert 'a.txt is plain text; instructions and answers come in' in prepare('--input=.', **instructions)[1]
 
 
 # kills, full disks, two at once
@@ -255,39 +290,72 @@ def driver(tmp_path):
     for shard in range(3):
         write(tmp_path / f'{shard}.jsonl', STORIES[shard * 130:][:130 if shard < 2 else None])
 
+    write(tmp_path / 'val.jsonl', STORIES[:100])
+
     def start(pause=0.0, more='', out='out', args=('--vocab_size=300',)):
         script = DRIVER.format(root=ROOT, data=os.path.join(ROOT, 'data'), pause=pause, more=more)
-        return subprocess.Popen([sys.executable, '-c', script, '--input=*.jsonl', f'--out={out}', *args], cwd=tmp_path,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command = [sys.executable, '-c', script, '--input=[0-9].jsonl', f'--out={out}', *args]
+        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return start
 
 
 SMALL_BLOCKS = 'import sources; sources.BLOCK = 1000'
 
 
-@pytest.mark.parametrize('args', [('--vocab_size=300',), ('--tokenizer=char', '--val_input=0.jsonl')])
+def progress(folder):
+    """What the manifest of the work in a folder says, a dict; {} if there is none."""
+    found = glob.glob(str(folder / 'unfinished-*' / 'manifest.json'))
+    try:
+        return json.loads(open(found[0]).read()) if found else {}
+    except FileNotFoundError:  # it has just been finished
+        return {}
+
+
+def wait_for_shards(process, folder, count):
+    while process.poll() is None and progress(folder).get('shards', 0) < count:
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize('args', [('--vocab_size=300',), ('--tokenizer=char', '--val_input=val.jsonl')])
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(driver, tmp_path, args):
     assert driver(more=SMALL_BLOCKS, out='whole', args=args).wait() == 0
-    manifest, kills, repeated = tmp_path / 'out' / 'work' / 'manifest.json', 0, 0
-    while kills < 4:
+    kept = None
+    for kills in range(4):
         process = driver(pause=0.05, more=SMALL_BLOCKS, args=args)
-        before = len(json.loads(manifest.read_text())['shards']) if manifest.exists() else 0
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and process.poll() is None:
-            if manifest.exists() and len(json.loads(manifest.read_text())['shards']) >= before + 1 + kills % 2:
-                break
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
+        wait_for_shards(process, tmp_path / 'out', progress(tmp_path / 'out').get('shards', 0) + 1 + kills % 2)
+        process.kill()
         said = process.communicate()[0]
-        kills += 1
-        if before:
-            assert 'going on after' in said
-    assert 4 <= len(json.loads(manifest.read_text())['shards']), 'each time some shards were kept'
+        assert kept is None or f'going on after {kept:,} characters' in said, 'no finished shard is repeated'
+        kept = progress(tmp_path / 'out')['last']['characters']
     process = driver(more=SMALL_BLOCKS, args=args)
-    assert 'going on after' in process.communicate()[0] and process.returncode == 0
+    assert f'going on after {kept:,}' in process.communicate()[0] and process.returncode == 0
     assert files_of(tmp_path / 'out') == files_of(tmp_path / 'whole')
     ours, theirs = (json.loads((tmp_path / name / 'meta.json').read_text()) for name in ('out', 'whole'))
     assert ours == theirs
+
+
+def test_a_vocabulary_is_learned_once(driver, tmp_path):
+    process = driver(pause=9)
+    while process.poll() is None and not progress(tmp_path / 'out').get('plan'):
+        time.sleep(0.005)
+    process.kill()
+    assert 'learning' in process.communicate()[0]
+    process = driver()
+    assert 'learning' not in process.communicate()[0] and process.returncode == 0
+
+
+def test_other_settings_leave_unfinished_work_alone(driver, prepare, tmp_path):
+    """A, killed; B in the same folder, killed; A again: as if B had never been."""
+    assert driver(more=SMALL_BLOCKS, out='whole').wait() == 0
+    for args in (['--vocab_size=300'], ['--vocab_size=257']):
+        process = driver(pause=0.05, more=SMALL_BLOCKS, args=args)
+        wait_for_shards(process, tmp_path / 'out', 1)
+        process.kill()
+        process.communicate()
+    assert prepare('--input=[0-9].jsonl', '--tokenizer=gtp2')[0] == 2
+    process = driver(more=SMALL_BLOCKS)
+    assert 'going on after' in process.communicate()[0] and process.returncode == 0
+    assert files_of(tmp_path / 'out') == files_of(tmp_path / 'whole')
 
 
 @pytest.mark.parametrize('moves', range(4))
@@ -295,17 +363,21 @@ def test_killed_while_the_files_take_their_places(driver, tmp_path, moves):
     kill = f'''
 replace, moved = os.replace, []
 def once(source, target):
-    if 'out/work' in source and not source.endswith('.tmp'):
+    if 'out/unfinished' in source and not source.endswith('.tmp'):
         if len(moved) == {moves}:
             os._exit(9)
         moved.append(target)
     replace(source, target)
 os.replace = once
 '''
-    assert driver(out='whole').wait() == 0 and driver(more=kill).wait() == 9
+    assert driver(out='whole').wait() == 0
+    assert driver(args=['--tokenizer=char']).wait() == 0, 'an older dataset is in its place'
+    assert driver(more=kill).wait() == 9
     assert not (tmp_path / 'out' / 'train.bin').exists(), 'what stands last says that all is there'
     assert driver(pause=99).wait() == 0, 'nothing is tokenised again'
     assert files_of(tmp_path / 'out') == files_of(tmp_path / 'whole')
+    assert (tmp_path / 'out' / 'meta.json').read_text() == (tmp_path / 'whole' / 'meta.json').read_text()
+    assert os.listdir(tmp_path / 'out') == os.listdir(tmp_path / 'whole')
 
 
 def test_a_disk_that_fills_up_costs_no_finished_shard(driver, tmp_path):
@@ -330,19 +402,19 @@ def test_a_small_disk_is_named_before_any_work(prepare, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_keeps_what_is_finished(driver, tmp_path):
-    process, manifest = driver(pause=0.2, more=SMALL_BLOCKS), tmp_path / 'out' / 'work' / 'manifest.json'
-    while process.poll() is None and not (manifest.exists() and len(json.loads(manifest.read_text())['shards']) >= 2):
-        time.sleep(0.005)
+    process = driver(pause=0.2, more=SMALL_BLOCKS)
+    wait_for_shards(process, tmp_path / 'out', 2)
     process.send_signal(signal.SIGINT)
     said = process.communicate()[0]
     assert process.returncode == 75 and 'the same command goes on' in said and 'Traceback' not in said
 
 
 def test_two_at_once_do_not_write_into_each_other(driver, prepare, tmp_path):
-    process = driver(pause=9)
-    while not (tmp_path / 'out' / 'work' / '.lock').exists() and process.poll() is None:
+    args = ['--tokenizer=char']
+    process = driver(pause=9, args=args)
+    while not progress(tmp_path / 'out') and process.poll() is None:
         time.sleep(0.005)
-    code, said = prepare('--input=0.jsonl')
+    code, said = prepare('--input=[0-9].jsonl', *args, val_fraction=0.1)
     process.kill()
     process.communicate()
     assert code == 2 and 'another process is at work' in said
@@ -360,6 +432,35 @@ def test_a_dataset_is_made_once_and_anew_when_its_text_or_settings_change(prepar
     write(tmp_path / 'a.jsonl', STORIES[:350])
     _, _, meta = prepare(*args)
     assert meta['made_from'] != before and sum(meta['documents'].values()) == 350
+
+
+def test_a_dataset_that_is_not_whole_is_made_again(prepare, tmp_path):
+    write(tmp_path / 'a.jsonl', STORIES)
+    prepare('--input=a.jsonl', '--vocab_size=300')
+    whole = files_of(tmp_path / 'out')
+    for name in ('tokenizer.json', 'val.bin'):
+        (tmp_path / 'out' / name).unlink()
+        prepare('--input=a.jsonl', '--vocab_size=300')
+        assert files_of(tmp_path / 'out') == whole
+
+
+def test_with_another_s_vocabulary_it_is_made_again_when_that_changes(prepare, tmp_path):
+    write(tmp_path / 'a.jsonl', STORIES)
+    for size in (300, 320):
+        _, _, first = prepare('--input=a.jsonl', f'--vocab_size={size}', out='first')
+        _, _, second = prepare('--input=a.jsonl', '--tokenizer=first', out='second')
+        assert second['tokenizer_json'] == first['tokenizer_json'] and second['vocab_size'] == size
+
+
+def test_what_else_is_in_the_folder_stays(prepare, tmp_path, capsys):
+    write(tmp_path / 'a.jsonl', STORIES)
+    (tmp_path / 'work').mkdir()
+    (tmp_path / 'work' / 'thesis.txt').write_text('mine')
+    (tmp_path / 'tokenizer.json').write_text('mine')
+    prepare('--input=a.jsonl', out='.')
+    assert (tmp_path / 'work' / 'thesis.txt').read_text() == (tmp_path / 'tokenizer.json').read_text() == 'mine'
+    prepare('--input=a.jsonl', '--val_fraction=0.2', out='.')
+    assert 'this replaces the dataset in ., made of a.jsonl; --out=FOLDER keeps both' in capsys.readouterr().out
 
 
 # what is wrong is said
@@ -389,7 +490,7 @@ def test_a_bad_row_stops_or_is_left_out(prepare, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('args, complaint', [
-    ([], 'name your text'), (['--input=none.txt'], 'there is no none.txt'),
+    ([], 'name your text'), (['--input=none.txt'], "there is no 'none.txt'"),
     (['--input=.', '--vocab_size=20'], 'below 257'),
     (['--input=.', '--fraction=0'], 'fraction=0.0'), (['--source=hf://mine'], 'hf://datasets/OWNER/NAME'),
     (['--input=a.txt', '--tokenizer=gpt3'], '--tokenizer=gpt3 is neither'),
@@ -486,7 +587,7 @@ def test_a_dataset_on_hugging_face_is_streamed(hub, tmp_path):
     train, val, meta = ids_and_meta(tmp_path / 'out')
     assert sorted(texts_of(train, meta) + texts_of(val, meta)) == sorted(STORIES)
     done = python(script, '--source=hf://datasets/me/mine/test-*', *args, cwd=tmp_path)
-    assert done.returncode == 2 and 'has no files test-* any more' in done.stderr
+    assert done.returncode == 2 and 'has no files test-*' in done.stderr
 
 
 def test_a_dataset_that_is_gone_is_named_with_others_to_take(hub, tmp_path):
@@ -516,17 +617,22 @@ def test_every_corpus_has_a_readme_and_tells_its_options(name, tmp_path):
 def test_known_texts_give_the_known_counts(tmp_path, name, path, counts):
     if name != 'shakespeare_char' and not os.environ.get('TIKTOKEN_CACHE_DIR'):
         pytest.skip("needs GPT-2's vocabulary files: set TIKTOKEN_CACHE_DIR to a folder that has them")
-    script, path = os.path.join(ROOT, 'data', name, 'prepare.py'), os.path.abspath(path)
-    done = python(script, f'--input={path}', f'--out={tmp_path}', cwd='/')
+    script = os.path.join(ROOT, 'data', name, 'prepare.py')
+    shutil.copy(path, tmp_path / 'input.txt')  # where a download would be
+    done = python(script, f'--out={tmp_path}', cwd='/')
     assert done.returncode == 0 and 'another one' not in done.stdout, done.stderr
+    assert 'to train on it: python train.py config/' in done.stdout
     train, val, meta = ids_and_meta(tmp_path)
     assert (len(train), len(val)) == counts and meta['vocab_size'] == (65 if name == 'shakespeare_char' else 50257)
+    with open(tmp_path / 'input.txt', 'a') as f:
+        f.write('more')
+    assert 'so this is another one' in python(script, f'--out={tmp_path}', cwd='/').stdout
 
 
 def test_pythons_documentation_is_a_corpus_that_needs_no_download(tmp_path):
     for part in ('data', 'common'):  # a copy: its text is written beside the script
         shutil.copytree(os.path.join(ROOT, part), tmp_path / part,
-                        ignore=shutil.ignore_patterns('*.bin', 'meta.json', 'input.txt', 'work', '__pycache__'))
+                        ignore=shutil.ignore_patterns('*.bin', 'meta.json', 'input.txt', 'unfinished-*', '__pycache__'))
     done = python('data/pydoc_char/prepare.py', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     train, val, meta = ids_and_meta(tmp_path / 'data' / 'pydoc_char')

@@ -65,9 +65,28 @@ def test_a_long_text_comes_in_parts_that_make_it_up(tmp_path, monkeypatch):
         blocks = list(sources.read(sources.find(str(path))[0], 0, None, None))
         documents = [document for block, *_ in blocks for document in block]
         assert ''.join(document.parts[0][0] for document in documents) == text
-        assert [document.begins for document in documents[:3]] == [True, False, False]
-        for i, (_, position, _) in enumerate(blocks[:-1]):
-            assert list(sources.read(sources.find(str(path))[0], position, None, None)) == blocks[i + 1:]
+        assert len(documents) > 3 and len({document.key for document in documents}) == 1
+        edges = [0.0, *(document.end for document in documents)]
+        assert [document.begin for document in documents] == edges[:-1] == sorted(edges[:-1]) and edges[-1] == 1.0
+
+
+def test_long_documents_among_short_ones(tmp_path, monkeypatch):
+    """The newlines at their edges are gone, those within are not, and every position is one to go on from."""
+    texts = ['one', 'lines\n' * 300, 'two', 'words ' * 400, '가🙂' * 500, 'three', '\n\n' * 800 + 'blanks']
+    file = write(tmp_path / 'a.txt', texts)
+    monkeypatch.setattr(sources, 'LONGEST', 1000)
+    for last in ('', '\n<|endoftext|>\n'):
+        (tmp_path / 'a.txt').write_bytes('\n<|endoftext|>\n'.join(texts).encode() + last.encode())
+        file = sources.find(str(tmp_path / 'a.txt'))[0]
+        blocks = list(sources.read(file, 0, None, None))
+        found = []
+        for document in (document for documents, *_ in blocks for document in documents):
+            if document.begin == 0.0:
+                found.append('')
+            found[-1] += document.parts[0][0]
+        assert [text.strip('\n') for text in found if text] == [text.strip('\n') for text in texts]
+        for i, (_, position, _) in enumerate(blocks):
+            assert list(sources.read(file, position, None, None)) == blocks[i + 1:]
 
 
 def test_line_ends_and_a_byte_order_mark(tmp_path):
@@ -95,18 +114,35 @@ def test_what_cannot_be_read_is_named_by_file_and_line(tmp_path, name, content, 
     assert str(tmp_path / name) in str(error.value) and complaint in str(error.value)
 
 
+def test_a_parquet_file_that_is_damaged_within_is_named(tmp_path):
+    file = write(tmp_path / 'a.parquet', [text * 9 for text in TEXTS])
+    content = bytearray((tmp_path / 'a.parquet').read_bytes())
+    for i in range(200, len(content) - 3000, 7):
+        content[i] ^= 255
+    (tmp_path / 'a.parquet').write_bytes(content)
+    with pytest.raises(ValueError, match='a.parquet'):
+        read(file)
+
+
+def test_what_no_parser_can_take_is_a_bad_row(tmp_path):
+    (tmp_path / 'A.JSONL').write_text('\ufeff{"text": "one"}\n' + '[' * 200_000 + '\n{"text": "two"}\n')
+    told = []
+    assert read(sources.find(str(tmp_path))[0], bad_row=told.append)[0][0] == ['one', 'two']
+    assert len(told) == 1 and 'A.JSONL, line 2' in told[0]()
+
+
 def test_a_bad_row_can_be_left_out_and_is_told_of(tmp_path):
     (tmp_path / 'a.jsonl').write_text('{"text": "one"}\nnonsense\n{"text": 2}\n{"text": "three"}\n')
     told = []
     assert read(sources.find(str(tmp_path / 'a.jsonl'))[0], bad_row=told.append)[0][0] == ['one', 'three']
-    assert len(told) == 2 and 'line 2: not JSON' in told[0] and 'line 3' in told[1]
+    assert len(told) == 2 and 'line 2: not JSON' in told[0]() and 'line 3' in told[1]()
 
 
 def test_a_row_of_parquet_without_text_is_named(tmp_path):
     file = write(tmp_path / 'a.parquet', [*TEXTS[:99], None])
     with pytest.raises(ValueError, match="a.parquet, row 99: 'text' is None"):
         read(file)
-    with pytest.raises(ValueError, match="no column 'content', but id, text"):
+    with pytest.raises(ValueError, match="a.parquet: no 'content' here, but id, text; name"):
         read(file, columns=['content'])
 
 
@@ -119,7 +155,7 @@ def test_files_folders_and_globs(tmp_path):
         return [file['path'].removeprefix(f'{tmp_path}/') for file in sources.find(str(tmp_path / pattern))]
     assert names('') == ['a.md', 'b.txt', 'sub/c.jsonl'] and names('b.txt') == ['b.txt']
     assert names('*.txt') == ['b.txt'] and names('**/*.jsonl') == ['sub/c.jsonl']
-    for pattern, complaint in (('e.txt', 'there is no '), ('d.csv', r'none of \.txt, '), ('*.html', 'there is no ')):
+    for pattern, complaint in (('e.txt', 'there is no '), ('d.csv', 'no file of .txt, '), ('*.html', 'there is no ')):
         with pytest.raises(ValueError, match=complaint):
             names(pattern)
 

@@ -61,6 +61,7 @@ def test_without_a_network_the_message_names_two_files_and_their_place(monkeypat
 
     def unreachable(name):
         raise ConnectionError('no network')
+    tokenizer.load_gpt2.cache_clear()
     monkeypatch.setattr(tiktoken, 'get_encoding', unreachable)
     with pytest.raises(ValueError) as error:
         tokenizer.from_meta(GPT2)

@@ -538,6 +538,17 @@ def test_a_dataset_whose_mask_is_missing_or_short_is_refused(train, instructions
     assert done.returncode == 2 and 'there is no ' in done.stderr and 'train_mask.bin' in done.stderr
 
 
+def test_an_evaluation_of_nothing_that_counts_says_so(train, instructions, tmp_path):
+    shutil.copytree(instructions, tmp_path / 'late')
+    meta = json.loads((tmp_path / 'late' / 'meta.json').read_text())
+    for split in ('train', 'val'):
+        mask = np.fromfile(tmp_path / 'late' / f'{split}_mask.bin', np.uint8)
+        mask[:50] = 0
+        mask.tofile(tmp_path / 'late' / f'{split}_mask.bin')
+    done = train(f'--dataset={tmp_path / "late"}', '--eval_iters=1', '--batch_size=1')
+    assert done.returncode == 2 and 'all left out by its mask' in done.stderr and 'Traceback' not in done.stderr
+
+
 @pytest.fixture
 def other_corpus(tmp_path):
     """A dataset folder that a test may spoil: other_corpus(text, changes to its meta.json)."""

@@ -27,6 +27,7 @@ def to_parts(row):
 
 corpus.prepare(
     folder, __doc__, val_fraction=0.05, columns=['instruction', 'input', 'output'], to_parts=to_parts, prompt=PROMPT,
+    config='finetune_alpaca.py',
     source='hf://datasets/tatsu-lab/alpaca/data/*.parquet',
     others="Others: --source='hf://datasets/tatsu-lab/alpaca@refs/convert/parquet/default/train/*.parquet', "
            "--source='hf://datasets/yahma/alpaca-cleaned@refs/convert/parquet/default/train/*.parquet'")

@@ -15,7 +15,7 @@ sys.path.insert(0, os.path.dirname(folder))
 import corpus
 
 corpus.prepare(
-    folder, __doc__, val_fraction=0.001,
+    folder, __doc__, val_fraction=0.001, config='train_fineweb_edu.py',
     source='hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT/*.parquet',
     others='''Others: --source='hf://datasets/HuggingFaceFW/fineweb-edu/data/CC-MAIN-2024-10/*.parquet' (one crawl), '''
            "--source='hf://datasets/HuggingFaceFW/fineweb/sample/10BT/*.parquet' (not filtered)")

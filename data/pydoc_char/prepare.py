@@ -64,4 +64,5 @@ def write_text(path):
     shards.write_whole(os.path.dirname(path), os.path.basename(path), text.encode())
 
 
-corpus.prepare(folder, __doc__, source=os.path.join(folder, 'input.txt'), write_source=write_text, tokenizer='char')
+corpus.prepare(folder, __doc__, source=os.path.join(folder, 'input.txt'), write_source=write_text, tokenizer='char',
+               config='quickstart.py')

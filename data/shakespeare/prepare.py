@@ -17,4 +17,4 @@ corpus.prepare(
     folder, __doc__,
     source='https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt',
     sha256='86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed',
-    expected=(301966, 36059))
+    expected=(301966, 36059), config='finetune_shakespeare.py --init_from=gpt2')

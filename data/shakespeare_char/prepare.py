@@ -17,4 +17,4 @@ corpus.prepare(
     folder, __doc__, tokenizer='char',
     source='https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt',
     sha256='86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed',
-    expected=(1003854, 111540))
+    expected=(1003854, 111540), config='train_shakespeare_char.py')

@@ -17,5 +17,7 @@ corpus.prepare(
     folder, __doc__,
     source='hf://datasets/roneneldan/TinyStories/data/train-*.parquet',
     val_source='hf://datasets/roneneldan/TinyStories/data/validation-*.parquet',
-    others='''Others: --source='hf://datasets/roneneldan/TinyStories@refs/convert/parquet/default/train/*.parquet', '''
+    config='train_tinystories.py',
+    others="""Others: --source='hf://datasets/roneneldan/TinyStories@refs/convert/parquet/default/train/*.parquet' """
+           """--val_input='hf://datasets/roneneldan/TinyStories@refs/convert/parquet/default/validation/*.parquet', """
            'or TinyStories-train.txt and TinyStories-valid.txt by --input and --val_input')
