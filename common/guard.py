@@ -66,7 +66,7 @@ def check_modern(asked, is_modern, source):
 
 
 def mean_scores(split, loss, correct, counted):
-    """(loss, accuracy) of an evaluation from the sums over its `counted` tokens; without any the run ends with a line."""
+    """(loss, accuracy) of an evaluation from the sums over its `counted` tokens; without any the run ends here."""
     if counted == 0:
         hardware.stop(f'the tokens of {split} that are evaluated are all left out by its mask; take more of them, with '
                       'a higher --eval_iters or --eval_iters=0')

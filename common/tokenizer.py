@@ -34,8 +34,8 @@ class CharTokenizer:
         return ''.join(self.chars[i] for i in ids)
 
 
-# How GPT-2 splits text into words: tiktoken's pattern, with all that needs no look ahead in a group. A faster engine takes
-# that group, which makes the whole 1.5 times as fast; the ids are the same.
+# How GPT-2 splits text into words: tiktoken's pattern, with all that needs no look ahead in a group. A faster engine
+# takes that group, which makes the whole 1.5 times as fast; the ids are the same.
 GPT2_PATTERN = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s++$|\s+(?!\S)|\s"
 
 

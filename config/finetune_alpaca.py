@@ -5,7 +5,7 @@
 #   python sample.py --out_dir=out-alpaca --start=FILE:prompt.txt    # in the form of data/alpaca/readme.md
 #
 # From a run of your own: --init_from=out-fineweb-edu. If it has another vocabulary, prepare the data with that:
-# python data/alpaca/prepare.py --tokenizer=tinystories, and --init_from=out-tinystories.
+# python data/alpaca/prepare.py --tokenizer=tinystories, and --init_from=out-tinystories with at most its --block_size.
 # Only the answers count in the loss. Not run yet on the real data (docs/measurements.md).
 out_dir = 'out-alpaca'
 init_from = 'gpt2'

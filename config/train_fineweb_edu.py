@@ -3,11 +3,11 @@
 #   python data/fineweb_edu/prepare.py
 #   torchrun --standalone --nproc_per_node=8 train.py config/train_fineweb_edu.py
 #
-# On one GPU, python train.py config/train_fineweb_edu.py is the same run, eight times as slow. A first look at one
-# percent: python data/fineweb_edu/prepare.py --fraction=0.01, and --max_iters=190 --lr_decay_iters=190 --warmup_iters=20.
-# llm.c reports a validation loss of 3.27 for this model after 10.26 billion tokens of FineWeb, 94 minutes on 8 A100s; it
-# is other text, so that the figures compare only roughly. Ours is not run yet (docs/measurements.md). Started again, it
-# goes on.
+# On one GPU, python train.py config/train_fineweb_edu.py is the same run, eight times as slow. A first look at 1%:
+# python data/fineweb_edu/prepare.py --fraction=0.01, and --max_iters=190 --lr_decay_iters=190 --warmup_iters=20.
+# llm.c reports a validation loss of 3.27 for this model after 10.26 billion tokens of FineWeb, 94 minutes on 8 A100s;
+# that is other text, so that the figures compare only roughly. Ours is not run yet (docs/measurements.md). Started
+# again, it goes on.
 out_dir = 'out-fineweb-edu'
 init_from = 'auto'
 eval_interval = 250

@@ -4,8 +4,8 @@
 #   python train.py config/train_the_verdict.py
 #   python sample.py --out_dir=out-the-verdict --start='I had always thought'
 #
-# 7.2M parameters, 6.4M of them GPT-2's vocabulary. On 2 CPU cores the best validation loss is 5.96, after 200 iterations;
-# it ends after 300, in 1.5 minutes, with a train loss of 3.17. tiny Shakespeare by characters is a better first model.
+# 7.2M parameters, 6.4M of them GPT-2's vocabulary. On 2 CPU cores the best validation loss is 5.96, after 200
+# iterations; it ends after 300, in 1.5 minutes, with a train loss of 3.17. A better first model: config/quickstart.py.
 out_dir = 'out-the-verdict'
 eval_interval = 20
 eval_iters = 0  # all of val, which is short
