@@ -14,6 +14,6 @@ import corpus
 corpus.prepare(
     folder, __doc__, val_fraction=0.0005,  # nanoGPT's
     config='train_gpt2.py',
-    source='hf://datasets/Skylion007/openwebtext/plain_text/*.parquet',
-    others='''Others: --source='hf://datasets/Skylion007/openwebtext@refs/convert/parquet/plain_text/*/*.parquet', '''
-           "--source='hf://datasets/vietgpt/openwebtext_en/data/*.parquet', or config/train_fineweb_edu.py")
+    source='hf://datasets/Skylion007/openwebtext/*.parquet',
+    others="Others: --source='hf://datasets/Skylion007/openwebtext@refs/convert/parquet/*.parquet', "
+           'or data/fineweb_edu/prepare.py')
