@@ -11,6 +11,7 @@ References: Radford et al. 2019, "Language Models are Unsupervised Multitask Lea
 https://github.com/openai/gpt-2/blob/master/src/model.py; https://github.com/karpathy/nanoGPT, whose names for
 parameters and settings are kept, so that its checkpoints load.
 """
+import functools
 import math
 import os
 from dataclasses import dataclass, fields
@@ -54,25 +55,29 @@ class GPTConfig:
             raise ValueError(f'activation={self.activation!r} is not one of gelu, gelu_tanh')
 
 
-def rotary(length, head_dim, device):
-    """cos and sin (length, head_dim / 2) of the angle by which RoPE turns each pair of channels at each position."""
-    frequencies = 10000.0 ** -torch.linspace(0, 1, head_dim // 2 + 1, device=device)[:-1]
-    angles = torch.outer(torch.arange(length, device=device), frequencies)
+def rotary(positions, head_dim):
+    """cos and sin (*shape, head_dim / 2) of the angles by which RoPE turns pairs of channels at positions (*shape)."""
+    frequencies = 10000.0 ** -torch.linspace(0, 1, head_dim // 2 + 1, device=positions.device)[:-1]
+    angles = positions[..., None] * frequencies
     return angles.cos(), angles.sin()
 
 
 def rotate(x, cos, sin):
     """Rotary position embedding of x (B, T, heads, head_dim). Su et al. 2021, https://arxiv.org/abs/2104.09864"""
     a, b = x.chunk(2, dim=-1)
-    cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
+    cos, sin = cos.unsqueeze(-2).to(x.dtype), sin.unsqueeze(-2).to(x.dtype)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
-def attend(q, k, v, scale, dropout):
-    """Causal attention: from q, k, v (B, n_head, T, head_dim) the weighted means of v, of the same shape."""
+def attend(q, k, v, scale, dropout, mask=None):
+    """
+    Attention of q (B, n_head, T, head_dim) to k, v (B, n_head, S, head_dim): the weighted means of v, like q. To where
+    mask (B, 1, T, S) is True or, without one, causally if T = S, and to everything if not.
+    """
     T = q.size(2)
     if not (q.device.type == 'cpu' and q.dtype == torch.bfloat16 and q.requires_grad and T <= 512):
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale)
+        causal = mask is None and T == k.size(2)
+        return F.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=causal, scale=scale)
     # on a CPU in bfloat16 the fused kernel takes, with its backward pass, 1.1 times (T = 512) to 2 or 3 times (T = 64)
     # as long as these products, which for longer T take more memory
     with torch.autocast('cpu', enabled=False):  # or softmax would be in float32
@@ -93,15 +98,15 @@ class CausalSelfAttention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, rope):
+    def forward(self, x, rope, extend):
         B, T, C = x.shape
         qk, v = self.c_attn(x).view(B, T, -1, C // self.n_head).split((2 * self.n_head, self.n_head), dim=2)
         if rope is not None:
             qk = rotate(F.layer_norm(qk, qk.shape[-1:]), *rope)  # QK-norm, after Henry et al. 2020
             qk = qk.to(v.dtype)  # on a GPU autocast norms in float32
-        q, k = qk.chunk(2, dim=2)  # (B, T, n_head, head_dim)
-        dropout = self.dropout if self.training else 0.0
-        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.scale, dropout)
+        q, k, v = (x.transpose(1, 2) for x in (*qk.chunk(2, dim=2), v))  # (B, n_head, T, head_dim)
+        k, v, mask = (k, v, None) if extend is None else extend(k, v)
+        y = attend(q, k, v, self.scale, self.dropout if self.training else 0.0, mask)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
 
@@ -140,8 +145,8 @@ class Block(nn.Module):
         self.ln_2 = layer_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x, rope):
-        x = x + self.attn(self.ln_1(x), rope)
+    def forward(self, x, rope, extend=None):
+        x = x + self.attn(self.ln_1(x), rope, extend)
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -179,19 +184,21 @@ class GPT(nn.Module):
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
-    def embed(self, idx):
+    def embed(self, idx, cache):
         """(x, rope) of token ids (B, T): what enters the first block (B, T, n_embd); what rotate() takes, or None."""
-        T = idx.size(1)
+        T, device = idx.size(1), idx.device
+        positions = torch.arange(T, device=device) if cache is None else cache.positions(T, device)
         x = self.transformer.wte(idx)
         if not self.config.modern:
-            return x + self.transformer.wpe(torch.arange(T, device=idx.device)), None
+            return x + self.transformer.wpe(positions), None
         x = self.transformer.ln_f(x)  # it has no weights: the same serves here
-        x = x + self.smear * F.pad(x[:, :-1], (0, 0, 1, 0))  # each token sees the one before it
-        return x, rotary(T, self.config.n_embd // self.config.n_head, idx.device)
+        before = F.pad(x[:, :-1], (0, 0, 1, 0)) if cache is None else cache.before(x)
+        return x + self.smear * before, rotary(positions, self.config.n_embd // self.config.n_head)
 
-    def forward(self, idx, targets=None):
+    def forward(self, idx, targets=None, cache=None):
         """
-        idx (B, T) token ids, T <= block_size; targets (B, T), where -1 does not count.
+        idx (B, T) token ids, T <= block_size; targets (B, T), where -1 does not count. With a cache
+        (generate.KVCache) idx is what follows the ids that it has seen.
         Returns (logits, loss): with targets the logits of all positions (B, T, vocab_size) and the mean cross
         entropy in nats (0 if none counts); without, the logits of the last position (B, 1, vocab_size) and None. In
         training with gradient_checkpointing there are no logits, but None.
@@ -199,13 +206,15 @@ class GPT(nn.Module):
         """
         if idx.size(1) > self.config.block_size:
             raise ValueError(f'a sequence of {idx.size(1)} tokens is longer than block_size={self.config.block_size}')
-        x, rope = self.embed(idx)
+        x, rope = self.embed(idx, cache)
         x = self.transformer.drop(x)
-        for block in self.transformer.h:
+        for layer, block in enumerate(self.transformer.h):
             if self.gradient_checkpointing and self.training:
                 x = recompute_in_backward(block, x, rope, use_reentrant=False)
             else:
-                x = block(x, rope)
+                x = block(x, rope, None if cache is None else functools.partial(cache.extend, layer))
+        if cache is not None:
+            cache.length += idx.size(1)
         x = self.transformer.ln_f(x)
         if targets is None:
             return self.lm_head(x[:, [-1], :]), None  # only the last position is of use in generation

@@ -1,4 +1,4 @@
-"""From logits to ids: greedy, filtered, seeded, and never an id that the tokenizer lacks."""
+"""From logits to ids: greedy, filtered, seeded, never an id that the tokenizer lacks, and the same with the cache."""
 import pytest
 import torch
 
@@ -6,14 +6,24 @@ from common import generate
 from model import GPT, GPTConfig
 
 
-@pytest.fixture(scope='module')
-def model():
+def make_model(**changes):
     torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=16, vocab_size=64, n_layer=2, n_head=2, n_embd=32)).eval()
+    shape = dict(block_size=16, vocab_size=64, n_layer=2, n_head=2, n_embd=32)
+    model = GPT(GPTConfig(**{**shape, **changes})).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))
     return model
+
+
+@pytest.fixture(scope='module')
+def model():
+    return make_model()
+
+
+@pytest.fixture(scope='module', params=[False, True], ids=['classic', 'modern'])
+def long_model(request):
+    return make_model(block_size=48, modern=request.param)
 
 
 def test_temperature_zero_is_greedy(model):
@@ -24,13 +34,32 @@ def test_temperature_zero_is_greedy(model):
         assert torch.equal(written[:, step], expected)
 
 
-def test_top_k_keeps_what_hugging_face_keeps():
+def test_filters_keep_what_hugging_face_keeps():
     transformers = pytest.importorskip('transformers')
-    logits = torch.randn(5, 64)
-    for k in (1, 3, 64, 1000):
-        expected = transformers.TopKLogitsWarper(top_k=k)(None, logits)
-        assert torch.equal(generate.filter_top_k(logits, k), expected)
-    assert generate.filter_top_k(logits, 0) is logits and generate.filter_top_k(logits, None) is logits
+    logits, idx = 3 * torch.randn(50, 64), torch.randint(64, (50, 9))
+    for ours, theirs, values in ((generate.filter_top_k, transformers.TopKLogitsWarper, (1, 3, 64, 1000)),
+                                 (generate.filter_top_p, transformers.TopPLogitsWarper, (0.01, 0.5, 0.9, 0.999)),
+                                 (generate.filter_min_p, transformers.MinPLogitsWarper, (0.001, 0.1, 0.5, 1.0))):
+        for value in values:
+            assert torch.equal(ours(logits, value), theirs(value)(None, logits)), (ours, value)
+    for penalty in (0.5, 1.2, 3.0):
+        expected = transformers.RepetitionPenaltyLogitsProcessor(penalty)(idx, logits)
+        assert torch.equal(generate.penalize_repetition(logits, idx, penalty), expected)
+
+
+def test_filters_that_are_off_change_nothing():
+    logits, idx = torch.randn(5, 64), torch.randint(64, (5, 9))
+    for off in (generate.filter_top_k(logits, 0), generate.filter_top_k(logits, None),
+                generate.filter_top_p(logits, 1.0), generate.filter_top_p(logits, None),
+                generate.filter_min_p(logits, 0.0), generate.penalize_repetition(logits, idx, 1.0)):
+        assert off is logits
+
+
+def test_every_filter_leaves_the_likeliest_id():
+    logits = torch.zeros(4, 64)
+    logits[:, 7] = 5.0
+    for filters in (dict(top_k=1), dict(top_p=1e-9), dict(min_p=1.0), dict(top_k=5, top_p=0.01, min_p=0.9)):
+        assert (generate.sample(logits, **filters) == 7).all()
 
 
 def test_top_k_of_one_is_greedy(model):
@@ -57,8 +86,88 @@ def test_the_same_seed_writes_the_same(model):
     assert torch.equal(first, second) and not torch.equal(first, other)
 
 
-def test_past_the_context_the_last_block_size_ids_decide(model):
-    written = model.generate(torch.randint(64, (2, 3)), 40, temperature=0)
+@pytest.mark.parametrize('batch', [1, 4])
+@pytest.mark.parametrize('options', [dict(temperature=0), dict(top_k=20), dict(top_p=0.8, repetition_penalty=1.3)])
+def test_with_the_cache_the_same_tokens_come(long_model, batch, options):
+    idx = torch.randint(64, (batch, 5))
+    written = [long_model.generate(idx, 40, use_cache=use_cache, generator=torch.Generator().manual_seed(1), **options)
+               for use_cache in (True, False)]
+    assert torch.equal(*written)
+
+
+def test_with_the_cache_the_logits_are_the_same_however_the_ids_come(long_model):
+    idx = torch.randint(64, (4, 30))
+    for sizes in ([30], [1] * 30, [7, 1, 1, 12, 9], [1, 29]):
+        cache, at = generate.KVCache(30), 0
+        for size in sizes:
+            at += size
+            logits = long_model(idx[:, at - size:at], cache=cache)[0]
+            assert torch.allclose(logits, long_model(idx[:, :at])[0], atol=1e-5)
+
+
+def test_a_step_with_the_cache_computes_one_token(long_model, monkeypatch):
+    lengths, forward = [], long_model.forward
+
+    def recorded(idx, **options):
+        lengths.append(idx.size(1))
+        return forward(idx, **options)
+    monkeypatch.setattr(long_model, 'forward', recorded)
+    long_model.generate(torch.randint(64, (2, 9)), 5)
+    assert lengths == [9, 1, 1, 1, 1]
+
+
+def test_prompts_of_different_lengths_continue_as_each_would_alone(long_model):
+    prompts = [torch.randint(64, (1, length)) for length in (1, 4, 9, 12)]
+    padding = torch.tensor([12 - prompt.size(1) for prompt in prompts])
+    together = torch.cat([torch.cat((torch.zeros(1, 12 - p.size(1), dtype=torch.long), p), dim=1) for p in prompts])
+    written = long_model.generate(together, 36, temperature=0, padding=padding)
+    for row, prompt, pad in zip(written, prompts, padding):
+        assert torch.equal(row[None, pad:], long_model.generate(prompt, 36, temperature=0))
+
+
+def test_past_the_context_learned_positions_begin_anew_with_its_last_half(model):
+    """The context is all of the text until it is full, at 16, and then what was kept: 8, growing to 16 again."""
+    written = model.generate(torch.randint(64, (2, 3)), 60, temperature=0)
+    begin = 0
+    for step in range(3, 63):
+        if step - begin > 16:
+            begin = step - 8
+        assert torch.equal(written[:, step], model(written[:, begin:step])[0][:, -1].argmax(dim=-1))
+
+
+def test_past_the_context_rotary_positions_slide(monkeypatch):
+    """Each token sees the block_size tokens up to itself, as in one pass with a banded mask."""
+    model = make_model(modern=True)
+    written = model.generate(torch.randint(64, (2, 3)), 60, temperature=0)
+
+    def banded(q, k, v, scale, dropout, mask=None):
+        distance = torch.arange(q.size(2))[:, None] - torch.arange(k.size(2))
+        band = (distance >= 0) & (distance < 16)
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, band, scale=scale)
+    monkeypatch.setattr('model.attend', banded)
+    model.config.block_size = 63
+    logits = model(written, written)[0]
+    assert torch.equal(written[:, 3:], logits[:, 2:-1].argmax(dim=-1))
+
+
+def test_padding_of_rotary_positions_slides_out(monkeypatch):
+    model = make_model(modern=True)
+    prompts = torch.randint(64, (2, 6))
+    padding = torch.tensor([0, 4])
+    written = model.generate(prompts, 60, temperature=0, padding=padding)
+    assert torch.equal(written[:1], model.generate(prompts[:1], 60, temperature=0))
+    assert torch.equal(written[1:, 4:22], model.generate(prompts[1:, 4:], 16, temperature=0))
+
+
+def test_a_prompt_longer_than_the_context(long_model):
+    idx = torch.randint(64, (2, 100))
+    first = long_model.generate(idx, 1, temperature=0)
+    assert torch.equal(first, long_model.generate(idx, 1, temperature=0, use_cache=False))
+    assert long_model.generate(idx, 60, temperature=0).shape == (2, 160)
+
+
+def test_past_the_context_without_the_cache_the_last_block_size_ids_decide(model):
+    written = model.generate(torch.randint(64, (2, 3)), 40, temperature=0, use_cache=False)
     for step in range(16, 43):
         expected = model(written[:, step - 16:step])[0][:, -1].argmax(dim=-1)
         assert torch.equal(written[:, step], expected)

@@ -233,7 +233,7 @@ def test_the_modern_model_is_what_its_description_says():
 
 def test_rotary_products_depend_on_the_distance_alone():
     q, k = torch.randn(16), torch.randn(16)
-    cos, sin = rotary(32, 16, 'cpu')
+    cos, sin = rotary(torch.arange(32), 16)
     turned_q, turned_k = (rotate(x.expand(1, 32, 1, 16), cos, sin)[0, :, 0] for x in (q, k))
     products = turned_q @ turned_k.T  # (position of q, position of k)
     for distance in (0, 1, 7):
