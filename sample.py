@@ -3,10 +3,14 @@ Generate text from a trained model.
 
 python sample.py --out_dir=out-shakespeare-char                      # the best weights of a run
 python sample.py --out_dir=out-quickstart --start='The ' --num_samples=3
-python sample.py --out_dir=out-quickstart --start=FILE:prompt.txt
+python sample.py --out_dir=out-quickstart --start=FILE:prompt.txt    # or --start=- for what is typed, or piped in
+python sample.py --out_dir=out-alpaca --start=FILE:prompt.txt --stop="['###']" --json=True
 python sample.py --init_from=gpt2-xl --start='What is the answer to life, the universe, and everything?'
 """
 import os
+import sys
+import time
+from json import dumps
 
 # -----------------------------------------------------------------------------
 # model
@@ -14,17 +18,23 @@ init_from = 'resume'   # resume: the best weights in out_dir; a checkpoint file;
                        # or any GPT-2 on Hugging Face or in a folder
 out_dir = 'out'        # the folder of a training run
 # text
-start = '\n'           # the prompt; FILE:name reads it from a file; '' starts a new text
-num_samples = 10       # texts
-max_new_tokens = 500   # tokens in each, after the prompt
+start = '\n'           # the prompt; FILE:name reads it from a file, - from standard input; '' starts a new text
+num_samples = 10       # texts, written side by side in one batch
+max_new_tokens = 500   # tokens in each, after the prompt; fewer if end-of-text comes
 temperature = 0.8      # below 1.0 less random, above more; 0 always takes the likeliest token
 top_k = 200            # choose among this many likeliest tokens; 0: among all
+top_p = 1.0            # choose among the likeliest tokens that together have this probability
+min_p = 0.0            # choose among tokens that are at least this much as likely as the likeliest
+repetition_penalty = 1.0  # above 1.0 makes tokens less likely that are there already
+stop = []              # texts that end a sample, as ['\n\n', '###']; they are not shown
+json = False           # one JSON object a sample: prompt, text, tokens, finish_reason, tokens_per_second
 seed = 1337
 # system
 device = 'auto'        # cuda, cuda:1, mps, cpu; auto: the best there is
 dtype = 'auto'         # float32, bfloat16, float16; auto: what the GPU is fast in
-compile = False        # torch.compile, where it works
-config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str))]
+use_cache = True       # keep keys and values; False computes the whole context for each token, as nanoGPT does
+compile = False        # torch.compile, where it works; without the cache
+config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
 root = os.path.dirname(os.path.abspath(__file__))
 exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once
 # -----------------------------------------------------------------------------
@@ -32,12 +42,14 @@ exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # be
 import torch
 
 from common import bins, generate, hardware
-from common.tokenizer import check_same, from_meta
+from common.tokenizer import TextStream, check_same, from_meta
 from model import load_weights
 
 
 def read_start():
     """The prompt's text."""
+    if start == '-':
+        return sys.stdin.read().removesuffix('\n')  # which echo, or the last Enter, adds
     if not start.startswith('FILE:'):
         return start
     name = start.removeprefix('FILE:')
@@ -63,6 +75,9 @@ try:
     if init_from == 'resume' and not os.path.isdir(out_dir):
         raise ValueError(f'no folder {out_dir!r} with a model here; to train a first one: '
                          'python train.py config/quickstart.py, then --out_dir=out-quickstart')
+    if num_samples < 1 or repetition_penalty <= 0 or not all(isinstance(text, str) for text in stop):
+        raise ValueError(f'num_samples={num_samples} must be 1 or more, repetition_penalty={repetition_penalty} above '
+                         f'0, and stop={stop} a list of texts')
     device = hardware.resolve_device(device)
     dtype = hardware.resolve_dtype(dtype, device, training=False)
     model, checkpoint = load_weights(out_dir if init_from == 'resume' else init_from, dropout=0.0)
@@ -77,28 +92,51 @@ model.eval()
 model.to(device)
 ctx = hardware.autocast(device, dtype)
 generator = torch.Generator(device).manual_seed(seed)
-idx = torch.tensor([prompt], device=device)  # (1, T)
+idx = torch.tensor([prompt], device=device).expand(num_samples, -1)  # (num_samples, T)
+options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
+               vocab_size=tokenizer.vocab_size, generator=generator, use_cache=use_cache and not compile)
 
 
-def write_sample():
-    """Continue the prompt once, and print the text as it comes."""
-    ids, shown = list(prompt), ''
-    for token in generate.stream(model, idx, max_new_tokens, temperature=temperature, top_k=top_k,
-                                 vocab_size=tokenizer.vocab_size, generator=generator):
-        ids.append(token.item())
-        text = tokenizer.decode(ids)
-        if not text.endswith('\ufffd'):  # the rest of a character of several bytes is still to come
-            print(text[len(shown):], end='', flush=True)
-            shown = text
-    print(tokenizer.decode(ids)[len(shown):] + '\n---------------')
+def write_samples():
+    """Continue the prompt num_samples times at once; the first text is printed as it comes, the others at the end."""
+    samples = [TextStream(tokenizer, stop) for _ in range(num_samples)]
+    texts, tokens, reasons = [''] * num_samples, [[] for _ in samples], ['length'] * num_samples
+    show(tokenizer.decode(prompt))
+    t0 = time.perf_counter()
+    try:
+        for step in generate.stream(model, idx, max_new_tokens, **options):
+            for i, token in enumerate(step.flatten().tolist()):
+                if samples[i].finished:
+                    continue
+                tokens[i].append(token)
+                text = samples[i].push(token)
+                texts[i] += text
+                if i == 0:
+                    show(text)
+            if all(sample.finished for sample in samples):
+                break
+    except KeyboardInterrupt:
+        reasons = ['interrupted'] * num_samples
+    seconds = time.perf_counter() - t0
+    for i, sample in enumerate(samples):
+        rest = sample.rest()
+        texts[i] += rest
+        if json:
+            print(dumps({'prompt': tokenizer.decode(prompt), 'text': texts[i], 'tokens': tokens[i],
+                         'finish_reason': sample.finished or reasons[i],
+                         'tokens_per_second': round(len(tokens[i]) / seconds, 2)}))
+        else:
+            print((rest if i == 0 else tokenizer.decode(prompt) + texts[i]) + '\n---------------')
 
 
-try:
-    with torch.no_grad(), ctx:
-        if compile:
-            context = idx[:, -model.config.block_size:]
-            model = hardware.compile_or_eager(model, ctx, lambda compiled: compiled(context))
-        for _ in range(num_samples):
-            write_sample()
-except KeyboardInterrupt:
-    print()
+def show(text):
+    """Print text at once, if it is meant for people."""
+    if not json:
+        print(text, end='', flush=True)
+
+
+with torch.no_grad(), ctx:
+    if compile:
+        context = idx[:, -model.config.block_size:]
+        model = hardware.compile_or_eager(model, ctx, lambda compiled: compiled(context))
+    write_samples()

@@ -138,6 +138,47 @@ def from_meta(meta):
     raise ValueError(f'meta.json names the tokenizer {meta["tokenizer"]!r}; known are char, gpt2 and bpe')
 
 
+class TextStream:
+    """
+    Text out of ids that come one by one: never a part of a character of several bytes, and nothing of a stop string,
+    not even its beginning. `finished` is None, 'end' (end-of-text came) or 'stop' (a stop string did).
+    """
+
+    def __init__(self, tokenizer, stops=()):
+        self.tokenizer, self.stops = tokenizer, [stop for stop in stops if stop]
+        self.undecoded, self.held, self.finished = [], '', None  # ids, and text, that may yet turn out otherwise
+
+    def push(self, token):
+        """The text that is certain now."""
+        if self.finished:
+            return ''
+        if token == self.tokenizer.end_id:
+            self.finished = 'end'
+            return self.rest()
+        self.undecoded.append(token)
+        text = self.tokenizer.decode(self.undecoded)
+        if text.endswith('\ufffd') and len(self.undecoded) < 4:  # a character has at most four bytes
+            return ''
+        self.undecoded = []
+        self.held += text
+        found = [self.held.find(stop) for stop in self.stops if stop in self.held]
+        if found:
+            self.finished, self.held = 'stop', self.held[:min(found)]
+            return self.rest()
+        beginnings = [n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n])]
+        certain = len(self.held) - max(beginnings, default=0)
+        text, self.held = self.held[:certain], self.held[certain:]
+        return text
+
+    def rest(self):
+        """What was held back, when no more ids come."""
+        text, self.held = self.held, ''
+        if self.undecoded:
+            text += self.tokenizer.decode(self.undecoded)
+            self.undecoded = []
+        return text
+
+
 def encode_prompts(meta, texts):
     """The ids of each text, a list of lists; an empty text becomes the id that a new text starts with."""
     if not texts:

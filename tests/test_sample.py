@@ -1,10 +1,15 @@
 """sample.py as a user runs it, on a toy model."""
+import json
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
+from conftest import ROOT
 
 
 @pytest.fixture
@@ -32,6 +37,54 @@ def test_temperature_zero_and_top_k_one_are_greedy(sample):
 def test_top_k_zero_is_off_and_the_seed_decides(sample):
     first = texts(sample('--top_k=0', '--seed=1'))
     assert first == texts(sample('--top_k=0', '--seed=1')) != texts(sample('--top_k=0', '--seed=2'))
+
+
+def test_the_cache_changes_no_text(sample):
+    """Within the context of 16 tokens; past it the two keep different parts of the text."""
+    args = ['--start=the cat', '--max_new_tokens=10']
+    assert texts(sample(*args)) == texts(sample(*args, '--use_cache=False'))
+
+
+def test_a_stop_string_ends_a_sample_and_is_not_shown(sample):
+    whole, stopped = (texts(sample('--start=the cat', *args)) for args in ([], ["--stop=[' s', 'li']"]))
+    for one, cut in zip(whole, stopped):
+        rest = one[len('the cat'):]
+        places = [rest.find(stop) for stop in (' s', 'li') if stop in rest]
+        assert cut == 'the cat' + (rest[:min(places)] if places else rest)
+    assert whole != stopped
+
+
+def test_json_has_one_object_a_sample(sample):
+    done = sample('--start=the cat', '--json=True', "--stop=[' s']")
+    objects = [json.loads(line) for line in done.stdout.splitlines()]
+    plain = texts(sample('--start=the cat', "--stop=[' s']"))
+    assert [one['prompt'] + one['text'] for one in objects] == plain and len(objects) == 2
+    for one in objects:
+        assert set(one) == {'prompt', 'text', 'tokens', 'finish_reason', 'tokens_per_second'}
+        assert one['finish_reason'] == ('length' if len(one['tokens']) == 30 else 'stop')
+
+
+def test_the_filters_reach_the_sampler(sample):
+    greedy = texts(sample('--start=a dog', '--temperature=0'))
+    assert texts(sample('--start=a dog', '--top_p=1e-9')) == texts(sample('--start=a dog', '--min_p=1.0')) == greedy
+    assert texts(sample('--start=a dog', '--temperature=0', '--repetition_penalty=5.0')) != greedy
+
+
+def test_a_prompt_can_be_piped_in(run, trained):
+    command = [sys.executable, os.path.join(ROOT, 'sample.py'), f'--out_dir={trained}', '--device=cpu', '--start=-',
+               '--num_samples=1', '--max_new_tokens=5']
+    done = subprocess.run(command, input='my fish\n', capture_output=True, text=True)
+    assert texts(done)[0].startswith('my fish') and len(texts(done)[0]) == len('my fish') + 5
+
+
+def test_ctrl_c_ends_the_samples_and_keeps_what_is_there(trained):
+    command = [sys.executable, os.path.join(ROOT, 'sample.py'), f'--out_dir={trained}', '--device=cpu',
+               '--num_samples=2', '--max_new_tokens=1000000']
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and out.count('---------------') == 2 and err == ''
 
 
 def test_a_prompt_comes_from_a_file_or_is_empty(sample, tmp_path):

@@ -80,6 +80,46 @@ def test_a_vocabulary_of_ones_own_gives_text_back():
     assert bpe.decode(in_corpus) == text and bpe.end_id not in in_corpus, 'there it is text like any other'
 
 
+class Bytes:
+    """A tokenizer with one id a byte; 256 ends a text."""
+    end_id = 256
+
+    def decode(self, ids):
+        return bytes(ids).decode(errors='replace')
+
+
+def shown(text, *stops, end=True):
+    """What a TextStream shows after each byte of a text, and at last; and why it ended."""
+    stream = tokenizer.TextStream(Bytes(), stops)
+    pieces = [stream.push(byte) for byte in [*text.encode(), *[256] * end]]
+    return [*pieces, stream.rest()], stream.finished
+
+
+def test_a_character_is_shown_whole_or_not_at_all():
+    pieces, finished = shown('a가🙂é')
+    assert [piece for piece in pieces if piece] == ['a', '가', '🙂', 'é'] and finished == 'end'
+    assert ''.join(shown('abc', end=False)[0]) == 'abc' and shown('abc', end=False)[1] is None
+
+
+def test_bytes_that_are_no_text_do_not_stop_the_stream():
+    stream = tokenizer.TextStream(Bytes())
+    text = ''.join(stream.push(byte) for byte in [0xff, 0xfe, 0xfd, 0xfc, 0xfb, *b'fine'])
+    assert text.endswith('fine') and '\ufffd' in text
+    stream.push(0xea)  # the first byte of three
+    assert stream.rest() == '\ufffd'
+
+
+def test_a_stop_string_is_never_shown_not_even_half():
+    for text, stops, expected in (('one ###two', ['###'], 'one '), ('a#b##c###d', ['###'], 'a#b##c'),
+                                  ('abcab', ['cab', 'bc'], 'a'), ('ab', ['abc'], 'ab'), ('가나', ['나'], '가')):
+        pieces, finished = shown(text, *stops)
+        so_far = ''
+        for piece in pieces:
+            so_far += piece
+            assert expected.startswith(so_far)
+        assert so_far == expected and finished == ('end' if text == 'ab' else 'stop')
+
+
 def test_an_unknown_tokenizer_is_named():
     with pytest.raises(ValueError, match="'words'"):
         tokenizer.from_meta({'tokenizer': 'words'})
