@@ -88,9 +88,7 @@ try:
 except (ValueError, OSError) as error:
     hardware.stop(error)
 
-model.eval()
-model.to(device)
-ctx = hardware.autocast(device, dtype)
+model, ctx = hardware.ready_to_generate(model, device, dtype)
 generator = torch.Generator(device).manual_seed(seed)
 idx = torch.tensor([prompt], device=device).expand(num_samples, -1)  # (num_samples, T)
 options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,

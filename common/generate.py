@@ -63,14 +63,6 @@ class KVCache:
         return ~hidden[:, None]
 
 
-def filter_top_k(logits, top_k):
-    """Leave only the top_k largest logits of each row (B, V); ties with the last of them stay. 0 or None is off."""
-    if not top_k:
-        return logits
-    kept, _ = torch.topk(logits, min(top_k, logits.size(-1)))
-    return logits.masked_fill(logits < kept[:, [-1]], -float('inf'))
-
-
 def filter_top_p(logits, top_p):
     """
     Leave only the likeliest ids of each row (B, V) that together reach the probability top_p; at least one. 1 or None
@@ -107,12 +99,22 @@ def penalize_repetition(logits, idx, penalty):
     return logits.scatter(1, idx, torch.where(seen < 0, seen * penalty, seen / penalty))
 
 
-def sample(logits, temperature=1.0, top_k=None, top_p=None, min_p=None, generator=None):
+def candidates(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
+    """
+    What may come next, from logits (B, V): (logits, ids), both (B, k), with -inf for what may not; ids is None if they
+    are 0 to V - 1. The top_k largest come first (0 or None: all), so that all that follows is about few.
+    """
+    logits, ids = torch.topk(logits, min(top_k, logits.size(-1))) if top_k else (logits, None)
+    return filter_min_p(filter_top_p(logits / temperature, top_p), min_p), ids
+
+
+def sample(logits, temperature=1.0, generator=None, **filters):
     """One id a row (B, 1) from logits (B, V). Temperature 0 is greedy: the largest logit, with no randomness."""
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
-    logits = filter_min_p(filter_top_p(filter_top_k(logits / temperature, top_k), top_p), min_p)
-    return torch.multinomial(torch.softmax(logits, dim=-1), num_samples=1, generator=generator)
+    logits, ids = candidates(logits, temperature, **filters)
+    drawn = torch.multinomial(torch.softmax(logits, dim=-1), num_samples=1, generator=generator)
+    return drawn if ids is None else ids.gather(1, drawn)
 
 
 def advance(model, idx, cache=None):

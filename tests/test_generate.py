@@ -37,8 +37,7 @@ def test_temperature_zero_is_greedy(model):
 def test_filters_keep_what_hugging_face_keeps():
     transformers = pytest.importorskip('transformers')
     logits, idx = 3 * torch.randn(50, 64), torch.randint(64, (50, 9))
-    for ours, theirs, values in ((generate.filter_top_k, transformers.TopKLogitsWarper, (1, 3, 64, 1000)),
-                                 (generate.filter_top_p, transformers.TopPLogitsWarper, (0.01, 0.5, 0.9, 0.999)),
+    for ours, theirs, values in ((generate.filter_top_p, transformers.TopPLogitsWarper, (0.01, 0.5, 0.9, 0.999)),
                                  (generate.filter_min_p, transformers.MinPLogitsWarper, (0.001, 0.1, 0.5, 1.0))):
         for value in values:
             assert torch.equal(ours(logits, value), theirs(value)(None, logits)), (ours, value)
@@ -47,12 +46,27 @@ def test_filters_keep_what_hugging_face_keeps():
         assert torch.equal(generate.penalize_repetition(logits, idx, penalty), expected)
 
 
+def test_together_they_leave_what_hugging_face_leaves():
+    transformers = pytest.importorskip('transformers')
+    logits = 3 * torch.randn(50, 64)
+    for k, p, least in ((1, 0.9, 0.1), (9, 0.7, 0.2), (64, 0.5, 0.01), (1000, 0.99, 0.001)):
+        expected = transformers.TemperatureLogitsWarper(0.7)(None, logits)
+        for warper in (transformers.TopKLogitsWarper(k), transformers.TopPLogitsWarper(p),
+                       transformers.MinPLogitsWarper(least)):
+            expected = warper(None, expected)
+        kept, ids = generate.candidates(logits, 0.7, top_k=k, top_p=p, min_p=least)
+        whole = torch.full_like(logits, -float('inf')).scatter(1, ids, kept)
+        assert torch.equal(whole.isinf(), expected.isinf())
+        assert torch.allclose(whole.softmax(dim=1), expected.softmax(dim=1), atol=1e-6)
+
+
 def test_filters_that_are_off_change_nothing():
     logits, idx = torch.randn(5, 64), torch.randint(64, (5, 9))
-    for off in (generate.filter_top_k(logits, 0), generate.filter_top_k(logits, None),
-                generate.filter_top_p(logits, 1.0), generate.filter_top_p(logits, None),
+    for off in (generate.filter_top_p(logits, 1.0), generate.filter_top_p(logits, None),
                 generate.filter_min_p(logits, 0.0), generate.penalize_repetition(logits, idx, 1.0)):
         assert off is logits
+    for kept, ids in (generate.candidates(logits), generate.candidates(logits, top_k=0)):
+        assert torch.equal(kept, logits) and ids is None
 
 
 def test_every_filter_leaves_the_likeliest_id():

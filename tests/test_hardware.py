@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from common import hardware
+from model import GPT, GPTConfig
 
 CUDA13 = ['sm_75', 'sm_80', 'sm_86', 'sm_90', 'sm_100', 'sm_120']
 CUDA126 = ['sm_50', 'sm_60', 'sm_70', 'sm_75', 'sm_80', 'sm_86', 'sm_90']
@@ -19,6 +20,25 @@ def gpu(monkeypatch):
                             lambda including_emulation=True: including_emulation or native_bf16)
         monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: name)
     return pretend
+
+
+@pytest.mark.parametrize('modern', [False, True])
+@pytest.mark.parametrize('dtype, tolerance', [('float32', 1e-4), ('bfloat16', 0.1)])
+def test_a_model_packed_for_inference_computes_the_same(modern, dtype, tolerance):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip('PyTorch comes without oneDNN here')
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=16, vocab_size=96, n_layer=2, n_head=2, n_embd=32, modern=modern)).eval()
+    with torch.no_grad():
+        model.lm_head.weight.normal_()
+        idx = torch.randint(96, (3, 10))
+        expected, text = model(idx)[0], model.generate(idx, 5, temperature=0)
+        packed, context = hardware.ready_to_generate(model, 'cpu', dtype)
+        assert isinstance(context, nullcontext)
+        assert not any(isinstance(module, torch.nn.Linear) for module in packed.modules())
+        assert torch.allclose(packed(idx)[0].float(), expected, atol=tolerance * expected.abs().max().item())
+        if dtype == 'float32':
+            assert torch.equal(packed.generate(idx, 5, temperature=0), text)
 
 
 def test_a_v100_trains_in_float16_and_never_in_emulated_bfloat16(gpu, capsys):
