@@ -40,8 +40,11 @@ def read_meta(folder):
             meta = json.load(f)
         np.dtype(meta['dtype']), int(meta['vocab_size']), str(meta['tokenizer'])
         if meta['tokenizer'] == 'bpe':  # so that a checkpoint, which keeps the meta, can be used without the dataset
-            with open(os.path.join(folder, meta['tokenizer_file']), encoding='utf-8') as f:
-                meta['tokenizer_json'] = f.read()
+            with open(os.path.join(folder, meta['tokenizer_file']), 'rb') as f:
+                content = f.read()
+            if hashlib.sha256(content).hexdigest() != meta['sha256'][meta['tokenizer_file']]:
+                raise ValueError(f'{meta["tokenizer_file"]} has not the sha256 that it says')
+            meta['tokenizer_json'] = content.decode()
     except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
         raise ValueError(f'{path} is damaged ({type(error).__name__}: {error}); {how_to_prepare(folder)}') from None
     return meta

@@ -439,9 +439,10 @@ def test_a_dataset_that_is_not_whole_is_made_again(prepare, tmp_path):
     prepare('--input=a.jsonl', '--vocab_size=300')
     whole = files_of(tmp_path / 'out')
     for name in ('tokenizer.json', 'val.bin'):
-        (tmp_path / 'out' / name).unlink()
-        prepare('--input=a.jsonl', '--vocab_size=300')
-        assert files_of(tmp_path / 'out') == whole
+        for spoil in (os.remove, lambda path: os.truncate(path, 100)):
+            spoil(tmp_path / 'out' / name)
+            prepare('--input=a.jsonl', '--vocab_size=300')
+            assert files_of(tmp_path / 'out') == whole
 
 
 def test_with_another_s_vocabulary_it_is_made_again_when_that_changes(prepare, tmp_path):
@@ -511,12 +512,14 @@ def test_check_finds_damage(prepare, tmp_path, capsys):
     content = bytearray((tmp_path / 'out' / 'val.bin').read_bytes())
     content[10:12] = (301).to_bytes(2, 'little')
     (tmp_path / 'out' / 'val.bin').write_bytes(content + b'\0\0')
-    (tmp_path / 'out' / 'tokenizer.json').write_text((tmp_path / 'out' / 'tokenizer.json').read_text() + ' ')
     with pytest.raises(SystemExit) as stopped:
         corpus.check('out')
     said = capsys.readouterr().err
     assert stopped.value.code == 1 and 'has the id 301, but vocab_size is 300' in said
-    assert 'meta.json says' in said and 'tokenizer.json has not the sha256' in said
+    assert 'meta.json says' in said and 'val.bin has not the sha256' in said
+    (tmp_path / 'out' / 'tokenizer.json').write_text((tmp_path / 'out' / 'tokenizer.json').read_text() + ' ')
+    with pytest.raises(ValueError, match='tokenizer.json has not the sha256'):
+        corpus.check('out')
 
 
 def test_check_is_a_command(prepare, tmp_path):

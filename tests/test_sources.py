@@ -70,6 +70,16 @@ def test_a_long_text_comes_in_parts_that_make_it_up(tmp_path, monkeypatch):
         assert [document.begin for document in documents] == edges[:-1] == sorted(edges[:-1]) and edges[-1] == 1.0
 
 
+def test_where_a_long_document_ends_is_seen_wherever_that_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, 'LONGEST', 100)
+    for length in range(180, 220):
+        (tmp_path / 'a.txt').write_text('x' * length + '<|endoftext|>' + 'y' * 30)
+        documents = [document for block, *_ in sources.read(sources.find(str(tmp_path / 'a.txt'))[0], 0, None, None)
+                     for document in block]
+        assert ''.join(document.parts[0][0] for document in documents[:-1]) == 'x' * length
+        assert documents[-1].parts[0][0] == 'y' * 30 and documents[-1].begin == 0.0
+
+
 def test_long_documents_among_short_ones(tmp_path, monkeypatch):
     """The newlines at their edges are gone, those within are not, and every position is one to go on from."""
     texts = ['one', 'lines\n' * 300, 'two', 'words ' * 400, '가🙂' * 500, 'three', '\n\n' * 800 + 'blanks']
