@@ -41,6 +41,11 @@ exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # be
 
 import torch
 
+results = sys.stdout
+results.reconfigure(errors='backslashreplace')  # a model may write what the terminal cannot show
+if json:
+    sys.stdout = sys.stderr  # for what is said on the way
+
 from common import bins, generate, hardware
 from common.tokenizer import TextStream, check_same, from_meta
 from model import load_weights
@@ -84,47 +89,46 @@ try:
     meta = find_meta()
     check_same(meta, None, model.config.vocab_size)
     tokenizer = from_meta(meta)
-    prompt = tokenizer.encode(read_start()) or [tokenizer.start_id]
+    text_given = read_start()
+    prompt = tokenizer.encode(text_given) or [tokenizer.start_id]
 except (ValueError, OSError) as error:
     hardware.stop(error)
 
-model, ctx = hardware.ready_to_generate(model, device, dtype)
+model, ctx = hardware.ready_to_generate(model, device, dtype, pack=not compile)
 generator = torch.Generator(device).manual_seed(seed)
 idx = torch.tensor([prompt], device=device).expand(num_samples, -1)  # (num_samples, T)
 options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty,
-               vocab_size=tokenizer.vocab_size, generator=generator, use_cache=use_cache and not compile)
+               vocab_size=tokenizer.vocab_size, generator=generator, use_cache=use_cache)
 
 
 def write_samples():
     """Continue the prompt num_samples times at once; the first text is printed as it comes, the others at the end."""
     samples = [TextStream(tokenizer, stop) for _ in range(num_samples)]
-    texts, tokens, reasons = [''] * num_samples, [[] for _ in samples], ['length'] * num_samples
-    show(tokenizer.decode(prompt))
+    texts, tokens, reason = [''] * num_samples, [[] for _ in samples], 'length'
+    show(text_given)
     t0 = time.perf_counter()
+    seconds = [0.0] * num_samples
     try:
         for step in generate.stream(model, idx, max_new_tokens, **options):
             for i, token in enumerate(step.flatten().tolist()):
-                if samples[i].finished:
-                    continue
-                tokens[i].append(token)
-                text = samples[i].push(token)
-                texts[i] += text
-                if i == 0:
-                    show(text)
+                if not samples[i].finished:
+                    tokens[i].append(token)
+                    text = samples[i].push(token)
+                    texts[i] += text
+                    seconds[i] = time.perf_counter() - t0
+                    show(text if i == 0 else '')
             if all(sample.finished for sample in samples):
                 break
     except KeyboardInterrupt:
-        reasons = ['interrupted'] * num_samples
-    seconds = time.perf_counter() - t0
+        reason = 'interrupted'
     for i, sample in enumerate(samples):
         rest = sample.rest()
-        texts[i] += rest
         if json:
-            print(dumps({'prompt': tokenizer.decode(prompt), 'text': texts[i], 'tokens': tokens[i],
-                         'finish_reason': sample.finished or reasons[i],
-                         'tokens_per_second': round(len(tokens[i]) / seconds, 2)}))
+            speed = len(tokens[i]) / seconds[i] if tokens[i] else None
+            print(dumps({'prompt': text_given, 'text': texts[i] + rest, 'tokens': tokens[i],
+                         'finish_reason': sample.finished or reason, 'tokens_per_second': speed}), file=results)
         else:
-            print((rest if i == 0 else tokenizer.decode(prompt) + texts[i]) + '\n---------------')
+            print((rest if i == 0 else text_given + texts[i] + rest) + '\n---------------')
 
 
 def show(text):
@@ -136,5 +140,11 @@ def show(text):
 with torch.no_grad(), ctx:
     if compile:
         context = idx[:, -model.config.block_size:]
-        model = hardware.compile_or_eager(model, ctx, lambda compiled: compiled(context))
-    write_samples()
+        compiled = hardware.compile_or_eager(model, ctx, lambda compiled: compiled(context))
+        options['use_cache'] = use_cache and compiled is model
+        model = compiled
+    try:
+        write_samples()
+        results.flush()
+    except BrokenPipeError:  # whoever reads has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), results.fileno())

@@ -90,13 +90,14 @@ def filter_min_p(logits, min_p):
 def penalize_repetition(logits, idx, penalty):
     """
     Make the ids that idx (B, T) has less likely: their logits (B, V) divided by `penalty`, or multiplied where they are
-    negative. 1 or None is off. Keskar et al. 2019, https://arxiv.org/abs/1909.05858
+    negative; ids from V on are none. 1 or None is off. Keskar et al. 2019, https://arxiv.org/abs/1909.05858
     """
     if penalty is None or penalty == 1.0:
         return logits
-    idx = idx.clamp(max=logits.size(-1) - 1)
-    seen = logits.gather(1, idx)
-    return logits.scatter(1, idx, torch.where(seen < 0, seen * penalty, seen / penalty))
+    V = logits.size(1)
+    wide, idx = torch.nn.functional.pad(logits, (0, 1)), idx.clamp(max=V)  # one column for what is none
+    seen = wide.gather(1, idx)
+    return wide.scatter(1, idx, torch.where(seen < 0, seen * penalty, seen / penalty))[:, :V]
 
 
 def candidates(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
@@ -135,6 +136,9 @@ def advance(model, idx, cache=None):
 def next_token(model, idx, cache=None, vocab_size=None, repetition_penalty=None, **options):
     """The next id (B, 1) after idx (B, T). Ids from vocab_size on are padding of the model and are never drawn."""
     logits = advance(model, idx, cache)[:, :vocab_size].float()
+    if cache is not None and cache.row_padding is not None:
+        padding = torch.arange(idx.size(1), device=idx.device) < cache.row_padding[:, None]
+        idx = idx.masked_fill(padding, logits.size(1))
     return sample(penalize_repetition(logits, idx, repetition_penalty), **options)
 
 

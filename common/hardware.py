@@ -271,21 +271,22 @@ class PackedLinear(torch.nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')
 
 
-def ready_to_generate(model, device, dtype):
+def ready_to_generate(model, device, dtype, pack=True):
     """
     (model, context): the model on its device, and the context to run it in. On a CPU it is changed for inference: its
-    weights are in `dtype`, to which autocast would convert them for each token anew, and its Linear layers packed.
+    weights are in `dtype`, to which autocast would convert them for each token anew, and its Linear layers packed, if
+    `pack` is set: torch.compile does not take those.
     """
     model.eval().to(device)
     if device != 'cpu' or not torch.backends.mkldnn.is_available():
         return model, autocast(device, dtype)
     model.to(getattr(torch, dtype))
-    if dtype != 'float16':  # for which F.linear is faster
+    if pack and dtype != 'float16':  # for which F.linear is faster
         try:
-            packed = [(module, name, PackedLinear(child)) for module in model.modules()
-                      for name, child in module.named_children() if isinstance(child, torch.nn.Linear)]
-            for module, name, child in packed:
-                setattr(module, name, child)
+            for module in list(model.modules()):
+                for name, child in module.named_children():
+                    if isinstance(child, torch.nn.Linear):
+                        setattr(module, name, PackedLinear(child))
         except (AttributeError, RuntimeError) as error:  # the functions behind it are not PyTorch's public ones
             print0(f'oneDNN packs no weights here ({error}): generating takes longer')
     return model, nullcontext()

@@ -146,7 +146,8 @@ class TextStream:
 
     def __init__(self, tokenizer, stops=()):
         self.tokenizer, self.stops = tokenizer, [stop for stop in stops if stop]
-        self.undecoded, self.held, self.finished = [], '', None  # ids, and text, that may yet turn out otherwise
+        self.ids, self.decoded = [], 0  # since the last whole character; characters of their text that were taken
+        self.held, self.finished = '', None  # text that may yet turn out to be a stop string
 
     def push(self, token):
         """The text that is certain now."""
@@ -155,12 +156,11 @@ class TextStream:
         if token == self.tokenizer.end_id:
             self.finished = 'end'
             return self.rest()
-        self.undecoded.append(token)
-        text = self.tokenizer.decode(self.undecoded)
-        if text.endswith('\ufffd') and len(self.undecoded) < 4:  # a character has at most four bytes
-            return ''
-        self.undecoded = []
-        self.held += text
+        self.ids.append(token)
+        text = self.tokenizer.decode(self.ids)
+        certain = text.rstrip('\ufffd')  # which stands for the first bytes of a character, too
+        self.held += certain[self.decoded:]
+        self.ids, self.decoded = ([], 0) if certain == text else (self.ids, len(certain))
         found = [self.held.find(stop) for stop in self.stops if stop in self.held]
         if found:
             self.finished, self.held = 'stop', self.held[:min(found)]
@@ -172,10 +172,8 @@ class TextStream:
 
     def rest(self):
         """What was held back, when no more ids come."""
-        text, self.held = self.held, ''
-        if self.undecoded:
-            text += self.tokenizer.decode(self.undecoded)
-            self.undecoded = []
+        text = self.held + ('' if self.finished == 'stop' else self.tokenizer.decode(self.ids)[self.decoded:])
+        self.held, self.ids, self.decoded = '', [], 0
         return text
 
 

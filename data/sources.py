@@ -3,7 +3,7 @@ Where documents come from: .txt, .md, .jsonl and .parquet files, on this disk or
 order, a block at a time and from any position on, so that memory stays flat however large they are. It knows no tokens.
 
 A file is {'path', 'bytes', 'version'}; its version changes when its content does. A position in it is 0, or what read()
-gave: a row number in parquet, a byte elsewhere, and within a long document [its first byte, the byte].
+gave: a row number in parquet, a byte elsewhere, and within a long document also its first byte, its end and its key.
 """
 import fnmatch
 import functools
@@ -133,7 +133,7 @@ def read(file, position, to_parts, columns, share=1.0, bad_row=None):
     while True:
         try:
             with open_file(path) as stream:
-                for rows, position, done in read_rows(stream, file, position, columns, share):
+                for rows, following, done in read_rows(stream, file, position, columns, share):
                     documents = []
                     for place, row in rows:
                         try:
@@ -143,6 +143,7 @@ def read(file, position, to_parts, columns, share=1.0, bad_row=None):
                                 raise ValueError(f'{describe(path, place, error)}\n'
                                                  'Mend it, or leave out what cannot be used: --skip_bad') from None
                             bad_row(functools.partial(describe, path, place, error))
+                    position = following
                     yield documents, position, done
                     waits = list(WAITS) if waits or path.startswith('hf://') else []
             return
@@ -213,10 +214,9 @@ def text_rows(stream, size, position, taken):
     A row is (bytes, key, begin, end, trimmed): what stands between two <|endoftext|> or is all of a file that has none,
     or of what is longer than LONGEST a stretch. With <|endoftext|> in the file, documents are trimmed of line ends.
     """
-    start, at = position if isinstance(position, list) else (position, position)
+    start, at, end, key = position if isinstance(position, list) else (position, position, None, None)
     while at < size:
-        stream.seek(at)
-        block = stream.read(LONGEST)
+        block = read_block(stream, at, size)
         *whole, rest = block.split(END_OF_TEXT) if at == start else [block]
         if at + len(block) == size and at == start:
             whole.append(rest)
@@ -229,30 +229,38 @@ def text_rows(stream, size, position, taken):
             start = at = min(at, size)
             yield rows, at, at / size
             continue
-        length, key = survey(stream, start, size)
-        end = start + length
+        if at == start:
+            end, key = survey(stream, start, size)
         stretch = block[:end - at]
         stretch = stretch if at + len(stretch) == end else stretch[:place_to_cut(stretch)]
         after = at + len(stretch)
-        row = at, (stretch, key, (at - start) / length, (after - start) / length, length != size)
-        rows = [row] if taken(start) else []
+        begin, until = ((place - start) / (end - start) for place in (at, after))
+        rows = [(at, (stretch, key, begin, until, end - start != size))] if taken(start) else []
         at = after
         if at == end:
             start = at = min(end + len(END_OF_TEXT), size)
-        yield rows, at if at == start else [start, at], at / size
+        yield rows, at if at == start else [start, at, end, key], at / size
+
+
+def read_block(stream, at, size):
+    """The bytes from a place on, LONGEST at most. OSError if they end before the file's `size`."""
+    stream.seek(at)
+    block = stream.read(min(LONGEST, size - at))
+    if len(block) < min(LONGEST, size - at):
+        raise OSError('it has become shorter while it was read')
+    return block
 
 
 def survey(stream, start, size):
-    """The length in bytes of the document that starts there, and its key, without holding it in memory."""
+    """Where the document that starts there ends, and its key, without holding it in memory."""
     digest, at = hashlib.sha256(), start
     while True:
-        stream.seek(at)
-        block = stream.read(LONGEST)
+        block = read_block(stream, at, size)
         found = block.find(END_OF_TEXT)
         if found >= 0 or at + len(block) == size:
             block = block[:found] if found >= 0 else block
             digest.update(block)
-            return at + len(block) - start, key_from(digest)
+            return at + len(block), key_from(digest)
         block = block[:1 - len(END_OF_TEXT)]  # <|endoftext|> may begin in the rest
         digest.update(block)
         at += len(block)

@@ -139,6 +139,16 @@ def test_prompts_of_different_lengths_continue_as_each_would_alone(long_model):
         assert torch.equal(row[None, pad:], long_model.generate(prompt, 36, temperature=0))
 
 
+def test_padding_is_not_penalized(long_model):
+    idx = torch.randint(1, 64, (1, 6))
+    padded = torch.cat((torch.zeros(1, 4, dtype=torch.long), idx), dim=1)
+    options = dict(temperature=0, repetition_penalty=2.0)
+    alone = long_model.generate(idx, 20, **options)
+    assert torch.equal(long_model.generate(padded, 20, padding=torch.tensor([4]), **options)[:, 4:], alone)
+    logits = torch.randn(1, 64)
+    assert torch.equal(generate.penalize_repetition(logits, torch.tensor([[64, 70]]), 2.0), logits)
+
+
 def test_past_the_context_learned_positions_begin_anew_with_its_last_half(model):
     """The context is all of the text until it is full, at 16, and then what was kept: 8, growing to 16 again."""
     padding = torch.tensor([0, 2])

@@ -70,6 +70,26 @@ def test_a_long_text_comes_in_parts_that_make_it_up(tmp_path, monkeypatch):
         assert [document.begin for document in documents] == edges[:-1] == sorted(edges[:-1]) and edges[-1] == 1.0
 
 
+def test_a_long_document_is_surveyed_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, 'LONGEST', 1000)
+    (tmp_path / 'a.txt').write_text('some words ' * 5000)
+    surveys, survey = [], sources.survey
+    monkeypatch.setattr(sources, 'survey', lambda *args: surveys.append(args) or survey(*args))
+    file = sources.find(str(tmp_path / 'a.txt'))[0]
+    blocks = list(sources.read(file, 0, None, None))
+    assert len(blocks) > 50 and len(surveys) == 1
+    assert list(sources.read(file, blocks[20][1], None, None)) == blocks[21:] and len(surveys) == 1
+
+
+def test_a_file_that_changes_while_it_is_read_does_not_hang(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, 'LONGEST', 1000)
+    (tmp_path / 'a.txt').write_text('some words ' * 500)
+    file = sources.find(str(tmp_path / 'a.txt'))[0]
+    assert ''.join(text for texts, _ in read({**file, 'bytes': 5000}) for text in texts) == ('some words ' * 500)[:5000]
+    with pytest.raises(ValueError, match='has become shorter'):
+        read({**file, 'bytes': 6000})
+
+
 def test_where_a_long_document_ends_is_seen_wherever_that_is(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, 'LONGEST', 100)
     for length in range(180, 220):

@@ -109,6 +109,18 @@ def test_bytes_that_are_no_text_do_not_stop_the_stream():
     assert stream.rest() == '\ufffd'
 
 
+def test_tokens_that_cross_characters_come_out_right():
+    class Pairs(Bytes):
+        decode = lambda self, ids: b''.join(self.tokens[i] for i in ids).decode(errors='replace')
+    text = '穡梔ソ嚈荃の嚶按ポ🙂가é' * 3
+    content = text.encode()
+    for size in (1, 2, 3, 5):
+        pairs = Pairs()
+        pairs.tokens = [content[i:i + size] for i in range(0, len(content), size)]
+        stream = tokenizer.TextStream(pairs)
+        assert ''.join([stream.push(i) for i in range(len(pairs.tokens))] + [stream.rest()]) == text
+
+
 def test_a_stop_string_is_never_shown_not_even_half():
     for text, stops, expected in (('one ###two', ['###'], 'one '), ('a#b##c###d', ['###'], 'a#b##c'),
                                   ('abcab', ['cab', 'bc'], 'a'), ('ab', ['abc'], 'ab'), ('가나', ['나'], '가')):
