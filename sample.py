@@ -41,14 +41,14 @@ exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # be
 
 import torch
 
+from common import bins, generate, hardware
+from common.tokenizer import TextStream, check_same, from_meta
+from model import load_weights
+
 results = sys.stdout
 results.reconfigure(errors='backslashreplace')  # a model may write what the terminal cannot show
 if json:
     sys.stdout = sys.stderr  # for what is said on the way
-
-from common import bins, generate, hardware
-from common.tokenizer import TextStream, check_same, from_meta
-from model import load_weights
 
 
 def read_start():

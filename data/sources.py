@@ -126,10 +126,11 @@ def read(file, position, to_parts, columns, share=1.0, bad_row=None):
     so that the others need not be read). A row that cannot be used is a ValueError that names file and line, or is left
     out: then bad_row(describe) is called, and describe() says what it is. A failing network is tried again.
     """
-    path, errors, waits = file['path'], OSError, []
+    path, errors, patience = file['path'], OSError, []
     if path.startswith('hf://'):
         from huggingface_hub.errors import HTTPError
-        errors, waits = (OSError, HTTPError), list(WAITS)
+        errors, patience = (OSError, HTTPError), WAITS
+    waits = list(patience)
     while True:
         try:
             with open_file(path) as stream:
@@ -145,7 +146,7 @@ def read(file, position, to_parts, columns, share=1.0, bad_row=None):
                             bad_row(functools.partial(describe, path, place, error))
                     position = following
                     yield documents, position, done
-                    waits = list(WAITS) if waits or path.startswith('hf://') else []
+                    waits = list(patience)
             return
         except errors as error:
             if not try_again(error, waits):
