@@ -188,11 +188,17 @@ def barrier():
         dist.barrier()
 
 
-def stop_processes():
-    """Part from the processes that torchrun started, at the end of the script, when all have come there."""
+def leave(code):
+    """The end of the script: part from the processes that torchrun started, when all have come there, and exit."""
     if world_size() > 1:
         dist.barrier()  # or the first to leave pulls down connections that the others still use
         dist.destroy_process_group()
+        # at once: gloo's threads may still hold tensors, which abort a process that tidies up (PyTorch pull 179291)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if code:
+        sys.exit(code)
 
 
 def all_reduce(values, device):
