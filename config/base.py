@@ -1,4 +1,5 @@
-# GPT-2's size: 12 layers, 768 wide, 12 heads, 124.4M parameters (38.6M of them the embedding).
+# GPT-2's size: 12 layers, 768 wide, 12 heads, 124.4M parameters, 38.6M of them the embedding (a run
+# prints 123.59M, which leaves out the positions).
 #
 #   python train.py config/base.py --dataset=fineweb_edu
 #

@@ -1,4 +1,5 @@
-# GPT-2 medium's size: 24 layers, 1024 wide, 16 heads, 354.6M parameters (51.5M of them the embedding).
+# GPT-2 medium's size: 24 layers, 1024 wide, 16 heads, 354.6M parameters, 51.5M of them the embedding (a
+# run prints 353.55M, which leaves out the positions).
 #
 #   python train.py config/large.py --dataset=fineweb_edu
 #

@@ -1,4 +1,5 @@
-# A small GPT: 8 layers, 512 wide, 8 heads, 51.5M parameters (25.8M of them the embedding).
+# A small GPT: 8 layers, 512 wide, 8 heads, 51.5M parameters, 25.8M of them the embedding (a run
+# prints 50.93M, which leaves out the positions).
 #
 #   python train.py config/small.py --dataset=fineweb_edu
 #
