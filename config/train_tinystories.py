@@ -4,8 +4,9 @@
 #   python train.py config/train_tinystories.py
 #   python sample.py --out_dir=out-tinystories --start='Once upon a time'
 #
-# 8 layers, 512 wide, 27.6M parameters with a vocabulary of 4,096 (51.2M with GPT-2's; a run prints 0.3M less, which are the positions). Not run to its end yet
-# (docs/measurements.md); every evaluation writes two stories into out-tinystories/samples. Started again, it goes on.
+# 8 layers, 512 wide, 27.6M parameters with a vocabulary of 4,096, 51.2M with GPT-2's (a run prints 0.3M
+# less, without the positions). Not run to its end yet (docs/measurements.md); every evaluation writes two stories into
+# out-tinystories/samples. Started again, it goes on.
 out_dir = 'out-tinystories'
 init_from = 'auto'
 eval_interval = 500
