@@ -187,7 +187,7 @@ class GPT(nn.Module):
     def embed(self, idx, cache):
         """(x, rope) of token ids (B, T): what enters the first block (B, T, n_embd); what rotate() takes, or None."""
         T, device = idx.size(1), idx.device
-        positions = torch.arange(T, device=device) if cache is None else cache.positions(T, device)
+        positions = torch.arange(T, device=device) if cache is None else cache.positions
         x = self.transformer.wte(idx)
         if not self.config.modern:
             return x + self.transformer.wpe(positions), None
@@ -197,8 +197,8 @@ class GPT(nn.Module):
 
     def forward(self, idx, targets=None, cache=None):
         """
-        idx (B, T) token ids, T <= block_size; targets (B, T), where -1 does not count. With a cache
-        (generate.KVCache) idx is what follows the ids that it has seen.
+        idx (B, T) token ids, T <= block_size; targets (B, T), where -1 does not count. With a cache idx is what
+        follows the ids that it has seen (generate.feed).
         Returns (logits, loss): with targets the logits of all positions (B, T, vocab_size) and the mean cross
         entropy in nats (0 if none counts); without, the logits of the last position (B, 1, vocab_size) and None. In
         training with gradient_checkpointing there are no logits, but None.
@@ -213,8 +213,6 @@ class GPT(nn.Module):
                 x = recompute_in_backward(block, x, rope, use_reentrant=False)
             else:
                 x = block(x, rope, None if cache is None else functools.partial(cache.extend, layer))
-        if cache is not None:
-            cache.length += idx.size(1)
         x = self.transformer.ln_f(x)
         if targets is None:
             return self.lm_head(x[:, [-1], :]), None  # only the last position is of use in generation

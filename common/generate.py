@@ -11,56 +11,74 @@ class KVCache:
     one new token and not all of them again. When the buffers are full a new token takes the place of the oldest one,
     which suits rotary positions (sliding window attention); for learned ones advance() begins anew before that.
     `padding` (B,) int64: how many ids at the beginning of each row are none, so that prompts differ in length.
+    `static`: a step of one token has the same shapes wherever it stands, as a compiled one must; it then reads all of
+    the buffers.
     """
 
-    def __init__(self, size, padding=None):
-        self.size, self.row_padding = size, padding
+    def __init__(self, size, padding=None, static=False):
+        self.size, self.row_padding, self.static = size, padding, static
         self.keys, self.values = [], []  # of each layer (B, n_head, size, head_dim), in the dtype that attention has
+        self.last = None  # the embedding of the last token, (B, 1, n_embd)
         self.begin(0)
 
     def begin(self, origin):
         """Forget all. What comes next are the ids from `origin` on."""
         self.origin, self.length = origin, 0  # ids left out; tokens seen since
-        self.last = None  # the embedding of the last token, (B, 1, n_embd)
         self.padding = None if self.row_padding is None else (self.row_padding - origin).clamp(min=0)
+        if self.last is not None:
+            self.last.zero_()
 
-    def positions(self, T, device):
-        """Where T new tokens stand in their texts: (T,), or (B, T) with padding."""
-        positions = torch.arange(self.length, self.length + T, device=device)
-        return positions if self.padding is None else (positions - self.padding[:, None]).clamp(min=0)
+    def expect(self, T, device):
+        """Work out, once for all layers, where T new tokens go and what they may look at; the model comes next."""
+        at = torch.arange(self.length, self.length + T, device=device)
+        self.slots = at % self.size
+        one_shape = self.static and T == 1
+        self.used = self.size if one_shape else min(self.length + T, self.size)
+        everything = self.padding is None and (self.length == 0 or T == 1) and not one_shape
+        self.mask = None if everything else self.visible(at)
+        # in their texts: (T,), or (B, T) with padding
+        self.positions = at if self.padding is None else (at - self.padding[:, None]).clamp(min=0)
+
+    def visible(self, queries):
+        """Where the tokens at `queries` (T,) may look: (1 or B, 1, T, used) bool."""
+        ends = self.length + len(queries)
+        keys = torch.arange(self.used, device=queries.device)
+        keys = torch.where(keys + self.size < ends, keys + self.size, keys)  # the oldest were written over
+        hidden = (keys > queries[:, None])[None]
+        if self.padding is not None:  # padding looks at padding, or it would have nothing to look at, which gives nan
+            padding = self.padding[:, None, None]
+            hidden = hidden | ((keys < padding) & (queries[:, None] >= padding))
+        return ~hidden[:, None]
 
     def before(self, x):
         """What stands before each of the new tokens x (B, T, n_embd), and zeros before the first of a text."""
-        last = torch.zeros_like(x[:, :1]) if self.last is None else self.last
-        self.last = x[:, -1:]
-        before = torch.cat((last, x[:, :-1]), dim=1)
-        return before if self.padding is None else before * (self.positions(x.size(1), x.device) > 0)[..., None]
+        if self.last is None:
+            self.last = self.buffer(x.new_zeros(x.size(0), 1, x.size(2)))
+        before = torch.cat((self.last, x[:, :-1]), dim=1)
+        self.last.copy_(x[:, -1:])
+        return before if self.padding is None else before * (self.positions > 0)[..., None]
 
     def extend(self, layer, k, v):
         """
         Keep a layer's new k and v (B, n_head, T, head_dim). Returns all that the new tokens may look at, (B, n_head, S,
-        head_dim), and where they may not: a mask (1 or B, 1, T, S) bool, or None for causal attention or none to hide.
+        head_dim), and the mask for it; None for causal attention, or to all if T is 1.
         """
         if layer == len(self.keys):
-            self.keys.append(k.new_zeros(*k.shape[:2], self.size, k.size(3)))
-            self.values.append(torch.zeros_like(self.keys[layer]))
-        T, at = k.size(2), self.length % self.size
-        self.keys[layer][:, :, at:at + T] = k
-        self.values[layer][:, :, at:at + T] = v
-        S = min(self.length + T, self.size)
-        return self.keys[layer][:, :, :S], self.values[layer][:, :, :S], self.mask(T, S, k.device)
+            self.keys.append(self.buffer(k.new_zeros(*k.shape[:2], self.size, k.size(3))))
+            self.values.append(self.buffer(torch.zeros_like(self.keys[layer])))
+        self.keys[layer].index_copy_(2, self.slots, k)
+        self.values[layer].index_copy_(2, self.slots, v)
+        return self.keys[layer][:, :, :self.used], self.values[layer][:, :, :self.used], self.mask
 
-    def mask(self, T, S, device):
-        if self.padding is None and (T == 1 or self.length == 0):
-            return None
-        queries = torch.arange(self.length, self.length + T, device=device)[:, None]
-        keys = torch.arange(S, device=device)
-        keys = torch.where(keys + self.size < self.length + T, keys + self.size, keys)  # the oldest were written over
-        hidden = (keys > queries)[None]
-        if self.padding is not None:  # padding looks at padding, or it would have nothing to look at, which gives nan
-            padding = self.padding[:, None, None]
-            hidden = hidden | ((keys < padding) & (queries >= padding))
-        return ~hidden[:, None]
+    def buffer(self, tensor):
+        if self.static:
+            torch._dynamo.mark_static_address(tensor)  # or CUDA graphs would copy it in and out at each step
+        return tensor
+
+    def reorder(self, rows):
+        """Continue with these rows (B,) int64 of the batch, some of them several times, others no more."""
+        for kept in (*self.keys, *self.values, *([] if self.last is None else [self.last])):
+            kept.copy_(kept[rows])
 
 
 def filter_top_p(logits, top_p):
@@ -118,11 +136,20 @@ def sample(logits, temperature=1.0, generator=None, **filters):
     return drawn if ids is None else ids.gather(1, drawn)
 
 
-def advance(model, idx, cache=None):
+def feed(model, ids, cache):
+    """The logits (B, V) of what follows ids (B, T), which come after those that the cache has seen."""
+    cache.expect(ids.size(1), ids.device)
+    logits = model(ids, cache=cache)[0][:, -1]
+    cache.length += ids.size(1)
+    return logits
+
+
+def advance(model, idx, cache=None, step=None):
     """
     The logits (B, V) of what follows idx (B, T), of which the cache, if there is one, has seen the beginning. Without a
     cache the last block_size ids count. With one, and learned positions, it begins anew with the last half of its size
     whenever it is full: every half size one step costs as much as half a prompt. Rotary positions slide instead.
+    `step` is what is called for one new token, if that is not the model: the model compiled.
     """
     if cache is None:
         return model(idx[:, -model.config.block_size:])[0][:, -1]
@@ -130,31 +157,85 @@ def advance(model, idx, cache=None):
     slides = model.config.modern and new == 1
     if cache.length + new > cache.size and not (slides and cache.length > 0):
         cache.begin(idx.size(1) - (cache.size if cache.length == 0 else (cache.size + 1) // 2))
-    return model(idx[:, cache.origin + cache.length:], cache=cache)[0][:, -1]
+    # a copy, as a compiled step wants the same strides each time
+    ids = idx[:, cache.origin + cache.length:].clone(memory_format=torch.contiguous_format)
+    return feed(step if step is not None and ids.size(1) == 1 and cache.length > 0 else model, ids, cache)
 
 
-def next_token(model, idx, cache=None, vocab_size=None, repetition_penalty=None, **options):
-    """The next id (B, 1) after idx (B, T). Ids from vocab_size on are padding of the model and are never drawn."""
-    logits = advance(model, idx, cache)[:, :vocab_size].float()
+def make_cache(model, length, padding=None, static=False):
+    """A KVCache for texts of up to `length` tokens, or as many of them as the model can look at."""
+    return KVCache(min(model.config.block_size, length), padding, static)
+
+
+def next_token(model, idx, cache=None, step=None, vocab_size=None, repetition_penalty=None, **options):
+    """
+    The next id (B, 1) after idx (B, T), and the logits (B, V) that the model gave. Ids from vocab_size on are padding
+    of the model and are never drawn.
+    """
+    logits = advance(model, idx, cache, step)[:, :vocab_size].float()
     if cache is not None and cache.row_padding is not None:
         padding = torch.arange(idx.size(1), device=idx.device) < cache.row_padding[:, None]
         idx = idx.masked_fill(padding, logits.size(1))
-    return sample(penalize_repetition(logits, idx, repetition_penalty), **options)
+    return sample(penalize_repetition(logits, idx, repetition_penalty), **options), logits
 
 
 @torch.no_grad()
-def stream(model, idx, max_new_tokens, use_cache=True, padding=None, **options):
+def stream(model, idx, max_new_tokens, use_cache=True, padding=None, cache=None, logprobs=False, **options):
     """
-    Yield the ids (B, 1) that continue idx (B, T), one step at a time. `padding` (B,) int64 is how many ids at the
-    beginning of each row are none. Other options as in next_token and sample.
+    Yield what continues idx (B, T), one step at a time: ids (B, 1), and with `logprobs` the log-probabilities (B,) that
+    the model gives them, whatever the options make of that, else None. `padding` (B,) int64 is how many ids at the
+    beginning of each row are none. `cache`: one that may have seen a beginning of idx. Other options as in next_token
+    and sample.
     """
-    cache = KVCache(min(model.config.block_size, idx.size(1) + max_new_tokens), padding) if use_cache else None
+    if cache is None and use_cache:
+        cache = make_cache(model, idx.size(1) + max_new_tokens, padding)
     for _ in range(max_new_tokens):
-        token = next_token(model, idx, cache, **options)
+        token, logits = next_token(model, idx, cache, **options)
         idx = torch.cat((idx, token), dim=1)
-        yield token
+        yield token, logits.log_softmax(dim=-1).gather(1, token)[:, 0] if logprobs else None
 
 
 def generate(model, idx, max_new_tokens, **options):
     """idx (B, T) with its continuation, (B, T + max_new_tokens)."""
-    return torch.cat([idx, *stream(model, idx, max_new_tokens, **options)], dim=1)
+    return torch.cat([idx, *(token for token, _ in stream(model, idx, max_new_tokens, **options))], dim=1)
+
+
+@torch.no_grad()
+def beam_search(model, idx, max_new_tokens, num_beams, length_penalty=1.0, end_id=None, vocab_size=None,
+                repetition_penalty=None, cache=None, step=None, progress=iter):
+    """
+    The num_beams likeliest continuations that were found of idx (1, T), the best first: a list of (score, ids), with
+    end_id where it ends one. At each step the num_beams likeliest beginnings go on. A score is the log-probability over
+    length ** length_penalty: above 0 longer texts gain, below shorter ones. `progress` may wrap the range of steps.
+    As Hugging Face's beam search does it, with early_stopping=False.
+    """
+    T, device = idx.size(1), idx.device
+    idx = idx.expand(num_beams, -1)
+    scores = torch.full((num_beams,), -float('inf'), device=device)
+    scores[0] = 0.0  # they are all the same yet: the first step takes num_beams continuations of one
+    ended = []
+    try:
+        for length in progress(range(1, max_new_tokens + 1)):
+            logprobs = advance(model, idx, cache, step)[:, :vocab_size].float().log_softmax(dim=-1)
+            logprobs = penalize_repetition(logprobs, idx, repetition_penalty) + scores[:, None]
+            V = logprobs.size(1)
+            # twice as many as needed: one of each beam's may end it
+            best, places = logprobs.flatten().topk(min(2 * num_beams, num_beams * V))
+            rows, tokens = places // V, places % V
+            texts = torch.cat((idx[rows], tokens[:, None]), dim=1)
+            ends = tokens == (-1 if end_id is None else end_id)
+            ended += [(score / length ** length_penalty, text[T:]) for score, text, end
+                      in zip(best[:num_beams].tolist(), texts.tolist(), ends.tolist()) if end]
+            ended = sorted(ended, reverse=True)[:num_beams]
+            going_on = (~ends).nonzero()[:num_beams, 0]
+            idx, scores = texts[going_on], best[going_on]
+            if cache is not None:
+                cache.reorder(rows[going_on])
+            if len(ended) == num_beams and ended[-1][0] >= scores[0].item() / length ** length_penalty:
+                break
+    except KeyboardInterrupt:  # what was found is worth having
+        pass
+    length = max(1, idx.size(1) - T)
+    going = [(score / length ** length_penalty, text[T:]) for score, text in zip(scores.tolist(), idx.tolist())]
+    # in a small vocabulary some beams may never have begun
+    return [one for one in sorted(ended + going, reverse=True) if one[0] > -float('inf')][:num_beams]

@@ -240,13 +240,13 @@ def shard(model, blocks, device):
         fully_shard(block, mesh=mesh)
 
 
-def compile_or_eager(model, ctx, trial):
+def compile_or_eager(model, ctx, trial, mode=None):
     """
     torch.compile(model); or the model itself and a printed line where that does not work (no C++ compiler, no Triton, a
     GPU that it does not know). `trial`: a function that runs the compiled model as it will be used, within `ctx`.
     """
     start = time.perf_counter()
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, mode=mode)
     try:
         with ctx:
             trial(compiled)
@@ -260,42 +260,6 @@ def compile_or_eager(model, ctx, trial):
         model.zero_grad(set_to_none=True)
     print0(f'compile: done in {time.perf_counter() - start:.1f} s')
     return compiled
-
-
-class PackedLinear(torch.nn.Module):
-    """
-    A Linear for inference on a CPU. Its weight is in the order that oneDNN reads it in, as torch.compile keeps it when
-    it freezes a model: the product of a few rows is bound by reading the weight, and F.linear reads at half the speed.
-    """
-
-    def __init__(self, linear):
-        super().__init__()
-        self.bias = linear.bias
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)
-
-    def forward(self, x):
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')
-
-
-def ready_to_generate(model, device, dtype, pack=True):
-    """
-    (model, context): the model on its device, and the context to run it in. On a CPU it is changed for inference: its
-    weights are in `dtype`, to which autocast would convert them for each token anew, and its Linear layers packed, if
-    `pack` is set: torch.compile does not take those.
-    """
-    model.eval().to(device)
-    if device != 'cpu' or not torch.backends.mkldnn.is_available():
-        return model, autocast(device, dtype)
-    model.to(getattr(torch, dtype))
-    if pack and dtype != 'float16':  # for which F.linear is faster
-        try:
-            for module in list(model.modules()):
-                for name, child in module.named_children():
-                    if isinstance(child, torch.nn.Linear):
-                        setattr(module, name, PackedLinear(child))
-        except (AttributeError, RuntimeError) as error:  # the functions behind it are not PyTorch's public ones
-            print0(f'oneDNN packs no weights here ({error}): generating takes longer')
-    return model, nullcontext()
 
 
 def synchronize(device):

@@ -115,8 +115,8 @@ def test_with_the_cache_the_logits_are_the_same_however_the_ids_come(long_model)
         cache, at = generate.KVCache(30), 0
         for size in sizes:
             at += size
-            logits = long_model(idx[:, at - size:at], cache=cache)[0]
-            assert torch.allclose(logits, long_model(idx[:, :at])[0], atol=1e-5)
+            logits = generate.feed(long_model, idx[:, at - size:at], cache)
+            assert torch.allclose(logits, long_model(idx[:, :at])[0][:, -1], atol=1e-5)
 
 
 def test_a_step_with_the_cache_computes_one_token(long_model, monkeypatch):
@@ -197,3 +197,79 @@ def test_past_the_context_without_the_cache_the_last_block_size_ids_decide(model
     for step in range(16, 43):
         expected = model(written[:, step - 16:step])[0][:, -1].argmax(dim=-1)
         assert torch.equal(written[:, step], expected)
+
+
+def test_beam_search_finds_what_hugging_face_finds(tmp_path):
+    """Texts and scores, with an end of text or none, length penalties, penalized repetition, with the cache or not."""
+    transformers = pytest.importorskip('transformers')
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=40, n_positions=64)
+    reference = transformers.GPT2LMHeadModel(config).eval()
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.add_(0.25 * torch.randn_like(p))
+    reference.save_pretrained(tmp_path)
+    model, idx = GPT.from_pretrained(str(tmp_path)).eval(), torch.randint(40, (1, 5))
+    for beams, length_penalty, penalty, end in ((3, 1.0, None, 7), (4, 0.0, None, 11), (2, 2.0, 1.3, 9),
+                                                (5, 1.0, 1.2, None), (4, -1.0, None, 7), (6, 3.0, None, 3)):
+        expected = reference.generate(
+            idx, num_beams=beams, num_return_sequences=beams, do_sample=False, length_penalty=length_penalty,
+            max_new_tokens=12, eos_token_id=end, pad_token_id=0, repetition_penalty=penalty, early_stopping=False,
+            attention_mask=torch.ones_like(idx), return_dict_in_generate=True, output_scores=True)
+        theirs = [ids[5:].tolist() for ids in expected.sequences]
+        theirs = [ids[:ids.index(end) + 1] if end in ids else ids for ids in theirs]
+        for cache in (None, generate.KVCache(17)):
+            ours = generate.beam_search(model, idx, 12, beams, length_penalty, end, repetition_penalty=penalty,
+                                        cache=cache)
+            assert [ids for _, ids in ours] == theirs
+            scores = torch.tensor([score for score, _ in ours])
+            assert torch.allclose(scores, expected.sequences_scores, atol=1e-4)
+
+
+def test_beams_keep_what_they_have_when_interrupted(long_model):
+    def progress(steps):
+        yield from [1, 2, 3]
+        raise KeyboardInterrupt
+    idx = torch.randint(64, (1, 5))
+    stopped = generate.beam_search(long_model, idx, 40, 3, cache=generate.KVCache(48), progress=progress)
+    assert [ids for _, ids in stopped] == [ids for _, ids in generate.beam_search(long_model, idx, 3, 3)]
+
+
+def test_more_beams_than_tokens_in_the_vocabulary():
+    model = make_model(vocab_size=3)
+    found = generate.beam_search(model, torch.zeros(1, 1, dtype=torch.long), 2, 20)
+    assert len(found) == 9 and len({tuple(ids) for _, ids in found}) == 9
+    assert len(generate.beam_search(model, torch.zeros(1, 1, dtype=torch.long), 1, 20)) == 3
+
+
+def test_the_log_probabilities_are_the_models_own(long_model):
+    """Whatever the temperature and the filters."""
+    idx = torch.randint(64, (3, 5))
+    steps = list(generate.stream(long_model, idx, 10, logprobs=True, temperature=0.3, top_k=5, repetition_penalty=2.0))
+    written = torch.cat([idx, *(token for token, _ in steps)], dim=1)
+    expected = long_model(written, written)[0].log_softmax(dim=-1)[:, 4:-1].gather(2, written[:, 5:, None])[..., 0]
+    assert torch.allclose(torch.stack([scores for _, scores in steps], dim=1), expected, atol=1e-5)
+    assert next(generate.stream(long_model, idx, 1))[1] is None
+
+
+def test_a_cache_goes_on_with_more_text(long_model):
+    """As in a conversation: what it has seen is not computed again, and the tokens are the same."""
+    cache, idx = generate.KVCache(48), torch.randint(64, (2, 5))
+    for _ in range(3):
+        expected = long_model.generate(idx, 6, temperature=0)
+        assert torch.equal(long_model.generate(idx, 6, temperature=0, cache=cache), expected)
+        idx = torch.cat((expected, torch.randint(64, (2, 3))), dim=1)
+
+
+@pytest.mark.parametrize('padding', [None, torch.tensor([0, 3])])
+def test_a_static_cache_changes_no_token(long_model, padding):
+    """Nor do its shapes change from step to step; past the context neither."""
+    idx, shapes = torch.randint(64, (2, 5)), set()
+    cache = generate.KVCache(48, padding, static=True)
+
+    def step(ids, cache):
+        shapes.add((tuple(ids.shape), ids.stride(), cache.used, tuple(cache.mask.shape), tuple(cache.positions.shape)))
+        return long_model(ids, cache=cache)
+    written = long_model.generate(idx, 100, temperature=0, cache=cache, step=step)
+    assert torch.equal(written, long_model.generate(idx, 100, temperature=0, padding=padding))
+    assert len(shapes) == 1

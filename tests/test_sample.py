@@ -1,6 +1,9 @@
 """sample.py as a user runs it, on a toy model."""
+import io
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +12,10 @@ import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
+from common import completion
+from common import tokenizer as tokenizers
 from conftest import ROOT
+from model import GPT
 
 
 @pytest.fixture
@@ -64,10 +70,64 @@ def test_json_has_one_object_a_sample(sample):
         assert one['finish_reason'] == ('length' if len(one['tokens']) == 30 else 'stop')
 
 
+def test_beams_are_the_likeliest_texts_and_their_log_probabilities_say_so(sample):
+    args = ['--start=a dog', '--max_new_tokens=8', '--json=True', '--logprobs=True']
+    found = [json.loads(line) for line in sample(*args, '--num_beams=4').stdout.splitlines()]
+    greedy = json.loads(sample(*args, '--temperature=0').stdout.splitlines()[0])
+    likely = [sum(one['logprobs']) for one in (*found, greedy)]
+    assert len(found) == 2 and likely[0] >= likely[1] and likely[0] >= likely[2] - 1e-4
+    assert all(len(one['logprobs']) == len(one['tokens']) == 8 and one['finish_reason'] == 'length' for one in found)
+
+
+def test_the_mean_log_probability_stands_below_a_text(sample):
+    first, second = texts(sample('--start=a dog', '--temperature=0', '--logprobs=True'))
+    assert first == second and re.search(r'\nmean log-probability of 30 tokens: -\d\.\d+$', first)
+
+
 def test_the_filters_reach_the_sampler(sample):
     greedy = texts(sample('--start=a dog', '--temperature=0'))
     assert texts(sample('--start=a dog', '--top_p=1e-9')) == texts(sample('--start=a dog', '--min_p=1.0')) == greedy
     assert texts(sample('--start=a dog', '--temperature=0', '--repetition_penalty=5.0')) != greedy
+
+
+def test_the_analysis_of_a_text(sample, tmp_path):
+    lines = sample('--analyze=True', '--start=the cat').stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["'t'", "'h'", "'e'"]
+    assert any(line.startswith('perplexity') for line in lines)
+    assert len(lines) - lines.index('what comes next:') == 11
+    done = sample('--analyze=True', '--start=the cat', '--json=True', '--html=page.html')
+    result = json.loads(done.stdout)
+    assert [token['text'] for token in result['tokens']] == list('the cat') and 'written: page.html' in done.stderr
+    assert f'{result["perplexity"]:.2f}' in (tmp_path / 'page.html').read_text()
+
+
+@pytest.mark.parametrize('no_color', ['', '1'])
+def test_colours_at_a_terminal_unless_no_color_is_set(trained, no_color):
+    fd, terminal = pty.openpty()
+    command = [sys.executable, os.path.join(ROOT, 'sample.py'), f'--out_dir={trained}', '--device=cpu',
+               '--analyze=True', '--start=the']
+    done = subprocess.run(command, stdout=terminal, stderr=subprocess.PIPE, env={**os.environ, 'NO_COLOR': no_color})
+    assert done.returncode == 0
+    assert (b'\033[' in os.read(fd, 100000)) == (no_color == '')
+    os.close(terminal)
+    os.close(fd)
+
+
+def test_int8_says_what_it_costs(sample):
+    done = sample('--quantize=int8')
+    assert re.search(r'int8: the perplexity of 256 tokens .* goes from [\d.]+ to [\d.]+ \([+-]', done.stdout)
+    assert done.stdout.count('---------------') == 2
+
+
+def test_more_samples_than_memory_for_them_are_written_in_turn(trained, monkeypatch):
+    """In one batch or several: each is a text of its own."""
+    monkeypatch.setattr(completion, 'CACHE_BYTES', 20000)  # a text takes 8192
+    state = checkpoint_file.load(os.path.join(trained, 'ckpt.pt'))
+    model, tokenizer = GPT.from_checkpoint(state), tokenizers.from_meta(state['meta'])
+    out = io.StringIO()
+    completion.write_samples(model.eval(), tokenizer, 'the', out, True, 5, 30)
+    written = [json.loads(line)['text'] for line in out.getvalue().splitlines()]
+    assert len(written) == len(set(written)) == 5
 
 
 def test_a_prompt_can_be_piped_in(run, trained):
@@ -105,7 +165,10 @@ def test_a_checkpoint_of_the_original_speaks_through_its_dataset(run, trained, c
 @pytest.mark.parametrize('args, expected', [
     (['--start=the #cat@'], "'#@'"), (['--start=FILE:none.txt'], 'none.txt'), (['--device=cuda'], "device='cuda'"),
     (['--out_dir=none'], 'config/quickstart.py'), (['--temperature=-1.0'], 'temperature=-1.0 is below 0'),
-    (['--topk=3'], 'top_k')])
+    (['--topk=3'], 'top_k'), (['--num_beams=0'], 'num_beams=0'), (['--quantize=int4'], "quantize='int4'"),
+    (['--chat=True', '--analyze=True'], '/top'), (['--chat=True', '--json=True'], 'json goes with'),
+    (['--chat=True', '--num_beams=2'], 'num_beams'), (['--html=x.html'], '--analyze=True'),
+    (['--compile=True', '--use_cache=False'], 'use_cache'), (['--analyze=True', '--start='], 'no text')])
 def test_a_mistake_is_one_line_and_exit_code_2(sample, args, expected):
     done = sample(*args)
     assert done.returncode == 2 and done.stdout == '' and expected in done.stderr

@@ -1,0 +1,115 @@
+"""
+Continuations of a prompt, printed: as text, of which the first appears while it is written, or as an object of JSON
+each. It knows no settings of a script.
+"""
+import json
+import time
+
+import torch
+from tqdm import tqdm
+
+from common import analysis, generate, inference
+from common.tokenizer import TextStream
+
+CACHE_BYTES = 2e9  # of keys and values that one batch may take
+
+
+class Sample:
+    """One continuation, as it grows."""
+
+    def __init__(self, tokenizer, stops):
+        self.stream, self.tokens, self.logprobs, self.text = TextStream(tokenizer, stops), [], [], ''
+        self.begin = self.end = time.perf_counter()
+
+    def push(self, token, logprob=None):
+        """Take one more id, unless the text has ended; returns the text that is certain now."""
+        if self.stream.finished:
+            return ''
+        self.tokens.append(token)
+        self.logprobs += [] if logprob is None else [logprob]
+        self.end = time.perf_counter()
+        text = self.stream.push(token)
+        self.text += text
+        return text
+
+    def finish(self, reason):
+        """No more ids come, for a reason, if the text has not ended. Returns the text that was held back."""
+        self.reason = self.stream.finished or reason
+        rest = self.stream.rest()
+        self.text += rest
+        return rest
+
+    def as_json(self, prompt):
+        speed = len(self.tokens) / (self.end - self.begin) if self.tokens else None
+        scores = {'logprobs': self.logprobs} if self.logprobs else {}
+        return json.dumps({'prompt': prompt, 'text': self.text, 'tokens': self.tokens, 'finish_reason': self.reason,
+                           'tokens_per_second': speed, **scores})
+
+    def footer(self):
+        """What stands below the text."""
+        count = len(self.logprobs)
+        mean = f'\nmean log-probability of {count} tokens: {sum(self.logprobs) / count:.3f}' if count else ''
+        return f'{mean}\n---------------'
+
+
+def encode(model, tokenizer, prompt, max_new_tokens):
+    """(ids (1, T) of the prompt, how many tokens a cache needs)."""
+    ids = tokenizer.encode(prompt) or [tokenizer.start_id]
+    device = next(model.parameters()).device
+    return torch.tensor([ids], device=device), min(model.config.block_size, len(ids) + max_new_tokens)
+
+
+def write_samples(model, tokenizer, prompt, out, as_json, num_samples, max_new_tokens, stops=(), seed=0,
+                  logprobs=False, use_cache=True, compile=False, **options):
+    """
+    Continue the prompt num_samples times, as many texts side by side as the memory for their keys and values allows.
+    A KeyboardInterrupt ends the texts; what there is of them is printed. Options as in generate.next_token.
+    """
+    ids, size = encode(model, tokenizer, prompt, max_new_tokens)
+    bytes_each = 2 * model.config.n_layer * model.config.n_embd * size * model.transformer.wte.weight.element_size()
+    together = min(num_samples, max(1, int(CACHE_BYTES / bytes_each)))
+    step = inference.compile_step(model, together, size, str(ids.device)) if compile else None
+    options.update(generator=torch.Generator(ids.device).manual_seed(seed), vocab_size=tokenizer.vocab_size, step=step)
+    left, reason = num_samples, 'length'
+    while left > 0 and reason == 'length':
+        samples = [Sample(tokenizer, stops) for _ in range(min(together, left))]
+        left -= len(samples)
+        cache = generate.KVCache(size, static=step is not None) if use_cache else None
+        print('' if as_json else prompt, end='', file=out, flush=True)
+        try:
+            for tokens, scores in generate.stream(model, ids.expand(len(samples), -1), max_new_tokens, use_cache,
+                                                  cache=cache, logprobs=logprobs, **options):
+                scores = [None] * len(samples) if scores is None else scores.tolist()
+                texts = [sample.push(*one) for sample, *one in zip(samples, tokens[:, 0].tolist(), scores)]
+                print('' if as_json else texts[0], end='', file=out, flush=True)
+                if all(sample.stream.finished for sample in samples):
+                    break
+        except KeyboardInterrupt:
+            reason = 'interrupted'
+        for i, sample in enumerate(samples):
+            rest = sample.finish(reason)
+            text = rest if i == 0 else prompt + sample.text
+            print(sample.as_json(prompt) if as_json else text + sample.footer(), file=out)
+
+
+def write_beams(model, tokenizer, prompt, out, as_json, num_samples, max_new_tokens, num_beams, length_penalty=1.0,
+                stops=(), logprobs=False, use_cache=True, compile=False, repetition_penalty=None):
+    """The likeliest continuations that a beam search finds, at most num_samples; stops cut them when it has ended."""
+    ids, size = encode(model, tokenizer, prompt, max_new_tokens)
+    step = inference.compile_step(model, num_beams, size, str(ids.device)) if compile else None
+    cache = generate.KVCache(size, static=step is not None) if use_cache else None
+    begin = time.perf_counter()
+    found = generate.beam_search(
+        model, ids, max_new_tokens, num_beams, length_penalty, tokenizer.end_id, tokenizer.vocab_size,
+        repetition_penalty, cache, step, progress=lambda steps: tqdm(steps, unit='tokens', disable=None, leave=False))
+    end = time.perf_counter()
+    for _, tokens in found[:num_samples]:
+        sample, scores = Sample(tokenizer, stops), [None] * len(tokens)
+        if logprobs:
+            whole = torch.cat((ids[0], torch.tensor(tokens, device=ids.device)))
+            scores = analysis.score(model, whole, tokenizer.vocab_size)[0][-len(tokens):].tolist()
+        for token, score in zip(tokens, scores):
+            sample.push(token, score)
+        sample.finish('length' if len(tokens) == max_new_tokens else 'interrupted')
+        sample.begin, sample.end = begin, end
+        print(sample.as_json(prompt) if as_json else prompt + sample.text + sample.footer(), file=out)

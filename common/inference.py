@@ -1,0 +1,90 @@
+"""
+A trained model made ready to generate: its weights in the dtype, the order or the 8 bits in which the device reads them
+fastest, for reading the weights is what a token costs. It knows no tokenizer and no settings.
+"""
+from contextlib import nullcontext
+
+import torch
+from torch.nn import functional as F
+
+from common import generate, hardware
+
+
+class PackedLinear(torch.nn.Module):
+    """
+    A Linear on a CPU. Its weight is in the order that oneDNN reads it in, as torch.compile keeps it when it freezes a
+    model: the product of a few rows is bound by reading the weight, and F.linear reads at half the speed.
+    """
+
+    def __init__(self, linear):
+        super().__init__()
+        self.bias = linear.bias
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), 1)
+
+    def forward(self, x):
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, 'none', [], '')
+
+
+class Int8Linear(torch.nn.Module):
+    """A Linear whose weight is in 8 bits, with one scale for each of its outputs; what it computes in is not."""
+
+    def __init__(self, linear):
+        super().__init__()
+        weight = linear.weight.detach().float()
+        self.bias = linear.bias
+        self.scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).to(linear.weight.dtype)
+        self.weight = (weight / self.scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+
+    def forward(self, x):
+        few = x.numel() <= 8 * x.size(-1)  # rows; for more than 8, or in float32, PyTorch's kernel takes longer
+        if few and x.device.type == 'cpu' and x.dtype == torch.bfloat16:
+            y = torch._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale).view(*x.shape[:-1], -1)
+        else:
+            y = F.linear(x, self.weight.to(x.dtype)) * self.scale
+        return y if self.bias is None else y + self.bias
+
+
+def replace_linears(model, kind, larger_than=0):
+    """Make every Linear with more than so many weights, the output layer too, one of another kind."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.Linear) and child.weight.numel() > larger_than:
+                setattr(module, name, kind(child))
+
+
+def pack(model, device, dtype):
+    """Pack the Linears of a model that is in `dtype` on `device`, where that is faster; torch.compile takes none."""
+    if device != 'cpu' or dtype == 'float16' or not torch.backends.mkldnn.is_available():  # in float16 F.linear is fast
+        return
+    try:
+        replace_linears(model, PackedLinear, larger_than=2 ** 16)  # smaller ones are bound by the call, not by memory
+    except (AttributeError, RuntimeError) as error:  # the functions behind it are not PyTorch's public ones
+        hardware.print0(f'oneDNN packs no weights here ({error}): generating takes longer')
+
+
+@torch.no_grad()
+def quantize(model, ids):
+    """
+    Round the weights of all Linears to 8 bits. Returns the model's perplexity on ids (B, T) before and after it. The
+    embeddings stay as they are.
+    """
+    before = model(ids[:, :-1], ids[:, 1:])[1].exp().item()
+    replace_linears(model, Int8Linear)
+    return before, model(ids[:, :-1], ids[:, 1:])[1].exp().item()
+
+
+def compile_step(model, batch, size, device):
+    """
+    The model compiled for one token at a time, with a static KVCache of `size` tokens: on a GPU as CUDA graphs, which
+    start its kernels at once. None, and a printed line, where that does not work.
+    """
+    @torch.no_grad()
+    def trial(step):
+        cache, ids = generate.KVCache(size, static=True), torch.zeros(batch, 1, dtype=torch.long, device=device)
+        for run in (model, step, step, step):  # a graph is recorded the second time, and then used
+            generate.feed(run, ids, cache)
+        hardware.synchronize(device)
+
+    mode = 'reduce-overhead' if device.startswith('cuda') else None
+    compiled = hardware.compile_or_eager(model, nullcontext(), trial, mode)
+    return None if compiled is model else compiled

@@ -1,0 +1,268 @@
+"""The conversation: driven through a pseudo-terminal, as a person would, and what the model is given in it."""
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from common.speaker import Speaker
+from common.tokenizer import CharTokenizer
+from conftest import ROOT
+from model import GPT, GPTConfig
+
+PROMPT = '\n> '
+
+
+class Person:
+    """Somebody at a terminal, in front of a command."""
+
+    def __init__(self, command, cwd):
+        self.fd, terminal = pty.openpty()
+        env = {**os.environ, 'TERM': 'dumb', 'NO_COLOR': '1'}
+        self.process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=cwd, env=env,
+                                        start_new_session=True)
+        os.close(terminal)
+        self.seen = ''
+
+    def wait_for(self, text, timeout=60):
+        """What appears until `text` does."""
+        while text not in self.seen:
+            assert select.select([self.fd], [], [], timeout)[0], f'waited for {text!r}, saw {self.seen!r}'
+            try:
+                self.seen += re.sub('\x1b\\[\\?2004.', '', os.read(self.fd, 4096).decode()).replace('\r', '')
+            except OSError:  # the terminal is closed
+                raise AssertionError(f'waited for {text!r}, saw {self.seen!r}') from None
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def type(self, line):
+        """Type a line; returns what appears below it until the next prompt."""
+        os.write(self.fd, f'{line}\n'.encode())
+        self.wait_for(f'{line}\n')
+        return self.wait_for(PROMPT).removesuffix('\n')
+
+    def leave(self, word):
+        os.write(self.fd, f'{word}\n'.encode())
+        assert self.process.wait(timeout=60) == 0
+
+
+@pytest.fixture
+def person(tmp_path):
+    """person(*args): somebody who started sample.py, in a temporary folder."""
+    people = []
+
+    def start(*args):
+        people.append(Person([sys.executable, os.path.join(ROOT, 'sample.py'), '--device=cpu', *args], tmp_path))
+        return people[-1]
+    yield start
+    for one in people:
+        one.process.kill()
+        one.process.wait()
+        os.close(one.fd)
+
+
+@pytest.fixture
+def chat(person, trained):
+    one = person('--chat=True', f'--out_dir={trained}', '--max_new_tokens=30')
+    assert 'continues what you type' in one.wait_for(PROMPT)
+    return one
+
+
+def test_a_conversation(chat, trained, tmp_path):
+    """A person types, changes settings, looks, goes back, and leaves."""
+    first = chat.type('the cat')
+    assert len(first.strip('\n')) > 0
+    assert chat.type('/undo') == "forgotten: 'the cat'; 0 turns are left"
+    assert chat.type('/seed 1337') == 'seed of the next answer: 1337'
+    assert chat.type('the cat') == first
+    assert chat.type('/retry') != first
+    assert chat.type('/temp 0') == 'temperature: 0.0'
+    assert chat.type('/tokens 5') == 'tokens in an answer: up to 5'
+    assert len(chat.type('a dog')) <= 6
+    assert chat.type('/topk 3') == 'top_k: 3' and chat.type('/topp 0.9') == 'top_p: 0.9'
+    assert chat.type('/topk') == 'top_k: 3'
+    top = chat.type('/top').splitlines()
+    assert len(top) == 10 and all('%' in line for line in top)
+    assert '2 turns' in chat.type('/stats') and 'a second' in chat.type('/stats')
+    assert chat.type('/save talk.txt') == 'saved to talk.txt'
+    assert '> the cat\n' in (tmp_path / 'talk.txt').read_text() and '> a dog\n' in (tmp_path / 'talk.txt').read_text()
+    assert 'already there' in chat.type('/save talk.txt')
+    assert chat.type('/system the bird') == "before the conversation: 'the bird'"
+    assert chat.type('/reset') == 'a new conversation'
+    assert chat.type(f'/load {trained}').startswith(trained)
+    assert '/compare OUT_DIR' in chat.type('/help')
+    chat.leave('/quit')
+
+
+def test_what_cannot_be_is_answered_and_the_conversation_goes_on(chat):
+    for line, expected in (('/foo', '/foo is not a command; /help'), ('/temp hot', "from 0 up, not 'hot'"),
+                           ('/temp -1', 'from 0 up'), ('/temp nan', 'from 0 up'), ('/topp 2', 'from 0 to 1'),
+                           ('/tokens 0', 'from 1 up'), ('/topk 1.5', 'from 0 up'), ('/seed x', 'seed is a number'),
+                           ('/load', '/load needs'), ('/load nowhere.pt', 'nowhere.pt'), ('/undo', 'nothing to undo'),
+                           ('/retry', 'nothing to answer'), ('/save', 'needs the name'), ('/save /no/x', 'No such'),
+                           ('#@', 'does not know the characters'), ('/system #', 'does not know'),
+                           ('/__init__', 'not a command')):
+        assert expected in chat.type(line), line
+    assert chat.type('the cat')
+    chat.leave('exit')
+
+
+def test_ctrl_c_ends_the_answer_and_not_the_program(chat):
+    assert chat.type('/tokens 1000000')
+    os.write(chat.fd, b'the cat\n')
+    chat.wait_for('the cat\n')
+    assert select.select([chat.fd], [], [], 60)[0]
+    os.killpg(chat.process.pid, signal.SIGINT)
+    assert '[interrupted]' in chat.wait_for(PROMPT)
+    assert '1 turns' in chat.type('/stats')
+    chat.type('/tokens 5')
+    assert chat.type('a dog')
+    for _ in range(50):  # while it waits for a line; one that comes just before that is seen at the next key
+        os.killpg(chat.process.pid, signal.SIGINT)
+        if select.select([chat.fd], [], [], 1)[0]:
+            break
+    assert 'quit or Ctrl-D leaves' in chat.wait_for(PROMPT)
+    os.write(chat.fd, b'\x04')
+    assert chat.process.wait(timeout=60) == 0
+
+
+def test_several_lines_and_a_line_corrected(chat):
+    chat.type('/temp 0')
+    os.write(chat.fd, b'"""the cat\n')
+    chat.wait_for('\n. ')
+    chat.type('a dog"""')
+    assert chat.type('/undo') == "forgotten: 'the cat\\na dog'; 0 turns are left"
+    os.write(chat.fd, b'the caz\x7ft\n')
+    chat.wait_for(PROMPT)
+    assert "'the cat'" in chat.type('/undo')
+    chat.leave('quit')
+
+
+def test_two_models_answer_the_same_from_the_same_seed(chat, trained):
+    chat.type('the cat')
+    assert 'Both answer' in chat.type(f'/compare {trained}')
+    first, second = chat.type('a dog').split(f'[{trained}]\n')[1:]
+    assert first.strip('\n') == second.strip('\n') != ''
+    assert '1 turns' in chat.type('/undo')
+    chat.type('/compare -')
+    assert trained not in chat.type('a dog')
+    chat.leave('quit')
+
+
+def test_with_no_model_yet_one_can_be_trained(person, tmp_path):
+    one = person('--chat=True')
+    assert 'Train a first one now' in one.wait_for('[Y/n] ')
+    os.write(one.fd, b'n\n')
+    one.wait_for('python train.py config/quickstart.py')
+    assert one.process.wait(timeout=60) == 1
+
+
+def test_the_newest_model_is_talked_with_at_once(person, trained, tmp_path):
+    (tmp_path / 'out-mine').mkdir()
+    os.link(os.path.join(trained, 'ckpt.pt'), tmp_path / 'out-mine' / 'ckpt.pt')
+    one = person('--chat=True')
+    assert '--out_dir=out-mine' in one.wait_for(PROMPT)
+    one.leave('quit')
+
+
+def test_without_a_terminal_the_line_to_run_is_printed(run):
+    done = run('sample.py', '--chat=True')
+    assert done.returncode == 2 and 'python train.py config/quickstart.py' in done.stderr and done.stdout == ''
+
+
+def test_lines_can_be_piped_in(trained, tmp_path):
+    command = [sys.executable, os.path.join(ROOT, 'sample.py'), '--chat=True', f'--out_dir={trained}', '--device=cpu']
+    done = subprocess.run(command, input='/tokens 5\nthe cat\n/undo\n', capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ''
+    assert done.stdout.endswith("forgotten: 'the cat'; 0 turns are left\n")
+
+
+CHARS = CharTokenizer(sorted(set('### Instruction:\n\n### Response:\nabcdefgh xyz')))
+TEMPLATE = '### Instruction:\n{instruction}\n\n### Response:\n'
+
+
+@pytest.fixture(params=[False, True], ids=['classic', 'modern'])
+def model(request):
+    torch.manual_seed(0)
+    return GPT(GPTConfig(block_size=200, vocab_size=CHARS.vocab_size, n_layer=2, n_head=2, n_embd=32,
+                         modern=request.param)).eval()
+
+
+def answer(speaker, text):
+    return ''.join(speaker.answer(text, 8, [], temperature=0))
+
+
+def test_a_tuned_model_is_asked_in_the_form_that_it_learned(model):
+    speaker = Speaker('tuned', model, CHARS, {'prompt': TEMPLATE})
+    first = answer(speaker, 'ab x')
+    second = answer(speaker, 'cd')
+    expected = (TEMPLATE.replace('{instruction}', 'ab x') + first + '\n\n' + TEMPLATE.replace('{instruction}', 'cd')
+                + second)
+    assert CHARS.decode(speaker.ids()) == expected
+
+
+def test_end_of_text_stands_between_the_turns_of_a_tuned_model(model):
+    class WithEnd(CharTokenizer):
+        end_id = start_id = 0
+    tokenizer = WithEnd(CHARS.chars)
+    tokenizer.end_id = tokenizer.start_id = 0
+    speaker = Speaker('tuned', model, tokenizer, {'prompt': TEMPLATE})
+    speaker.turns.append(('ab', speaker.encode('ab'), 'x', tokenizer.encode('x') + [0]))
+    ids = speaker.ids() + speaker.encode('cd')
+    asked = [tokenizer.encode(TEMPLATE.replace('{instruction}', text)) for text in ('ab', 'cd')]
+    assert ids == [0] + asked[0] + tokenizer.encode('x') + [0] + asked[1]
+
+
+def test_any_other_model_continues_the_text(model):
+    speaker = Speaker('plain', model, CHARS, {})
+    speaker.begin('xyz')
+    first, second = answer(speaker, 'ab'), answer(speaker, 'cd')
+    assert CHARS.decode(speaker.ids()) == f'xyz\nab{first}\ncd{second}'
+
+
+def test_the_cache_carries_over_turns_and_changes_no_token(model, monkeypatch):
+    speaker, lengths, forward = Speaker('plain', model, CHARS, {}), [], model.forward
+
+    def recorded(idx, **options):
+        lengths.append(idx.size(1))
+        return forward(idx, **options)
+    monkeypatch.setattr(model, 'forward', recorded)
+    text = ''
+    for said in ('ab', 'cdefg', 'x'):
+        given = answer(speaker, said)
+        text += ('\n' if text else '') + said
+        alone = model.generate(torch.tensor([CHARS.encode(text)]), 8, temperature=0, use_cache=False)
+        text += given
+        assert CHARS.decode(alone[0].tolist()) == text
+    # of what was there before only the last token of an answer is new, and the line break
+    assert [n for n in lengths if n != 1 and n < 9][:3] and lengths.count(1 + 1 + len('cdefg')) >= 1
+
+
+@pytest.mark.parametrize('undone', ['undo', 'interrupted'])
+def test_after_going_back_the_answers_are_as_if_nothing_had_been(model, undone):
+    speaker, fresh = (Speaker('plain', model, CHARS, {}) for _ in range(2))
+    assert answer(speaker, 'ab') == answer(fresh, 'ab')
+    pieces = speaker.answer('cdefgh', 8, [], temperature=0)
+    next(pieces)
+    if undone == 'interrupted':
+        with pytest.raises(KeyboardInterrupt):
+            pieces.throw(KeyboardInterrupt)
+    else:
+        list(pieces)
+    speaker.undo()
+    assert answer(speaker, 'x y') == answer(fresh, 'x y')
+
+
+def test_another_model_takes_the_conversation_over(model):
+    one, other = Speaker('one', model, CHARS, {}), Speaker('other', model, CharTokenizer(CHARS.chars[::-1]), {})
+    answer(one, 'ab')
+    answer(one, 'cd')
+    other.retell('xyz', one.turns)
+    assert other.tokenizer.decode(other.ids()) == 'xyz' + '\nab' + one.turns[0][2] + '\ncd' + one.turns[1][2]
+    with pytest.raises(ValueError, match='does not know'):
+        Speaker('small', model, CharTokenizer('ab'), {}).retell('', one.turns)
