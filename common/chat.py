@@ -63,8 +63,8 @@ class Chat:
                 readline.set_completer(lambda text, i: ([n for n in names if n.startswith(text)] + [None])[i])
             except ImportError:  # on Windows
                 pass
-            kind = 'answers' if self.speakers[0].template else 'continues what you type; it was not taught to answer'
-            print(f'{self.describe(self.speakers[0])} It {kind}.\n/help lists what else you can type.')
+            kind = 'answers' if self.speakers[0].template else 'was not taught to answer: it continues what you type'
+            print(f'{self.describe(self.speakers[0])}\nIt {kind}. /help lists what else you can do.')
         while True:
             try:
                 text = self.read('\n> ' if person else '', '. ' if person else '')
