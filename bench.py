@@ -23,7 +23,7 @@ max_new_tokens = 128
 batch_sizes = [1, 4]   # texts at a time; the uncached loop and Hugging Face have the first alone
 top_k = 200
 rounds = 3             # each takes all in turn, as machines change their speed; medians are shown
-use_huggingface = True  # its generate() with its cache too, where transformers is installed
+use_huggingface = True  # its generate() with its cache too, where transformers is installed; within block_size
 uncached = True        # the loop that computes the whole context for each token too
 # system
 device = 'auto'        # cuda, cuda:1, mps, cpu; auto: the best there is
@@ -56,12 +56,14 @@ def read_bandwidth(numbers=2 ** 27):
 def ours(dtype, batch, use_cache=True, compiled=False):
     """(a function that writes so many tokens and returns steps/s, the bytes of the weights that a step reads)."""
     model = GPT(config).eval().to(device, getattr(torch, 'bfloat16' if dtype == 'int8' else dtype))
-    weights = sum(p.numel() for p in model.parameters()) * (1 if dtype == 'int8' else model.lm_head.weight.itemsize)
+    weights = read_bytes(model)
     if dtype == 'int8':
+        weights //= 2
         inference.replace_linears(model, inference.Int8Linear)
     elif use_cache and not compiled:
         inference.pack(model, device, dtype)
-    idx, size = torch.ones(batch, prompt_tokens, dtype=torch.long, device=device), prompt_tokens + max_new_tokens
+    idx = torch.zeros(batch, prompt_tokens, dtype=torch.long, device=device)
+    size = min(block_size, prompt_tokens + max_new_tokens)
     step = inference.compile_step(model, batch, size, device) if compiled else None
 
     def write(tokens):
@@ -80,7 +82,7 @@ def theirs(dtype):
     shape = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, n_positions=block_size, vocab_size=vocab_size)
     model = GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=None, pad_token_id=0))
     model.eval().to(device, getattr(torch, dtype))
-    idx = torch.ones(1, prompt_tokens, dtype=torch.long, device=device)
+    idx = torch.zeros(1, prompt_tokens, dtype=torch.long, device=device)
 
     def write(tokens):
         hardware.synchronize(device)
@@ -88,7 +90,15 @@ def theirs(dtype):
         model.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=tokens, do_sample=True, top_k=top_k)
         hardware.synchronize(device)
         return tokens / (time.perf_counter() - begin)
-    return write, sum(p.numel() for p in model.parameters()) * model.lm_head.weight.itemsize
+    return write, read_bytes(model)
+
+
+def read_bytes(model):
+    """The bytes of all matrices that a token is multiplied with."""
+    # not an Embedding, of which one row is looked up; Hugging Face's Conv1D is no Linear, but has such a weight too
+    weights = [module.weight for module in model.modules()
+               if hasattr(module, 'weight') and not isinstance(module, torch.nn.Embedding)]
+    return sum(weight.nbytes for weight in weights if weight is not None and weight.dim() == 2)
 
 
 def has_transformers():
@@ -111,7 +121,7 @@ def sample_speed():
                 rows[f'{dtype}, batch {batch}, compiled'] = ours(dtype, batch, compiled=True)
     if uncached:
         rows[f'float32, batch {first}, without the cache'] = ours('float32', first, use_cache=False)
-    if use_huggingface and not modern and has_transformers():
+    if use_huggingface and not modern and prompt_tokens + max_new_tokens <= block_size and has_transformers():
         rows.update({f'Hugging Face, {dtype}, batch 1': theirs(dtype) for dtype in DTYPES})
     read, speeds, bandwidths = read_bandwidth(), {name: [] for name in rows}, []
     for write, _ in rows.values():
@@ -135,9 +145,11 @@ def sample_speed():
 try:
     if mode != 'sample':
         raise ValueError(f"mode={mode!r} is not one of 'sample'")
-    if rounds < 1 or max_new_tokens < 1 or prompt_tokens < 1 or not batch_sizes:
-        raise ValueError(f'rounds={rounds}, max_new_tokens={max_new_tokens} and prompt_tokens={prompt_tokens} must be 1 '
-                         f'or more, and batch_sizes={batch_sizes} name some')
+    if min(rounds, max_new_tokens, prompt_tokens, vocab_size) < 1 or prompt_tokens > block_size:
+        raise ValueError(f'rounds={rounds}, max_new_tokens={max_new_tokens}, vocab_size={vocab_size} and prompt_tokens='
+                         f'{prompt_tokens} must be 1 or more, the last at most block_size={block_size}')
+    if not batch_sizes or not all(isinstance(batch, int) and batch > 0 for batch in batch_sizes):
+        raise ValueError(f'batch_sizes={batch_sizes} must be numbers from 1 up, as in [1, 4]')
     device = hardware.resolve_device(device)
     config = GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, modern=modern)
 except ValueError as error:

@@ -105,8 +105,9 @@ class CausalSelfAttention(nn.Module):
             qk = rotate(F.layer_norm(qk, qk.shape[-1:]), *rope)  # QK-norm, after Henry et al. 2020
             qk = qk.to(v.dtype)  # on a GPU autocast norms in float32
         q, k, v = (x.transpose(1, 2) for x in (*qk.chunk(2, dim=2), v))  # (B, n_head, T, head_dim)
-        k, v, mask = (k, v, None) if extend is None else extend(k, v)
-        y = attend(q, k, v, self.scale, self.dropout if self.training else 0.0, mask)
+        dtype = q.dtype
+        k, v, mask = (k, v, None) if extend is None else extend(k, v)  # a cache may keep them in another dtype
+        y = attend(q.to(k.dtype), k, v, self.scale, self.dropout if self.training else 0.0, mask).to(dtype)
         y = y.transpose(1, 2).reshape(B, T, C)  # the heads side by side again
         return self.resid_dropout(self.c_proj(y))
 

@@ -11,6 +11,7 @@ python sample.py --analyze=True --start='The sum of two and two'     # how likel
 """
 import glob
 import os
+import signal
 import subprocess
 import sys
 from json import dumps
@@ -25,7 +26,8 @@ init_from = 'resume'   # resume: the best weights in out_dir; a checkpoint file;
                        # or any GPT-2 on Hugging Face or in a folder
 out_dir = 'out'        # the folder of a training run; if there is no out, the newest out* here
 # text
-start = '\n'           # the prompt; FILE:name reads it from a file, - from standard input; '' starts a new text
+start = '\n'           # the prompt; FILE:name reads it from a file, - from standard input; '' starts a new text. In a
+                       # chat: what stands before it all
 num_samples = 10       # texts, written side by side in one batch
 max_new_tokens = 500   # tokens in each, after the prompt; fewer if end-of-text comes
 temperature = 0.8      # below 1.0 less random, above more; 0 always takes the likeliest token
@@ -33,7 +35,8 @@ top_k = 200            # choose among this many likeliest tokens; 0: among all
 top_p = 1.0            # choose among the likeliest tokens that together have this probability
 min_p = 0.0            # choose among tokens that are at least this much as likely as the likeliest
 repetition_penalty = 1.0  # above 1.0 makes tokens less likely that are there already
-num_beams = 1          # above 1: no choosing at random, but a search for the likeliest texts, with so many at a time
+num_beams = 1          # above 1: nothing at random, but a search for the likeliest texts, so many at a time; it gives
+                       # at most as many, and one of those that a text in stop makes the same
 length_penalty = 1.0   # of that search: with 0 the likeliest text wins, above longer ones gain
 stop = []              # texts that end a sample, as ['\n\n', '###']; they are not shown
 logprobs = False       # with json: the log-probability that the model gives each token; else their mean
@@ -42,10 +45,11 @@ seed = 1337
 # system
 device = 'auto'        # cuda, cuda:1, mps, cpu; auto: the best there is
 dtype = 'auto'         # of the weights: float32, bfloat16, float16; auto: what the GPU is fast in
-quantize = ''          # int8: weights in 8 bits, a quarter of the memory; says what that costs
+quantize = ''          # int8: matrices, not embeddings, in 8 bits; says what that costs. Saves memory, on CPUs time too
 use_cache = True       # keep keys and values; False computes the whole context for each token, as nanoGPT does
 compile = False        # torch.compile, where it works: takes up to a minute, and pays on a GPU and for small models
 config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
+defaults = {k: globals()[k] for k in config_keys}
 root = os.path.dirname(os.path.abspath(__file__))
 exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once
 # -----------------------------------------------------------------------------
@@ -55,61 +59,38 @@ results.reconfigure(errors='backslashreplace')  # a model may write what the ter
 if json:
     sys.stdout = sys.stderr  # for what is said on the way
 
-
-def find_model():
-    """What to load: out_dir, or what init_from names. Where there is no model yet, one may be trained now."""
-    if init_from != 'resume' or os.path.isdir(out_dir):
-        return out_dir if init_from == 'resume' else init_from
-    first = 'python train.py config/quickstart.py'
-    if out_dir != 'out':
-        raise ValueError(f'no folder {out_dir!r} with a model here; to train a first one: {first}, then '
-                         '--out_dir=out-quickstart')
-    runs = sorted(glob.glob('out*/ckpt.pt'), key=os.path.getmtime)
-    if runs:
-        print(f'the newest model here: --out_dir={os.path.dirname(runs[-1])}', file=sys.stderr)
-        return os.path.dirname(runs[-1])
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise ValueError(f'there is no model here yet; to train a first one, in about a minute: {first}')
-    try:
-        wanted = input('There is no model here yet. Train a first one now, in about a minute? [Y/n] ').strip().lower()
-    except (EOFError, KeyboardInterrupt):
-        wanted = 'n'
-    if wanted not in ('', 'y', 'yes'):
-        sys.exit(f'\nTo train it later: {first}')
-    if subprocess.run([sys.executable, os.path.join(root, 'train.py'), 'config/quickstart.py']).returncode != 0:
-        sys.exit(1)
-    return 'out-quickstart'
+SAMPLING = ('temperature', 'top_k', 'top_p', 'min_p')
+WITHOUT_EFFECT = [  # when, which settings, why
+    (chat, ('num_samples', 'num_beams', 'length_penalty', 'logprobs'), 'a chat gives one answer, token by token'),
+    (analyze, (*SAMPLING, 'num_samples', 'max_new_tokens', 'repetition_penalty', 'num_beams', 'length_penalty', 'stop',
+               'logprobs'), 'analyze writes nothing new'),
+    (num_beams > 1, (*SAMPLING, 'seed'), 'num_beams leaves nothing to chance'),
+    (num_beams == 1, ('length_penalty',), 'it belongs to num_beams')]
+IMPOSSIBLE = [
+    (chat and analyze, 'chat and analyze are two things to do; /top shows the likeliest tokens in a chat'),
+    (chat and json, 'a chat is for people; json goes with samples and with analyze'),
+    (chat and start == '-', '--start=- would take what is typed in the chat'),
+    (html and not analyze, 'html is what --analyze=True writes'),
+    ((chat or compile) and not use_cache, 'with use_cache=False there is no chat, and no step to compile')]
 
 
 def check_settings():
-    """ValueError for what cannot be, or does not go together."""
-    if num_samples < 1 or repetition_penalty <= 0 or num_beams < 1 or not all(isinstance(text, str) for text in stop):
-        raise ValueError(f'num_samples={num_samples} and num_beams={num_beams} must be 1 or more, repetition_penalty='
-                         f'{repetition_penalty} above 0, and stop={stop} a list of texts')
+    """ValueError for what cannot be; a line for what does nothing."""
+    for key, low, high in (('num_samples', 1, 10**6), ('num_beams', 1, 10**6), ('max_new_tokens', 1, 10**9),
+                           ('min_p', 0, 1), ('repetition_penalty', 0.01, 100), ('length_penalty', 0, 10)):
+        if not low <= globals()[key] <= high:
+            raise ValueError(f'{key}={globals()[key]} is not from {low} to {high}')
+    if not all(isinstance(text, str) for text in stop):
+        raise ValueError(f"stop={stop} is not a list of texts, as in ['###']")
     if quantize not in ('', 'int8'):
         raise ValueError(f"quantize={quantize!r} is not one of '', int8")
-    for given, other, reason in (
-            (chat, analyze, 'chat and analyze are two things to do; /top shows the likeliest tokens in a chat'),
-            (chat, json, 'a chat is for people; json goes with samples and with analyze'),
-            (chat, num_beams > 1, 'a chat shows each token as it comes; num_beams knows them at the end'),
-            (html, not analyze, 'html is written by --analyze=True'),
-            (compile, not use_cache, 'compile is for steps with the cache; leave out use_cache=False')):
-        if given and other:
+    for given, reason in IMPOSSIBLE:
+        if given:
             raise ValueError(reason)
-
-
-try:
-    check_settings()
-    source = find_model()
-except ValueError as error:
-    print(f'sample.py: {error}', file=sys.stderr)
-    sys.exit(2)
-
-import torch
-
-from common import analysis, bins, completion, generate, hardware, inference
-from common.tokenizer import check_same, from_meta
-from model import load_weights
+    for given, keys, reason in WITHOUT_EFFECT:
+        without = [f'{key}={globals()[key]!r}' for key in keys if given and globals()[key] != defaults[key]]
+        if without:
+            print(f'{", ".join(without)} does nothing here: {reason}', file=sys.stderr)
 
 
 def read_start():
@@ -124,6 +105,56 @@ def read_start():
             return f.read()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f'the prompt cannot be read from the file {name!r}: {error}') from None
+
+
+def find_model():
+    """What to load: what init_from names, or out_dir. Where there is no model yet, one may be trained now."""
+    if init_from != 'resume':
+        return init_from
+    first = 'python train.py config/quickstart.py'
+    runs = sorted(glob.glob('out*/ckpt.pt') + glob.glob('out*/last.pt'), key=os.path.getmtime)
+    folders = [os.path.dirname(path) for path in runs]
+    if out_dir in folders or out_dir != 'out' and os.path.isdir(out_dir):
+        return out_dir
+    if out_dir != 'out':
+        raise ValueError(f'no folder {out_dir!r} with a model here; to train a first one: {first}, then '
+                         '--out_dir=out-quickstart')
+    if folders:
+        print(f'the newest model here: --out_dir={folders[-1]}', file=sys.stderr)
+        return folders[-1]
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ValueError(f'there is no model here yet; to train a first one, in about a minute: {first}')
+    try:
+        wanted = input('There is no model here yet. Train a first one now, in about a minute? [Y/n] ').strip().lower()
+    except (EOFError, KeyboardInterrupt):
+        wanted = 'n'
+    if wanted not in ('', 'y', 'yes'):
+        sys.exit(f'\nTo train it later: {first}')
+    training = subprocess.Popen([sys.executable, os.path.join(root, 'train.py'), 'config/quickstart.py'])
+    while training.poll() is None:
+        try:
+            training.wait()
+        except KeyboardInterrupt:  # it has been told too, saves, and ends
+            pass
+    if training.returncode != 0:
+        sys.exit(training.returncode)
+    return 'out-quickstart'
+
+
+try:
+    check_settings()
+    prompt = read_start()
+    source = find_model()
+except ValueError as error:
+    print(f'sample.py: {error}', file=sys.stderr)
+    sys.exit(2)
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to keep, Ctrl-C ends the program
+
+import torch
+
+from common import analysis, bins, completion, generate, hardware, inference
+from common.tokenizer import check_same, from_meta
+from model import load_weights
 
 
 def find_meta(model, checkpoint):
@@ -163,12 +194,13 @@ def own_text(model, tokenizer):
 
 def complete():
     """Write texts that continue the prompt."""
-    shared = dict(stops=stop, logprobs=logprobs, use_cache=use_cache, compile=compile)
-    args = model, tokenizer, prompt, results, json, num_samples, max_new_tokens
+    shared = dict(out=results, as_json=json, num_samples=num_samples, max_new_tokens=max_new_tokens, stops=stop,
+                  logprobs=logprobs, use_cache=use_cache, compile=compile)
     if num_beams == 1:
-        completion.write_samples(*args, seed=seed, **shared, **options)
+        completion.write_samples(model, tokenizer, prompt, **shared, seed=seed, **options)
     else:
-        completion.write_beams(*args, num_beams, length_penalty, **shared, repetition_penalty=repetition_penalty)
+        completion.write_beams(model, tokenizer, prompt, **shared, num_beams=num_beams, length_penalty=length_penalty,
+                               repetition_penalty=repetition_penalty)
 
 
 def talk():
@@ -181,7 +213,9 @@ def talk():
         step = inference.compile_step(model, 1, model.config.block_size, device) if compile else None
         return Speaker(name, model, tokenizer, meta, step)
 
-    Chat(speaker, source, max_new_tokens, stop, seed, '' if start == '\n' else read_start(), **options).talk()
+    conversation = Chat(speaker, source, max_new_tokens, stop, seed, '' if start == '\n' else prompt, **options)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    conversation.talk()
 
 
 def show_analysis():
@@ -194,8 +228,8 @@ def show_analysis():
     if json:
         print(dumps(result), file=results)
     elif not html:
-        colour = results.isatty() and not os.environ.get('NO_COLOR')  # https://no-color.org
-        print('\n'.join(analysis.report(result, colour)))
+        no_colour = os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb'  # https://no-color.org
+        print('\n'.join(analysis.report(result, colour=results.isatty() and not no_colour)))
 
 
 options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
@@ -209,8 +243,11 @@ try:
             talk()
         else:
             model, tokenizer, meta = load(source)
-            prompt = read_start()
-            show_analysis() if analyze else complete()
+            if analyze:
+                show_analysis()
+            else:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                complete()
     results.flush()
 except BrokenPipeError:  # whoever reads has had enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), results.fileno())

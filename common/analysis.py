@@ -84,7 +84,7 @@ def table(candidates):
 
 def summary(result):
     """One line on the whole text."""
-    return (f'perplexity {result["perplexity"]:.2f} over {len(result["tokens"])} tokens: '
+    return (f'Perplexity {result["perplexity"]:.2f} over {len(result["tokens"])} tokens: '
             f'{result["bits_per_token"]:.2f} bits a token, {result["bits_per_character"]:.2f} a character')
 
 

@@ -68,11 +68,11 @@ class Chat:
         while True:
             try:
                 text = self.read('\n> ' if person else '', '. ' if person else '')
-                word = text.strip().split(' ')[0]
-                if word in ('quit', 'exit', '/quit', '/exit'):
+                if text.strip() in ('quit', 'exit', '/quit', '/exit'):
                     return
-                if word.startswith('/'):
-                    self.command(word, text.strip()[len(word):].strip())
+                if text.startswith('/'):
+                    word, _, value = text.strip().partition(' ')
+                    self.command(word, value.strip())
                 elif text:
                     self.say(text)
             except KeyboardInterrupt:
@@ -95,6 +95,8 @@ class Chat:
 
     def say(self, text):
         """Let each speaker answer, from one seed."""
+        for speaker in self.speakers:
+            speaker.encode(text)  # a ValueError now, and nobody answers
         seed, self.seed = self.seed, self.seed + 1
         for speaker in self.speakers:
             if len(self.speakers) > 1:
@@ -143,34 +145,37 @@ class Chat:
         if value:
             value = '' if value == '-' else value
             for speaker in self.speakers:
-                speaker.tokenizer.encode(value)  # before anything changes
+                speaker.tokenizer.encode(value)  # a ValueError now, and nothing changes
             self.system = value
             for speaker in self.speakers:
                 speaker.retell(value, speaker.turns)
         print(f'before the conversation: {self.system!r}' if self.system else 'nothing stands before the conversation')
 
     def do_load(self, value):
-        self.speakers[0] = self.join(value, '/load')
-        print(self.describe(self.speakers[0]))
+        speaker = self.load_named(value, '/load')
+        try:
+            speaker.retell(self.system, self.speakers[0].turns)
+        except ValueError as error:
+            print(f'the conversation begins anew, as {error}')
+            self.system = ''
+            speaker.begin('')
+            del self.speakers[1:]
+        self.speakers[0] = speaker
+        print(self.describe(speaker))
 
     def do_compare(self, value):
         if value == '-':
             del self.speakers[1:]
             return
-        self.speakers[1:] = [self.join(value, '/compare')]
-        print(self.describe(self.speakers[1]) + ' Both answer from now on; /compare - ends that.')
+        speaker = self.load_named(value, '/compare')
+        speaker.retell(self.system, self.speakers[0].turns)  # a ValueError if it cannot take part
+        self.speakers[1:] = [speaker]
+        print(f'{self.describe(speaker)}\nBoth answer from now on; /compare - ends that.')
 
-    def join(self, name, word):
-        """A new speaker, who knows the conversation so far."""
+    def load_named(self, name, word):
         if not name:
             raise ValueError(f'{word} needs the folder of a model, as in {word} out-quickstart')
-        speaker = self.load(name)
-        try:
-            speaker.retell(self.system, self.speakers[0].turns)
-        except ValueError as error:
-            print(f'the conversation begins anew, as {error}')
-            speaker.begin('')
-        return speaker
+        return self.load(name)
 
     def do_top(self, value):
         for speaker in self.speakers:
@@ -194,10 +199,8 @@ class Chat:
         if os.path.exists(value):
             raise ValueError(f'{value} is already there; choose another name')
         with open(value, 'w', encoding='utf-8') as f:
-            for speaker in self.speakers:
-                f.write(f'[{speaker.name}]\n{self.system}\n')
-                for said, _, answered, _ in speaker.turns:
-                    f.write(f'\n> {said}\n{answered}\n')
+            f.write('\n'.join([f'[{speaker.name}]\n{self.system}\n' + ''.join(
+                f'\n> {turn.text}\n{turn.answer}\n' for turn in speaker.turns) for speaker in self.speakers]))
         print(f'saved to {value}')
 
     def do_reset(self, value):

@@ -52,11 +52,10 @@ class Sample:
         return f'{mean}\n---------------'
 
 
-def encode(model, tokenizer, prompt, max_new_tokens):
-    """(ids (1, T) of the prompt, how many tokens a cache needs)."""
+def encode(model, tokenizer, prompt):
+    """The ids (1, T) of the prompt, on the model's device."""
     ids = tokenizer.encode(prompt) or [tokenizer.start_id]
-    device = next(model.parameters()).device
-    return torch.tensor([ids], device=device), min(model.config.block_size, len(ids) + max_new_tokens)
+    return torch.tensor([ids], device=next(model.parameters()).device)
 
 
 def write_samples(model, tokenizer, prompt, out, as_json, num_samples, max_new_tokens, stops=(), seed=0,
@@ -65,8 +64,9 @@ def write_samples(model, tokenizer, prompt, out, as_json, num_samples, max_new_t
     Continue the prompt num_samples times, as many texts side by side as the memory for their keys and values allows.
     A KeyboardInterrupt ends the texts; what there is of them is printed. Options as in generate.next_token.
     """
-    ids, size = encode(model, tokenizer, prompt, max_new_tokens)
-    bytes_each = 2 * model.config.n_layer * model.config.n_embd * size * model.transformer.wte.weight.element_size()
+    ids = encode(model, tokenizer, prompt)
+    size = min(model.config.block_size, ids.size(1) + max_new_tokens)
+    bytes_each = 2 * model.config.n_layer * model.config.n_embd * size * 4
     together = min(num_samples, max(1, int(CACHE_BYTES / bytes_each)))
     step = inference.compile_step(model, together, size, str(ids.device)) if compile else None
     options.update(generator=torch.Generator(ids.device).manual_seed(seed), vocab_size=tokenizer.vocab_size, step=step)
@@ -77,9 +77,10 @@ def write_samples(model, tokenizer, prompt, out, as_json, num_samples, max_new_t
         cache = generate.KVCache(size, static=step is not None) if use_cache else None
         print('' if as_json else prompt, end='', file=out, flush=True)
         try:
-            for tokens, scores in generate.stream(model, ids.expand(len(samples), -1), max_new_tokens, use_cache,
+            rows = together if step is not None else len(samples)  # a compiled step has its number; some may be idle
+            for tokens, scores in generate.stream(model, ids.expand(rows, -1), max_new_tokens, use_cache,
                                                   cache=cache, logprobs=logprobs, **options):
-                scores = [None] * len(samples) if scores is None else scores.tolist()
+                scores = [None] * rows if scores is None else scores.tolist()
                 texts = [sample.push(*one) for sample, *one in zip(samples, tokens[:, 0].tolist(), scores)]
                 print('' if as_json else texts[0], end='', file=out, flush=True)
                 if all(sample.stream.finished for sample in samples):
@@ -94,8 +95,12 @@ def write_samples(model, tokenizer, prompt, out, as_json, num_samples, max_new_t
 
 def write_beams(model, tokenizer, prompt, out, as_json, num_samples, max_new_tokens, num_beams, length_penalty=1.0,
                 stops=(), logprobs=False, use_cache=True, compile=False, repetition_penalty=None):
-    """The likeliest continuations that a beam search finds, at most num_samples; stops cut them when it has ended."""
-    ids, size = encode(model, tokenizer, prompt, max_new_tokens)
+    """
+    The likeliest continuations that a beam search finds, at most num_samples. Stops cut them when it has ended, and of
+    those that are then the same one is printed.
+    """
+    ids = encode(model, tokenizer, prompt)
+    size = min(model.config.block_size, ids.size(1) + max_new_tokens)
     step = inference.compile_step(model, num_beams, size, str(ids.device)) if compile else None
     cache = generate.KVCache(size, static=step is not None) if use_cache else None
     begin = time.perf_counter()
@@ -103,13 +108,17 @@ def write_beams(model, tokenizer, prompt, out, as_json, num_samples, max_new_tok
         model, ids, max_new_tokens, num_beams, length_penalty, tokenizer.end_id, tokenizer.vocab_size,
         repetition_penalty, cache, step, progress=lambda steps: tqdm(steps, unit='tokens', disable=None, leave=False))
     end = time.perf_counter()
-    for _, tokens in found[:num_samples]:
+    printed = set()
+    for _, tokens in found:
         sample, scores = Sample(tokenizer, stops), [None] * len(tokens)
-        if logprobs:
+        if logprobs and tokens:
             whole = torch.cat((ids[0], torch.tensor(tokens, device=ids.device)))
             scores = analysis.score(model, whole, tokenizer.vocab_size)[0][-len(tokens):].tolist()
         for token, score in zip(tokens, scores):
             sample.push(token, score)
         sample.finish('length' if len(tokens) == max_new_tokens else 'interrupted')
         sample.begin, sample.end = begin, end
+        if sample.text in printed or len(printed) == num_samples:
+            continue
+        printed.add(sample.text)
         print(sample.as_json(prompt) if as_json else prompt + sample.text + sample.footer(), file=out)

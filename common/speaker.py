@@ -3,11 +3,21 @@ A model in a conversation. One that was tuned on instructions answers, in the fo
 dataset's meta.json); any other continues the text.
 """
 import time
+from dataclasses import dataclass
 
 import torch
 
 from common import analysis, generate
 from common.tokenizer import TextStream
+
+
+@dataclass
+class Turn:
+    text: str       # what was said
+    said: list      # its ids
+    answer: str
+    answered: list  # its ids
+    ended: bool     # whether the last of them is end-of-text
 
 
 class Speaker:
@@ -24,31 +34,42 @@ class Speaker:
         self.begin('')
 
     def begin(self, system):
-        """Forget the conversation; `system` stands before the next one."""
-        self.turns = []  # of each: (what was said, its ids, the answer, its ids)
-        self.opening = self.tokenizer.encode(system + '\n\n' if system and self.template else system)
+        """Forget the conversation; `system` stands before the next one. ValueError if it cannot be encoded."""
+        end = self.tokenizer.end_id
+        if system and self.template:
+            self.opening = ([] if end is None else [end]) + self.tokenizer.encode(system + '\n\n')
+        else:
+            self.opening = self.tokenizer.encode(system)
+        self.turns = []
         self.cache.begin(0)
 
     def ids(self):
         """All of the conversation."""
-        return self.opening + [i for _, said, _, answered in self.turns for i in said + answered]
+        return self.opening + [i for turn in self.turns for i in turn.said + turn.answered]
 
     def encode(self, text):
-        """The ids of what is said next, in the form that the model knows."""
+        """The ids of what is said next, in the form that the model knows. ValueError for what it does not know."""
         before, end = self.ids(), self.tokenizer.end_id
         if not self.template:
-            separator = '\n' if before and before[-1] != end else ''
-            return self.tokenizer.encode(separator + text) or ([] if before else [self.tokenizer.start_id])
-        text = self.template.replace('{instruction}', text)
+            separator = self.newline() if before and before[-1] != end else []
+            return separator + self.tokenizer.encode(text) or ([] if before else [self.tokenizer.start_id])
+        asked = self.tokenizer.encode(self.template.replace('{instruction}', text))
         if end is None:
-            return self.tokenizer.encode('\n\n' * bool(self.turns) + text)
-        return [end] * (before[-1:] != [end]) + self.tokenizer.encode(text)
+            return (2 * self.newline() if self.turns else []) + asked
+        return ([end] if not before or self.turns and before[-1] != end else []) + asked
+
+    def newline(self):
+        """The ids of a line's end; none if the model knows no lines."""
+        try:
+            return self.tokenizer.encode('\n')
+        except ValueError:
+            return []
 
     def answer(self, text, max_new_tokens, stops, **options):
         """Say text; yields the answer's pieces as they come. A KeyboardInterrupt ends the answer and is passed on."""
         said, tokens, answer = self.encode(text), [], ''
         if self.template:  # it must not answer for both
-            stops = [*stops, self.template.partition('{instruction}')[0].strip() or '\n\n']
+            stops = [*stops, self.template.partition('{instruction}')[0].strip()]
         pieces = TextStream(self.tokenizer, stops)
         idx = torch.tensor([self.ids() + said], device=self.device)
         begin, first = time.perf_counter(), None
@@ -71,20 +92,22 @@ class Speaker:
             if pieces.finished == 'stop':  # forget the stop string too
                 tokens = self.tokenizer.encode(answer)
                 self.cache.begin(0)
-            self.turns.append((text, said, answer + rest, tokens))
+            self.turns.append(Turn(text, said, answer + rest, tokens, pieces.finished == 'end'))
         yield rest
 
     def undo(self):
         """Forget the last turn, and return what was said in it."""
         self.cache.begin(0)
-        return self.turns.pop()[0]
+        return self.turns.pop().text
 
     def retell(self, system, turns):
-        """Take over a conversation from another model. ValueError if this one lacks some of its characters."""
+        """Begin with a conversation, maybe another model's. ValueError if this one does not know its characters."""
+        ours, end = turns is self.turns, self.tokenizer.end_id
         self.begin(system)
-        for said, _, answered, _ in turns:
-            end = [] if not self.template or self.tokenizer.end_id is None else [self.tokenizer.end_id]
-            self.turns.append((said, self.encode(said), answered, self.tokenizer.encode(answered) + end))
+        for turn in turns:
+            ended = turn.ended and end is not None
+            answered = turn.answered if ours else self.tokenizer.encode(turn.answer) + ([end] if ended else [])
+            self.turns.append(Turn(turn.text, self.encode(turn.text), turn.answer, answered, ended))
 
     @torch.no_grad()
     def next_tokens(self, text):

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from common.speaker import Speaker
+from common.speaker import Speaker, Turn
 from common.tokenizer import CharTokenizer
 from conftest import ROOT
 from model import GPT, GPTConfig
@@ -108,7 +108,7 @@ def test_what_cannot_be_is_answered_and_the_conversation_goes_on(chat):
                            ('#@', 'does not know the characters'), ('/system #', 'does not know'),
                            ('/__init__', 'not a command')):
         assert expected in chat.type(line), line
-    assert chat.type('the cat')
+    assert chat.type('the cat') and chat.type('quit the cat') and chat.type(' /undo')
     chat.leave('exit')
 
 
@@ -148,7 +148,8 @@ def test_two_models_answer_the_same_from_the_same_seed(chat, trained):
     assert 'Both answer' in chat.type(f'/compare {trained}')
     first, second = chat.type('a dog').split(f'[{trained}]\n')[1:]
     assert first.strip('\n') == second.strip('\n') != ''
-    assert '1 turns' in chat.type('/undo')
+    assert '1 turns' in chat.type('/undo') and '0 turns' in chat.type('/undo')
+    assert 'does not know' in chat.type('#@') and 'nothing to undo' in chat.type('/undo')
     chat.type('/compare -')
     assert trained not in chat.type('a dog')
     chat.leave('quit')
@@ -189,12 +190,25 @@ TEMPLATE = '### Instruction:\n{instruction}\n\n### Response:\n'
 @pytest.fixture(params=[False, True], ids=['classic', 'modern'])
 def model(request):
     torch.manual_seed(0)
-    return GPT(GPTConfig(block_size=200, vocab_size=CHARS.vocab_size, n_layer=2, n_head=2, n_embd=32,
-                         modern=request.param)).eval()
+    model = GPT(GPTConfig(block_size=200, vocab_size=CHARS.vocab_size, n_layer=2, n_head=2, n_embd=32,
+                          modern=request.param)).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # or all would be the same to it, and a smear of 0 show no mistake
+            p.add_(0.3 * torch.randn_like(p))
+    return model
 
 
-def answer(speaker, text):
-    return ''.join(speaker.answer(text, 8, [], temperature=0))
+def answer(speaker, text, stops=()):
+    return ''.join(speaker.answer(text, 8, stops, temperature=0))
+
+
+class WithEnd(CharTokenizer):
+    """Its first character is end-of-text."""
+    end_id = 0
+
+    def __init__(self, chars):
+        super().__init__(chars)
+        self.end_id = self.start_id = 0
 
 
 def test_a_tuned_model_is_asked_in_the_form_that_it_learned(model):
@@ -207,15 +221,22 @@ def test_a_tuned_model_is_asked_in_the_form_that_it_learned(model):
 
 
 def test_end_of_text_stands_between_the_turns_of_a_tuned_model(model):
-    class WithEnd(CharTokenizer):
-        end_id = start_id = 0
-    tokenizer = WithEnd(CHARS.chars)
-    tokenizer.end_id = tokenizer.start_id = 0
+    """And before the first, and before a system text, but not behind that; be the answer cut short or not."""
+    tokenizer = WithEnd(['@', *CHARS.chars])
     speaker = Speaker('tuned', model, tokenizer, {'prompt': TEMPLATE})
-    speaker.turns.append(('ab', speaker.encode('ab'), 'x', tokenizer.encode('x') + [0]))
-    ids = speaker.ids() + speaker.encode('cd')
     asked = [tokenizer.encode(TEMPLATE.replace('{instruction}', text)) for text in ('ab', 'cd')]
-    assert ids == [0] + asked[0] + tokenizer.encode('x') + [0] + asked[1]
+    x = tokenizer.encode('x')
+    for ended in (True, False):
+        speaker.begin('')
+        turn = Turn('ab', speaker.encode('ab'), 'x', x + [0] if ended else x, ended)
+        speaker.turns.append(turn)
+        assert speaker.ids() + speaker.encode('cd') == [0] + asked[0] + x + [0] + asked[1]
+        speaker.retell('xyz', speaker.turns)
+        expected = [0] + tokenizer.encode('xyz\n\n') + asked[0] + x + [0] + asked[1]
+        assert speaker.ids() + speaker.encode('cd') == expected
+        other = Speaker('other', model, tokenizer, {'prompt': TEMPLATE})
+        other.retell('xyz', [turn])
+        assert other.ids() == speaker.ids()
 
 
 def test_any_other_model_continues_the_text(model):
@@ -234,28 +255,75 @@ def test_the_cache_carries_over_turns_and_changes_no_token(model, monkeypatch):
     monkeypatch.setattr(model, 'forward', recorded)
     text = ''
     for said in ('ab', 'cdefg', 'x'):
+        lengths.clear()
         given = answer(speaker, said)
+        # of what was there before only the last token of an answer is new, and the line break
+        assert lengths == [len(said) + (2 if text else 0)] + [1] * 7
         text += ('\n' if text else '') + said
         alone = model.generate(torch.tensor([CHARS.encode(text)]), 8, temperature=0, use_cache=False)
         text += given
         assert CHARS.decode(alone[0].tolist()) == text
-    # of what was there before only the last token of an answer is new, and the line break
-    assert [n for n in lengths if n != 1 and n < 9][:3] and lengths.count(1 + 1 + len('cdefg')) >= 1
 
 
-@pytest.mark.parametrize('undone', ['undo', 'interrupted'])
-def test_after_going_back_the_answers_are_as_if_nothing_had_been(model, undone):
+def test_after_going_back_the_answers_are_as_if_nothing_had_been(model):
     speaker, fresh = (Speaker('plain', model, CHARS, {}) for _ in range(2))
     assert answer(speaker, 'ab') == answer(fresh, 'ab')
-    pieces = speaker.answer('cdefgh', 8, [], temperature=0)
-    next(pieces)
-    if undone == 'interrupted':
-        with pytest.raises(KeyboardInterrupt):
-            pieces.throw(KeyboardInterrupt)
-    else:
-        list(pieces)
-    speaker.undo()
+    answer(speaker, 'cdefgh')
+    assert speaker.undo() == 'cdefgh'
     assert answer(speaker, 'x y') == answer(fresh, 'x y')
+
+
+def test_after_an_interrupt_within_a_token_the_conversation_goes_on_from_what_was_shown(model, monkeypatch):
+    speaker, attend, calls = Speaker('plain', model, CHARS, {}), model.transformer.h[1].attn.forward, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return attend(*args)
+    monkeypatch.setattr(model.transformer.h[1].attn, 'forward', interrupted)
+    pieces = speaker.answer('cdefgh', 8, [], temperature=0)
+    assert len(next(pieces) + next(pieces) + next(pieces)) == 3
+    with pytest.raises(KeyboardInterrupt):
+        next(pieces)
+    shown = 'cdefgh' + speaker.turns[0].answer
+    assert len(shown) == 9 and CHARS.decode(speaker.ids()) == shown
+    alone = model.generate(torch.tensor([CHARS.encode(shown + '\nab')]), 8, temperature=0)
+    assert CHARS.decode(alone[0].tolist()) == shown + '\nab' + answer(speaker, 'ab')
+
+
+def test_a_stop_string_is_forgotten_and_the_conversation_goes_on_without_it(model):
+    whole = answer(Speaker('plain', model, CHARS, {}), 'ab')
+    stop = whole[3:5]
+    shown = whole[:whole.index(stop)]
+    speaker = Speaker('plain', model, CHARS, {})
+    assert answer(speaker, 'ab', [stop]) == shown
+    text = f'ab{shown}\ncd'
+    alone = model.generate(torch.tensor([CHARS.encode(text)]), 8, temperature=0)
+    assert CHARS.decode(alone[0].tolist()) == text + answer(speaker, 'cd')
+
+
+def test_a_tuned_model_does_not_answer_for_both(model, monkeypatch):
+    """It ends where it begins to ask itself."""
+    written = iter(CHARS.encode('abc\n\n### Instruction:\nxyz'))
+    monkeypatch.setattr('common.generate.sample', lambda logits, **options: torch.tensor([[next(written)]]))
+    speaker = Speaker('tuned', model, CHARS, {'prompt': TEMPLATE})
+    assert ''.join(speaker.answer('h', 99, [])) == 'abc\n\n'
+
+
+@pytest.mark.parametrize('step', [None, 'static'])
+def test_past_the_context_the_conversation_goes_on(model, step):
+    speaker = Speaker('plain', model, CHARS, {}, step and (lambda ids, cache: model(ids, cache=cache)))
+    for i in range(40):
+        assert len(answer(speaker, 'abcdefgh'[:i % 8 + 1])) == 8
+    assert len(speaker.ids()) > 2 * 200
+    assert answer(speaker, 'x' * 300) and len(speaker.turns) == 41
+
+
+def test_a_model_that_knows_no_line_breaks_goes_on_without(model):
+    speaker = Speaker('plain', model, CharTokenizer('abcd'), {})
+    first, second = answer(speaker, 'ab'), answer(speaker, 'cd')
+    assert speaker.tokenizer.decode(speaker.ids()) == f'ab{first}cd{second}'
 
 
 def test_another_model_takes_the_conversation_over(model):
@@ -263,6 +331,6 @@ def test_another_model_takes_the_conversation_over(model):
     answer(one, 'ab')
     answer(one, 'cd')
     other.retell('xyz', one.turns)
-    assert other.tokenizer.decode(other.ids()) == 'xyz' + '\nab' + one.turns[0][2] + '\ncd' + one.turns[1][2]
+    assert other.tokenizer.decode(other.ids()) == f'xyz\nab{one.turns[0].answer}\ncd{one.turns[1].answer}'
     with pytest.raises(ValueError, match='does not know'):
         Speaker('small', model, CharTokenizer('ab'), {}).retell('', one.turns)

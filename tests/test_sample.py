@@ -79,6 +79,28 @@ def test_beams_are_the_likeliest_texts_and_their_log_probabilities_say_so(sample
     assert all(len(one['logprobs']) == len(one['tokens']) == 8 and one['finish_reason'] == 'length' for one in found)
 
 
+def test_of_beams_that_a_stop_makes_the_same_one_is_written(sample):
+    args = ['--start=a dog', '--max_new_tokens=12', '--num_beams=6', '--num_samples=6']
+    whole, stopped = texts(sample(*args)), texts(sample(*args, "--stop=[' ']"))
+    assert len(whole) == 6 and 1 <= len(stopped) < 6 and len(set(stopped)) == len(stopped)
+
+
+def test_a_setting_that_does_nothing_is_named(sample):
+    for args, named in ((['--num_beams=2', '--top_k=3'], 'top_k=3 does nothing'),
+                        (['--length_penalty=0.5'], 'length_penalty=0.5 does nothing'),
+                        (['--analyze=True', '--start=the'], 'num_samples=2, max_new_tokens=30 does nothing')):
+        done = sample(*args)
+        assert done.returncode == 0 and named in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_compiled_the_texts_are_the_same(sample):
+    done = sample('--compile=True', '--start=the cat')
+    if 'running eager instead' in done.stdout:
+        pytest.skip('torch.compile does not work here')
+    compiled, whole = texts(done), texts(sample('--start=the cat'))
+    assert compiled[0].startswith('compile: done in') and compiled[0].endswith(whole[0]) and compiled[1] == whole[1]
+
+
 def test_the_mean_log_probability_stands_below_a_text(sample):
     first, second = texts(sample('--start=a dog', '--temperature=0', '--logprobs=True'))
     assert first == second and re.search(r'\nmean log-probability of 30 tokens: -\d\.\d+$', first)
@@ -93,7 +115,7 @@ def test_the_filters_reach_the_sampler(sample):
 def test_the_analysis_of_a_text(sample, tmp_path):
     lines = sample('--analyze=True', '--start=the cat').stdout.splitlines()
     assert [line.split()[0] for line in lines[1:4]] == ["'t'", "'h'", "'e'"]
-    assert any(line.startswith('perplexity') for line in lines)
+    assert any(line.startswith('Perplexity') for line in lines)
     assert len(lines) - lines.index('what comes next:') == 11
     done = sample('--analyze=True', '--start=the cat', '--json=True', '--html=page.html')
     result = json.loads(done.stdout)
@@ -165,10 +187,12 @@ def test_a_checkpoint_of_the_original_speaks_through_its_dataset(run, trained, c
 @pytest.mark.parametrize('args, expected', [
     (['--start=the #cat@'], "'#@'"), (['--start=FILE:none.txt'], 'none.txt'), (['--device=cuda'], "device='cuda'"),
     (['--out_dir=none'], 'config/quickstart.py'), (['--temperature=-1.0'], 'temperature=-1.0 is below 0'),
-    (['--topk=3'], 'top_k'), (['--num_beams=0'], 'num_beams=0'), (['--quantize=int4'], "quantize='int4'"),
+    (['--topk=3'], 'top_k'), (['--num_beams=0'], 'num_beams=0'), (['--min_p=1.5'], 'min_p=1.5'),
+    (['--quantize=int4'], "quantize='int4'"),
     (['--chat=True', '--analyze=True'], '/top'), (['--chat=True', '--json=True'], 'json goes with'),
-    (['--chat=True', '--num_beams=2'], 'num_beams'), (['--html=x.html'], '--analyze=True'),
-    (['--compile=True', '--use_cache=False'], 'use_cache'), (['--analyze=True', '--start='], 'no text')])
+    (['--chat=True', '--use_cache=False'], 'no chat'), (['--length_penalty=50'], 'length_penalty=50'),
+    (['--html=x.html'], '--analyze=True'), (['--chat=True', '--start=-'], '--start=-'),
+    (['--compile=True', '--use_cache=False'], 'use_cache'), (['--repetition_penalty=0'], 'repetition_penalty')])
 def test_a_mistake_is_one_line_and_exit_code_2(sample, args, expected):
     done = sample(*args)
     assert done.returncode == 2 and done.stdout == '' and expected in done.stderr
