@@ -2,7 +2,7 @@
 #
 #   python data/alpaca/prepare.py
 #   python train.py config/finetune_alpaca.py
-#   python sample.py --out_dir=out-alpaca --start=FILE:prompt.txt    # in the form of data/alpaca/readme.md
+#   python sample.py --out_dir=out-alpaca --chat=True
 #
 # From a run of your own: --init_from=out-fineweb-edu. If it has another vocabulary, prepare the data with that:
 # python data/alpaca/prepare.py --tokenizer=tinystories, and --init_from=out-tinystories with at most its --block_size.
