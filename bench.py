@@ -1,23 +1,36 @@
 """
-How fast this machine is, with the real code.
+How fast this machine trains and writes, with the real code, and what would fit elsewhere.
 
-python bench.py --mode=sample                                    # tokens a second, beside Hugging Face's generate()
-python bench.py --mode=sample --max_new_tokens=900 --rounds=1    # a long text; 10 minutes or more on a CPU
+python bench.py                                     # the training step of GPT-2 124M
+python bench.py config/train_shakespeare_char.py    # of any config; every setting of train.py is one here too
+python bench.py --sweep=True                        # dtype x compile x batch_size x checkpointing, in one table
+python bench.py --profile=True                      # the operators that take the time, and trace.json
+python bench.py config/train_gpt2.py --mode=plan --gpu=v100-16gb --gpus=8    # memory, speed, days; needs no GPU
+python bench.py --mode=matmul                       # products and memory alone: what could be reached
+python bench.py --mode=sample                       # tokens a second, beside Hugging Face's generate()
+python bench.py --mode=check                        # is this machine ready to train?
 """
+import ast
 import os
-import statistics
-import time
 
 # -----------------------------------------------------------------------------
-mode = 'sample'        # sample: how fast texts are written, by a new model: its weights make no difference to that
-# model
-n_layer = 12
-n_head = 12
-n_embd = 768
-block_size = 1024
-vocab_size = 50257
-modern = False
-# what is measured
+mode = 'step'          # step, plan, matmul, sample, check
+json = False           # one JSON object with what was measured, for programs
+# step
+vocab_size = 50304     # of the model; with real_data the dataset's
+real_data = False      # batches from the dataset, as in training; False: random ids, always the same
+windows = 7            # stretches of steps that are timed; between them the device is waited for
+profile = False        # torch.profiler over three steps: a table, and trace.json for ui.perfetto.dev
+sweep = False          # each combination of the next four, in a process of its own
+sweep_dtype = []       # [] stands for those that the device is fast in
+sweep_compile = [False, True]
+sweep_batch_size = []  # [] stands for a quarter, half, once, twice and four times batch_size
+sweep_gradient_checkpointing = [False, True]
+out = ''               # of a sweep: FILE.jsonl, a line for each combination, and FILE.png, their curves
+# plan
+gpu = 'auto'           # v100-16gb, v100-32gb, a100-40gb, h100, ...; auto: the one here
+gpus = 1               # of them; with --fsdp=True they share weights, gradients and moments
+# sample
 prompt_tokens = 16
 max_new_tokens = 128
 batch_sizes = [1, 4]   # texts at a time; the uncached loop and Hugging Face have the first alone
@@ -25,134 +38,306 @@ top_k = 200
 rounds = 3             # each takes all in turn, as machines change their speed; medians are shown
 use_huggingface = True  # its generate() with its cache too, where transformers is installed; within block_size
 uncached = True        # the loop that computes the whole context for each token too
-# system
-device = 'auto'        # cuda, cuda:1, mps, cpu; auto: the best there is
-compile = False        # the step compiled, too
+compile_step = False   # each once more, with the step compiled
+# -----------------------------------------------------------------------------
+own = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
+root = os.path.dirname(os.path.abspath(__file__))
+# every setting of train.py is one here too, with its default, so that its command lines and config files work
+for _node in ast.parse(open(os.path.join(root, 'train.py'), encoding='utf-8').read()).body:
+    if isinstance(_node, ast.Assign):
+        if _node.targets[0].id == 'config_keys':
+            break
+        globals()[_node.targets[0].id] = eval(ast.unparse(_node.value))
 config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
-exec(open(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'configurator.py'), encoding='utf-8').read())
+config_keys.remove('root')
+exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once
 # -----------------------------------------------------------------------------
 
+import itertools
+import statistics
+import sys
+import time
+from json import dumps
+
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import generate, hardware, inference
+from common import batches, bins, decoding, guard, hardware, planner, readiness, roofline, tokenizer
+from common import sweep as sweeps
 from model import GPT, GPTConfig
 
-DTYPES = ('float32', 'bfloat16', 'float16')
+
+class Clock:
+    """Marks the ends of a step's parts on the device, without waiting for it."""
+
+    def __init__(self):
+        self.marks = []  # (part, an event or a time)
+
+    def mark(self, part):
+        if device.startswith('cuda'):
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+        else:
+            hardware.synchronize(device)
+            event = time.perf_counter()
+        self.marks.append((part, event))
+
+    def shares(self):
+        """The share of the time that each part took."""
+        hardware.synchronize(device)
+        parts = {}
+        for (_, before), (part, after) in zip(self.marks, self.marks[1:]):
+            ms = before.elapsed_time(after) if device.startswith('cuda') else 1000 * (after - before)
+            parts[part] = parts.get(part, 0.0) + ms
+        del parts['begin']  # from the end of a step to the beginning of the next
+        return {part: ms / sum(parts.values()) for part, ms in parts.items()}
 
 
-def read_bandwidth(numbers=2 ** 27):
-    """A function that reads half a gigabyte, as fast as it can, and returns bytes/s."""
-    numbers = torch.randn(numbers, device=device)
+def make_model():
+    known = tokenizer.padded_vocab_size(bins.read_meta(bins.find(root, dataset))) if real_data else vocab_size
+    torch.manual_seed(seed)
+    return GPT(GPTConfig(block_size, known, n_layer, n_head, n_embd, dropout, bias, activation, modern))
 
-    def read():
+
+def make_step(model):
+    """
+    A function of (iteration, clock) that makes a training step as train.py does it, on one process. The clock may be
+    None; after the call the device may still be at work.
+    """
+    device_type = device.partition(':')[0]
+    muon = dict(muon_lr=muon_lr, muon_dtype=hardware.muon_dtype(device, dtype)) if optimizer == 'muon' else {}
+    opt = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, **muon)
+    scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
+    ctx, step_guard = hardware.autocast(device, dtype), guard.StepGuard(spike_z, [])
+    shape = gradient_accumulation_steps, batch_size
+    if real_data:
+        folder = bins.find(root, dataset)
+        meta = bins.read_meta(folder)
+        size = bins.check(folder, meta, block_size)['train']
+        reader = batches.Reader(folder, 'train', meta, block_size + 1, device)
+    else:
+        ids = torch.randint(model.config.vocab_size, (*shape, block_size + 1), device=device)
+
+    def starts(i):
+        numbers = batches.random_numbers(seed, 0, i, gradient_accumulation_steps * batch_size)
+        return (numbers % np.uint64(size - block_size)).astype(np.int64).reshape(shape)
+
+    def get_batch(i):
+        if not real_data:
+            return ids[..., :-1], ids[..., 1:].contiguous()
+        tokens, counts = reader.windows(starts(i))
+        reader.read_ahead(starts(i + 1))
+        return tokens[..., :-1], torch.where(counts, tokens, -1)[..., 1:].contiguous()
+
+    x, y = get_batch(0)
+    compiled = model
+    if compile:
+        compiled = hardware.compile_or_eager(model, ctx, lambda compiled: compiled(x[0], y[0])[1].backward())
+
+    def step(i, clock=None):
+        mark = clock.mark if clock else lambda part: None
+        mark('begin')
+        for group in opt.param_groups:
+            group['lr'] = learning_rate * group['lr_ratio']
+            group['momentum'] = 0.95
+        xs, ys = get_batch(i)
+        shares = hardware.shares(ys)
+        loss_sum = torch.zeros((), device=device)
+        mark('data')
+        for x, y, share in zip(xs, ys, shares):
+            with ctx:
+                loss = compiled(x, y)[1] * share
+            loss_sum += loss.detach()
+            mark('forward')
+            scaler.scale(loss).backward()
+            mark('backward')
+        scaler.unscale_(opt)
+        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        if grad_clip > 0.0:
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), grad_clip, grad_norm)
+        step_guard.settle()
+        skip = step_guard.judge(i, loss_sum, grad_norm, scaled=scaler.is_enabled())
+        opt.found_inf = skip.float() if opt.defaults['fused'] else None
+        if opt.defaults['fused'] or not skip:
+            scaler.step(opt)
+        scaler.update()
+        opt.zero_grad(set_to_none=True)
+        mark('optimizer')
+    return step
+
+
+def measure_step():
+    """What a training step takes: a dict of figures. None stands for what cannot be known here."""
+    model = make_model().to(device)
+    model.gradient_checkpointing = gradient_checkpointing
+    begin = time.perf_counter()
+    step, numbers = make_step(model), itertools.count()
+
+    def run(count, clock=None):
+        hardware.synchronize(device)
         begin = time.perf_counter()
-        numbers.sum()
+        for _ in range(count):
+            step(next(numbers), clock)
         hardware.synchronize(device)
-        return numbers.numel() * numbers.element_size() / (time.perf_counter() - begin)
-    return read
+        return time.perf_counter() - begin
+
+    run(3)
+    warmup_s = time.perf_counter() - begin
+    count = max(1, min(100, round(1.5 / run(1))))  # steps in a window: a second or two
+    ms = [1000 * run(count) / count for _ in tqdm(range(windows), 'windows', disable=None, leave=False)]
+    clock = Clock()
+    run(count, clock)
+    tokens = gradient_accumulation_steps * batch_size * block_size
+    flops = model.flops_per_token() * tokens / (statistics.median(ms) / 1000)
+    peak, reached = hardware.peak_flops(device, dtype), roofline.matmul_flops(device, dtype)
+    return dict(
+        device=device, dtype=dtype, compile=compile, batch_size=batch_size, block_size=block_size,
+        gradient_accumulation_steps=gradient_accumulation_steps, gradient_checkpointing=gradient_checkpointing,
+        parameters=model.get_num_params(), warmup_s=warmup_s, ms=statistics.median(ms), ms_lowest=min(ms),
+        ms_highest=max(ms), tok_s=1000 * tokens / statistics.median(ms), tflops=flops / 1e12,
+        mfu=peak and flops / peak, mfu_measured=flops / reached, matmul_tflops=reached / 1e12,
+        memory_gb=hardware.memory_gb(device), **{f'share_{part}': share for part, share in clock.shares().items()})
 
 
-def ours(dtype, batch, use_cache=True, compiled=False):
-    """(a function that writes so many tokens and returns steps/s, the bytes of the weights that a step reads)."""
-    model = GPT(config).eval().to(device, getattr(torch, 'bfloat16' if dtype == 'int8' else dtype))
-    weights = read_bytes(model)
-    if dtype == 'int8':
-        weights //= 2
-        inference.replace_linears(model, inference.Int8Linear)
-    elif use_cache and not compiled:
-        inference.pack(model, device, dtype)
-    idx = torch.zeros(batch, prompt_tokens, dtype=torch.long, device=device)
-    size = min(block_size, prompt_tokens + max_new_tokens)
-    step = inference.compile_step(model, batch, size, device) if compiled else None
+def step_lines(row):
+    """What was measured, for people."""
+    yield (f'step: {row["ms"]:.1f} ms ({row["ms_lowest"]:.1f} to {row["ms_highest"]:.1f}), {row["tok_s"]:,.0f} '
+           f'tokens/s, after {row["warmup_s"]:.1f} s to compile and warm up')
+    peak = 'the peak of this device is not known' if row['mfu'] is None else f'{row["mfu"]:.1%} of its peak'
+    yield (f'{row["tflops"]:.3f} TFLOP/s: {row["mfu_measured"]:.1%} of what products alone reach here '
+           f'({row["matmul_tflops"]:.3f}, {dtype}), {peak}')
+    shares = {key.removeprefix('share_'): value for key, value in row.items() if key.startswith('share_')}
+    yield 'of the time: ' + ', '.join(f'{part} {share:.0%}' for part, share in shares.items())
+    yield 'memory: ' + (f'{row["memory_gb"]:.2f} GB at most' if row['memory_gb'] else 'not counted on this device')
 
-    def write(tokens):
-        cache = generate.KVCache(size, static=compiled) if use_cache else None
+
+def profile_step():
+    """The operators that take the time in three steps, as a table, and all of them in trace.json."""
+    from torch.profiler import ProfilerActivity
+    step = make_step(make_model().to(device))
+    for i in range(3):
+        step(i)
+    on_cuda = device.startswith('cuda')
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_cuda else [])
+    with torch.profiler.profile(activities=activities) as profiler:
+        for i in range(3):
+            step(3 + i)
         hardware.synchronize(device)
-        begin = time.perf_counter()
-        model.generate(idx, tokens, top_k=top_k, use_cache=use_cache, cache=cache, step=step)
-        hardware.synchronize(device)
-        return tokens / (time.perf_counter() - begin)
-    return write, weights
+    averages = profiler.key_averages()
+    print(averages.table(sort_by='self_cuda_time_total' if on_cuda else 'self_cpu_time_total', row_limit=20,
+                         max_name_column_width=60))
+    profiler.export_chrome_trace('trace.json')
+    print('all of it: trace.json, for ui.perfetto.dev')
+    if on_cuda and torch.cuda.get_device_capability() == (7, 0):
+        names = ' '.join(event.key for event in averages)
+        for kernel, words in (('matrix products', ('884', 'volta_fp16', 'volta_h')), ('attention', ('fmha', ))):
+            if not any(word in names for word in words):
+                print(f'note: no tensor-core kernel for {kernel} is among them; python bench.py --mode=check')
 
 
-def theirs(dtype):
-    """The same for Hugging Face's GPT-2, one text at a time."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-    shape = dict(n_layer=n_layer, n_head=n_head, n_embd=n_embd, n_positions=block_size, vocab_size=vocab_size)
-    model = GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=0, eos_token_id=None, pad_token_id=0))
-    model.eval().to(device, getattr(torch, dtype))
-    idx = torch.zeros(1, prompt_tokens, dtype=torch.long, device=device)
-
-    def write(tokens):
-        hardware.synchronize(device)
-        begin = time.perf_counter()
-        model.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=tokens, do_sample=True, top_k=top_k)
-        hardware.synchronize(device)
-        return tokens / (time.perf_counter() - begin)
-    return write, read_bytes(model)
-
-
-def read_bytes(model):
-    """The bytes of all matrices that a token is multiplied with."""
-    # not an Embedding, of which one row is looked up; Hugging Face's Conv1D is no Linear, but has such a weight too
-    weights = [module.weight for module in model.modules()
-               if hasattr(module, 'weight') and not isinstance(module, torch.nn.Embedding)]
-    return sum(weight.nbytes for weight in weights if weight is not None and weight.dim() == 2)
+def run_sweep():
+    """Many settings, and the best of them as a line for train.py."""
+    native = ['bfloat16', 'float16' if device.startswith('cuda') else 'float32']
+    values = [sweep_dtype or [name for name in native if name != 'bfloat16' or hardware.native_bf16(device)],
+              sweep_compile, sweep_batch_size or sorted({max(1, batch_size * n // 4) for n in (1, 2, 4, 8, 16)}),
+              sweep_gradient_checkpointing]
+    words = [word for word in sys.argv[1:] if not word.removeprefix('--').startswith(('sweep', 'out=', 'json'))]
+    command = [sys.executable, os.path.abspath(__file__), *words, '--mode=step', '--sweep=False', '--json=True']
+    rows = sweeps.run(command, values, out)
+    print('\n'.join(sweeps.table(rows)))
+    if 'error' in rows[0]:
+        sys.exit(1)
+    if out:
+        try:
+            sweeps.draw(rows, os.path.splitext(out)[0] + '.png')
+        except ImportError:
+            print('no picture: pip install matplotlib')
+    kept = [word for word in words if not word.removeprefix('--').startswith(('mode', *sweeps.KEYS))]
+    best = [f'--{key}={rows[0][key]}' for key in sweeps.KEYS]
+    print('\n' + ' '.join(['python train.py', *kept, *best]))
 
 
-def has_transformers():
-    try:
-        import transformers
-    except ImportError:
-        print("transformers is not installed: Hugging Face's generate is left out")
-        return False
-    transformers.logging.set_verbosity_error()
-    return True
+def show_plan():
+    """What a run with these settings needs and may reach, on GPUs that need not be here."""
+    with torch.device('meta'):
+        model = make_model()
+    card = planner.find_gpu(gpu, hardware.peak_flops('cuda', 'float16') if torch.cuda.is_available() else None)
+    options = dict(model=model, optimizer=optimizer, half=dtype != 'float32', dropout=dropout, gpus=gpus, fsdp=fsdp)
+    tokens = gradient_accumulation_steps * batch_size * block_size
+    print(f'{model.get_num_params() / 1e6:.1f}M parameters, {tokens:,} tokens an iteration, {gpus} x {gpu} '
+          f'({card.memory_gb:.0f} GB, {card.tflops:g} TFLOP/s). Derived, not measured.\n')
+    print('\n'.join(planner.memory_lines(card, batch_size, options)))
+    print()
+    print('\n'.join(planner.time_lines(card, max_iters * tokens, options)))
 
 
-def sample_speed():
-    """Print how many steps a second each way to write a text takes, in turn, round after round."""
-    first, rows = batch_sizes[0], {}
-    for batch in batch_sizes:
-        for dtype in (*DTYPES, 'int8'):
-            rows[f'{dtype}, batch {batch}'] = ours(dtype, batch)
-            if compile:
-                rows[f'{dtype}, batch {batch}, compiled'] = ours(dtype, batch, compiled=True)
+def show_matmul():
+    """The roofline: products in each precision, and reading memory."""
+    for name in ('float32', 'bfloat16', 'float16'):
+        print(f'products in {name:9} {roofline.matmul_flops(device, name) / 1e12:10.3f} TFLOP/s')
+    print(f'reading memory       {roofline.read_bytes_per_second(device) / 1e9:12.1f} GB/s')
+
+
+def show_readiness():
+    rows = readiness.check(os.getcwd())
+    print('\n'.join(readiness.lines(rows)))
+    sys.exit(1 if any(row.state == readiness.ERROR for row in rows) else 0)
+
+
+def show_decoding():
+    """Each way to write texts, in turn."""
+    sizes, first, ways = (prompt_tokens, max_new_tokens, top_k), batch_sizes[0], {}
+    for batch, name in itertools.product(batch_sizes, (*decoding.DTYPES, 'int8')):
+        ways[f'{name}, batch {batch}'] = decoding.ours(make_model(), name, batch, sizes, device)
+        if compile_step:
+            ways[f'{name}, batch {batch}, compiled'] = decoding.ours(make_model(), name, batch, sizes, device,
+                                                                     compiled=True)
     if uncached:
-        rows[f'float32, batch {first}, without the cache'] = ours('float32', first, use_cache=False)
-    if use_huggingface and not modern and prompt_tokens + max_new_tokens <= block_size and has_transformers():
-        rows.update({f'Hugging Face, {dtype}, batch 1': theirs(dtype) for dtype in DTYPES})
-    read, speeds, bandwidths = read_bandwidth(), {name: [] for name in rows}, []
-    for write, _ in rows.values():
-        write(3)  # what is done once, is done
-    with tqdm(total=rounds * len(rows), disable=None, leave=False) as progress:
-        for _ in range(rounds):
-            for name, (write, _) in rows.items():
-                bandwidths.append(read())
-                speeds[name].append(write(max_new_tokens))
-                progress.update()
-    bandwidth = statistics.median(bandwidths)
+        ways[f'float32, batch {first}, without the cache'] = decoding.ours(make_model(), 'float32', first, sizes,
+                                                                           device, use_cache=False)
+    if use_huggingface and not modern and prompt_tokens + max_new_tokens <= block_size:
+        try:
+            for name in decoding.DTYPES:
+                ways[f'Hugging Face, {name}, batch 1'] = decoding.theirs(make_model().config, name, sizes, device)
+        except ImportError:
+            print("transformers is not installed: Hugging Face's generate is left out")
+    speeds, bandwidth = decoding.measure(ways, max_new_tokens, rounds, device)
     print(f'{prompt_tokens} + {max_new_tokens} tokens, top_k {top_k}, {n_layer} layers, {n_embd} wide, on {device}: '
-          f'medians of {rounds}\nreading memory: {bandwidth / 1e9:.1f} GB/s\n')
-    print(f'{"":42} steps/s  (lowest to highest)  share of what reading allows')
-    for name, (_, weights) in rows.items():
-        speed = statistics.median(speeds[name])
-        spread = f'{min(speeds[name]):.1f} to {max(speeds[name]):.1f}'
-        print(f'{name:42} {speed:7.1f}  {spread:19}  {speed * weights / bandwidth:.0%}')
+          f'medians of {rounds}')
+    print('\n'.join(decoding.table(ways, speeds, bandwidth)))
+    if json:
+        print(dumps({way: statistics.median(values) for way, values in speeds.items()}))
 
 
+def show_training_step():
+    if sweep:
+        run_sweep()
+    elif profile:
+        profile_step()
+    else:
+        row = measure_step()
+        print(dumps(row) if json else '\n'.join(step_lines(row)))
+
+
+MODES = {'step': show_training_step, 'plan': show_plan, 'matmul': show_matmul, 'sample': show_decoding,
+         'check': show_readiness}
 try:
-    if mode != 'sample':
-        raise ValueError(f"mode={mode!r} is not one of 'sample'")
-    if min(rounds, max_new_tokens, prompt_tokens, vocab_size) < 1 or prompt_tokens > block_size:
-        raise ValueError(f'rounds={rounds}, max_new_tokens={max_new_tokens}, vocab_size={vocab_size} and prompt_tokens='
-                         f'{prompt_tokens} must be 1 or more, the last at most block_size={block_size}')
+    if mode not in MODES:
+        raise ValueError(f'mode={mode!r} is not one of {", ".join(MODES)}')
+    guard.check_settings(globals(), gpus if mode == 'plan' else 1)
+    if min(rounds, windows, max_new_tokens, prompt_tokens, gpus) < 1 or prompt_tokens > block_size:
+        raise ValueError(f'rounds={rounds}, windows={windows}, max_new_tokens={max_new_tokens}, prompt_tokens='
+                         f'{prompt_tokens} and gpus={gpus} must be 1 or more; prompt_tokens at most {block_size=}')
     if not batch_sizes or not all(isinstance(batch, int) and batch > 0 for batch in batch_sizes):
         raise ValueError(f'batch_sizes={batch_sizes} must be numbers from 1 up, as in [1, 4]')
-    device = hardware.resolve_device(device)
-    config = GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, modern=modern)
-except ValueError as error:
+    if mode == 'plan':
+        dtype = 'float16' if dtype == 'auto' else dtype  # or bfloat16: the same memory
+    else:
+        device = hardware.resolve_device(device)
+        dtype = hardware.resolve_dtype(dtype, device)
+    with torch.device('meta'):
+        make_model()  # settings that make no model show here
+    MODES[mode]()
+except (ValueError, OSError) as error:
     hardware.stop(error)
-with torch.no_grad():
-    sample_speed()

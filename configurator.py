@@ -94,7 +94,8 @@ def _configure(settings, keys, argv):
         lines = source.splitlines()
         defined = {node.targets[0].id: node.lineno for node in ast.parse(source).body
                    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}
-        first, last = min(defined[key] for key in keys), max(defined[key] for key in keys)
+        own = [defined[key] for key in keys if key in defined]  # bench.py has train.py's settings too
+        first, last = min(own), max(own)
         for line in lines[first - 2:last]:  # from the heading above the first setting
             is_setting = line.partition(' ')[0] in keys
             if is_setting:

@@ -1,14 +1,87 @@
 """bench.py as a user runs it, on a toy model. What it measures is not tested: speed is no promise of a test."""
 import importlib.util
+import json
+import os
 import re
 
+import pytest
 
-TOY = ['--n_layer=1', '--n_head=2', '--n_embd=32', '--vocab_size=64', '--block_size=32', '--prompt_tokens=4',
-       '--max_new_tokens=5', '--rounds=1', '--device=cpu']
+from common import sweep
+
+TOY = ['--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=32', '--batch_size=4', '--device=cpu',
+       '--gradient_accumulation_steps=2', '--compile=False', '--windows=2']
+
+
+@pytest.mark.parametrize('args', [[], ['--optimizer=muon', '--modern=True', '--dropout=0.1'],
+                                  ['--gradient_checkpointing=True', '--dtype=float32']])
+def test_a_step_is_measured(run, args):
+    done = run('bench.py', *TOY, '--json=True', *args)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout.splitlines()[-1])
+    assert row['ms_lowest'] <= row['ms'] <= row['ms_highest'] and 0 < row['mfu_measured'] < 1
+    assert row['tok_s'] == pytest.approx(1000 * 2 * 4 * 32 / row['ms']) and row['mfu'] is None
+    shares = {key: value for key, value in row.items() if key.startswith('share_')}
+    assert set(shares) == {'share_data', 'share_forward', 'share_backward', 'share_optimizer'}
+    assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_real_batches_and_a_config_of_train(run, corpus_dir):
+    done = run('bench.py', 'config/quickstart.py', *TOY, f'--dataset={corpus_dir}', '--real_data=True')
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'^step: [\d.]+ ms \([\d.]+ to [\d.]+\), [\d,]+ tokens/s', done.stdout, re.MULTILINE)
+    assert 'of the time: data' in done.stdout
+
+
+def test_a_sweep_sorts_its_cells_and_names_the_best_line(run, tmp_path):
+    done = run('bench.py', *TOY, '--sweep=True', "--sweep_dtype=['float32','float16']", '--sweep_compile=[False]',
+               '--sweep_batch_size=[1,2]', '--sweep_gradient_checkpointing=[False]', '--out=sweep.jsonl')
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / 'sweep.jsonl').read_text().splitlines()]
+    assert len(rows) == 4 and all('float16 does not train' in row['error'] for row in rows if row['dtype'] == 'float16')
+    best = max((row for row in rows if 'tok_s' in row), key=lambda row: row['tok_s'])
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith('python train.py --n_layer=1') and f'--batch_size={best["batch_size"]} ' in last
+    assert '--dtype=float32 --compile=False' in last and 'sweep' not in last
+    if importlib.util.find_spec('matplotlib'):
+        assert os.path.getsize(tmp_path / 'sweep.png') > 1000
+
+
+def test_a_cell_that_dies_is_a_row(tmp_path):
+    script = tmp_path / 'cell.py'
+    script.write_text('import os, sys\nif "--batch_size=2" in sys.argv: os.kill(os.getpid(), 9)\n'
+                      'if "--batch_size=3" in sys.argv: sys.exit("CUDA out of memory: too large\\nmore")\n'
+                      'print(\'{"tok_s": 5, "ms": 1, "mfu": null, "mfu_measured": 0.5, "memory_gb": null}\')')
+    rows = sweep.run(['python', str(script)], [['float32'], [False], [1, 2, 3], [False]])
+    assert [row['batch_size'] for row in rows] == [1, 2, 3]
+    assert 'error' not in rows[0] and '-9' in rows[1]['error'] and 'out of memory' in rows[2]['error']
+    assert 'out of memory' in '\n'.join(sweep.table(rows))
+
+
+def test_the_plan_needs_no_gpu(run):
+    done = run('bench.py', 'config/train_gpt2.py', '--mode=plan', '--gpu=v100-16gb', '--gpus=8')
+    assert done.returncode == 0, done.stderr
+    for word in ('123.69M parameters'[:3], '491,520 tokens', 'optimizer', 'logits', 'largest batch_size', 'tokens/s',
+                 'days for 295 billion', 'kWh', 'nanoGPT issue 215', 'Derived'):
+        assert word in done.stdout, word
+
+
+def test_a_profile_names_operators_and_leaves_a_trace(run, tmp_path):
+    done = run('bench.py', *TOY, '--profile=True')
+    assert done.returncode == 0, done.stderr
+    assert 'aten::' in done.stdout and 'traceEvents' in json.loads((tmp_path / 'trace.json').read_text())
+
+
+def test_the_roofline_and_the_readiness_of_this_machine(run):
+    done = run('bench.py', '--mode=matmul', '--device=cpu')
+    assert len(re.findall(r'^products in \w+ +[\d.]+ TFLOP/s$', done.stdout, re.MULTILINE)) == 3
+    assert re.search(r'^reading memory +[\d.]+ GB/s$', done.stdout, re.MULTILINE)
+    done = run('bench.py', '--mode=check')
+    assert done.returncode == 0 and re.search(r'^ok +PyTorch +\d', done.stdout, re.MULTILINE)
 
 
 def test_each_way_to_write_a_text_is_measured(run):
-    done = run('bench.py', '--mode=sample', *TOY, '--batch_sizes=[1, 3]')
+    done = run('bench.py', '--mode=sample', *TOY, '--vocab_size=64', '--prompt_tokens=4', '--max_new_tokens=5',
+               '--rounds=1', '--batch_sizes=[1, 3]')
     assert done.returncode == 0, done.stderr
     speeds = dict(re.findall(r'^(\S.*?) {2,}([\d.]+) .* [\d.]+ +\d+%$', done.stdout, re.MULTILINE))
     expected = {f'{dtype}, batch {batch}' for dtype in ('float32', 'bfloat16', 'float16', 'int8') for batch in (1, 3)}
@@ -18,7 +91,11 @@ def test_each_way_to_write_a_text_is_measured(run):
     assert set(speeds) == expected and all(float(speed) > 0 for speed in speeds.values())
 
 
-def test_a_mistake_is_one_line_and_exit_code_2(run):
-    for args, expected in ((['--mode=foo'], "mode='foo'"), (['--rounds=0'], 'rounds=0'), (['--n_head=5'], 'n_head=5')):
-        done = run('bench.py', *TOY, *args)
-        assert done.returncode == 2 and expected in done.stderr and len(done.stderr.strip().splitlines()) == 1
+@pytest.mark.parametrize('args, expected', [
+    (['--mode=foo'], "mode='foo'"), (['--rounds=0'], 'rounds=0'), (['--n_head=5'], 'n_head=5'),
+    (['--batch_sizes=[0]'], 'batch_sizes=[0]'), (['--mode=sample', '--prompt_tokens=40'], 'prompt_tokens=40'),
+    (['--mode=plan', '--gpu=v100'], "gpu='v100'"), (['--mode=plan'], 'v100-16gb'), (['--batchsize=3'], 'batch_size'),
+    (['--real_data=True', '--dataset=nowhere'], 'nowhere')])
+def test_a_mistake_is_one_line_and_exit_code_2(run, args, expected):
+    done = run('bench.py', *TOY, *args)
+    assert done.returncode == 2 and expected in done.stderr and len(done.stderr.strip().splitlines()) == 1

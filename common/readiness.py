@@ -1,0 +1,179 @@
+"""
+Is this machine ready to train? Each check asks the machine itself, and says what to do where the answer is no. What a
+V100 needs that others do not is among them.
+"""
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from common import hardware
+
+OK, WARNING, ERROR = 'ok', 'warning', 'error'
+LAST_VOLTA_DRIVER = 580  # the last series with support for Volta, says NVIDIA
+
+
+@dataclass
+class Row:
+    state: str      # ok, warning, error
+    what: str
+    found: str
+    remedy: str = ''
+
+
+def check(folder):
+    """The rows of all checks, for runs that write to `folder`."""
+    rows = [pytorch()]
+    if torch.cuda.is_available():
+        rows += [row for index in range(torch.cuda.device_count()) for row in gpu(index)]
+        rows += [attention(), peers(), driver()]
+    elif torch.backends.mps.is_available():
+        rows.append(Row(OK, 'GPU', "Apple's, through mps"))
+    else:
+        rows.append(no_gpu())
+    return rows + [cpu(), compiler(), autotuning(), disk(folder), shared_memory()]
+
+
+def pytorch():
+    build = f'CUDA {torch.version.cuda}' if torch.version.cuda else 'ROCm' if torch.version.hip else 'the CPU'
+    return Row(OK, 'PyTorch', f'{torch.__version__.partition("+")[0]}, built for {build}')
+
+
+def no_gpu():
+    if shutil.which('nvidia-smi') and torch.version.cuda is None:
+        return Row(ERROR, 'GPU', 'there is an NVIDIA driver, but this PyTorch is built for the CPU only',
+                   f'pip install torch==2.13.0; for a V100: {hardware.CU126}')
+    return Row(WARNING, 'GPU', 'none that PyTorch can use', 'small models train on a CPU: config/quickstart.py')
+
+
+def gpu(index):
+    """What a GPU is, whether this PyTorch has kernels for it, and which precision it is fast in."""
+    name, capability = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+    here = f'GPU {index}'
+    yield Row(OK, here, f'{name}, compute capability {capability[0]}.{capability[1]}')
+    try:
+        hardware.check_architecture(name, capability, torch.cuda.get_arch_list())
+        yield Row(OK, f'{here}, kernels', f'sm_{capability[0]}{capability[1]} can run what PyTorch was built for')
+    except ValueError as error:
+        yield Row(ERROR, f'{here}, kernels', *str(error).split(': ', 1))
+        return
+    if hardware.native_bf16(f'cuda:{index}'):
+        yield Row(OK, f'{here}, precision', 'bfloat16 natively')
+    else:
+        yield Row(OK, f'{here}, precision', 'float16 with loss scaling; bfloat16 would be emulated and is never used, '
+                  "Muon's iteration runs in float32")
+    if hardware.peak_flops(f'cuda:{index}', 'float16') is None:
+        yield Row(WARNING, f'{here}, peak', 'not in the table, so that no MFU is shown',
+                  'add it to PEAK_TFLOPS in common/hardware.py, with its source')
+
+
+def attention():
+    """Which kernels scaled_dot_product_attention has here: each is tried, as training would use it."""
+    dtype = torch.bfloat16 if hardware.native_bf16('cuda') else torch.float16
+    works = []
+    for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
+        q = torch.randn(1, 2, 128, 64, device='cuda', dtype=dtype, requires_grad=True)
+        try:
+            with sdpa_kernel(backend):
+                torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()
+            works.append(backend.name.lower().removesuffix('_attention'))
+        except RuntimeError:
+            pass
+    if works:
+        return Row(OK, 'attention', f'{", ".join(works)}, in {str(dtype).removeprefix("torch.")}')
+    return Row(ERROR, 'attention', 'no fused kernel works: it would take the memory and time of all pairs of tokens',
+               'install a PyTorch build for this GPU; heads must have a multiple of 8 channels (n_embd / n_head)')
+
+
+def peers():
+    count = torch.cuda.device_count()
+    if count == 1:
+        return Row(OK, 'between GPUs', 'there is one')
+    if not torch.distributed.is_nccl_available():
+        return Row(ERROR, 'between GPUs', 'this PyTorch has no NCCL', 'train on one GPU, or slowly with --backend=gloo')
+    apart = [(a, b) for a in range(count) for b in range(a) if not torch.cuda.can_device_access_peer(a, b)]
+    if apart:
+        return Row(WARNING, 'between GPUs', f'{len(apart)} pairs of {count} reach each other through the host alone',
+                   'nvidia-smi topo -m shows how; gradients travel slowly, so raise --gradient_accumulation_steps')
+    return Row(OK, 'between GPUs', f'NCCL, and all {count} reach each other directly')
+
+
+def driver():
+    """The driver's version; Volta has no newer series than LAST_VOLTA_DRIVER."""
+    try:
+        text = subprocess.run(['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'], timeout=20,
+                              capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError) as error:
+        return Row(WARNING, 'driver', f'nvidia-smi does not tell ({type(error).__name__})')
+    if torch.cuda.get_device_capability(0) == (7, 0) and int(text.split('.')[0]) >= LAST_VOLTA_DRIVER:
+        return Row(OK, 'driver', f'{text}: the last series for a V100, do not upgrade it')
+    return Row(OK, 'driver', text)
+
+
+def cpu():
+    state = 'with' if hardware.native_bf16('cpu') else 'without'
+    return Row(OK, 'CPU', f'{torch.get_num_threads()} threads, {state} instructions for bfloat16')
+
+
+def compiler():
+    """What torch.compile needs: Triton on a GPU, a C++ compiler everywhere."""
+    missing = [] if shutil.which(os.environ.get('CXX', 'g++')) or shutil.which('clang++') else ['a C++ compiler']
+    if torch.cuda.is_available():
+        if importlib.util.find_spec('triton') is None:
+            missing.append('Triton')
+    if missing:
+        return Row(WARNING, 'compile', f'{" and ".join(missing)} missing: runs go on without torch.compile',
+                   'apt install g++' if 'a C++ compiler' in missing else 'pip install triton')
+    return Row(OK, 'compile', 'torch.compile has what it needs')
+
+
+def autotuning():
+    """On a V100 Triton's matrix products use no tensor cores; nothing may ask for them."""
+    backends = os.environ.get('TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS', '')
+    volta = torch.cuda.is_available() and torch.cuda.get_device_capability(0) == (7, 0)
+    if volta and 'TRITON' in backends.upper():
+        return Row(WARNING, 'matrix products', f'TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS={backends}: without tensor '
+                   'cores on this GPU', 'export TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS=ATEN')
+    return Row(OK, 'matrix products', "by the vendor's library, not by Triton")
+
+
+def disk(folder, size=2**28):
+    """How fast a file is written where runs are saved, and how much is free."""
+    free = shutil.disk_usage(folder).free
+    if free < 4 * size:
+        return Row(ERROR, 'disk', f'{free / 1e9:.1f} GB free in {folder}', 'make room: GPT-2 124M needs 5 GB')
+    block = os.urandom(2**20)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        begin = time.perf_counter()
+        for _ in range(size // len(block)):
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+    speed = size / (time.perf_counter() - begin) / 1e6
+    found = f'{speed:.0f} MB/s to write, {free / 1e9:.0f} GB free'
+    if speed < 50:
+        return Row(WARNING, 'disk', found, 'a checkpoint of GPT-2 124M has 1.5 GB; raise --eval_interval')
+    return Row(OK, 'disk', found)
+
+
+def shared_memory():
+    if not os.path.isdir('/dev/shm'):
+        return Row(OK, 'shared memory', 'not used here')
+    free = shutil.disk_usage('/dev/shm').free
+    if free < 2**28:  # NCCL takes some tens of MB for each process
+        return Row(WARNING, 'shared memory', f'{free / 1e6:.0f} MB in /dev/shm', 'docker run --shm-size=1g')
+    return Row(OK, 'shared memory', f'{free / 1e9:.1f} GB in /dev/shm')
+
+
+def lines(rows):
+    """The rows as lines for people."""
+    for row in rows:
+        yield f'{row.state:8} {row.what:18} {row.found}'
+        if row.remedy:
+            yield f'{"":8} {"":18} -> {row.remedy}'
