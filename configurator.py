@@ -44,7 +44,8 @@ def _configure(settings, keys, argv):
         if expected is float and type(value) is int:
             value = float(value)
         if type(value) is not expected:
-            stop(f'{key} expects {expected.__name__}, as in {key}={settings[key]!r}, but got {value!r} ({where})')
+            example = settings[key] if settings[key] != [] else ['one', 'two']
+            stop(f'{key} expects {expected.__name__}, as in {key}={example!r}, but got {value!r} ({where})')
         if expected in (int, float) and value < 0:
             stop(f'{key}={value!r} is below 0 ({where})')
         settings[key] = value

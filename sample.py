@@ -71,16 +71,19 @@ IMPOSSIBLE = [
     (chat and json, 'a chat is for people; json goes with samples and with analyze'),
     (chat and start == '-', '--start=- would take what is typed in the chat'),
     (html and not analyze, 'html is what --analyze=True writes'),
+    (not os.path.isdir(os.path.dirname(html) or '.'), f'html={html!r} is in a folder that is not there'),
+    (analyze and start == '\n', "analyze needs a text, as in --start='The sum of two and two'"),
     ((chat or compile) and not use_cache, 'with use_cache=False there is no chat, and no step to compile')]
 
 
 def check_settings():
     """ValueError for what cannot be; a line for what does nothing."""
     for key, low, high in (('num_samples', 1, 10**6), ('num_beams', 1, 10**6), ('max_new_tokens', 1, 10**9),
-                           ('min_p', 0, 1), ('repetition_penalty', 0.01, 100), ('length_penalty', 0, 10)):
+                           ('top_p', 0, 1), ('min_p', 0, 1), ('seed', 0, 2**63 - 1),
+                           ('repetition_penalty', 0.01, 100), ('length_penalty', 0, 10)):
         if not low <= globals()[key] <= high:
             raise ValueError(f'{key}={globals()[key]} is not from {low} to {high}')
-    if not all(isinstance(text, str) for text in stop):
+    if not all(isinstance(text, str) and text for text in stop):
         raise ValueError(f"stop={stop} is not a list of texts, as in ['###']")
     if quantize not in ('', 'int8'):
         raise ValueError(f"quantize={quantize!r} is not one of '', int8")
@@ -111,14 +114,15 @@ def find_model():
     """What to load: what init_from names, or out_dir. Where there is no model yet, one may be trained now."""
     if init_from != 'resume':
         return init_from
-    first = 'python train.py config/quickstart.py'
+    first = f'python {os.path.relpath(os.path.join(root, "train.py"))} config/quickstart.py'
     runs = sorted(glob.glob('out*/ckpt.pt') + glob.glob('out*/last.pt'), key=os.path.getmtime)
-    folders = [os.path.dirname(path) for path in runs]
-    if out_dir in folders or out_dir != 'out' and os.path.isdir(out_dir):
+    folders = list(dict.fromkeys(os.path.dirname(path) for path in runs))
+    if out_dir in folders or out_dir != 'out' and os.path.exists(out_dir):
         return out_dir
     if out_dir != 'out':
-        raise ValueError(f'no folder {out_dir!r} with a model here; to train a first one: {first}, then '
-                         '--out_dir=out-quickstart')
+        train_one = f'to train a first one: {first}, then --out_dir=out-quickstart'
+        instead = f'there are {", ".join(folders)}' if folders else train_one
+        raise ValueError(f'no folder {out_dir!r} with a model here; {instead}')
     if folders:
         print(f'the newest model here: --out_dir={folders[-1]}', file=sys.stderr)
         return folders[-1]
@@ -249,6 +253,8 @@ try:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 complete()
     results.flush()
+except KeyboardInterrupt:  # while a step was being compiled, say
+    sys.exit(130)
 except BrokenPipeError:  # whoever reads has had enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), results.fileno())
 except (ValueError, OSError) as error:

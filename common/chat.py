@@ -2,6 +2,7 @@
 A conversation at the terminal: what is typed, the commands, the answers as they come. What a model makes of it is the
 Speaker's.
 """
+import difflib
 import os
 import sys
 
@@ -24,7 +25,9 @@ HELP = '''Type something; the model answers. Ctrl-C ends an answer, quit or Ctrl
   /retry            answer once more, from the next seed
   /save FILE        write the conversation to a file
   /reset            begin anew
-  /stats            speed, and how full the context is'''
+  /stats            speed, and how full the context is
+  /help             this
+  /quit             leave'''
 
 
 def number(text, kind, low, high, name):
@@ -58,7 +61,7 @@ class Chat:
             try:
                 import readline  # line editing, and the lines before by the arrow keys, in input()
                 readline.parse_and_bind('tab: complete')
-                names = [line.split()[0] for line in HELP.splitlines() if line.startswith('  /')] + ['/help', '/quit']
+                names = [line.split()[0] for line in HELP.splitlines() if line.startswith('  /')]
                 readline.set_completer_delims(' ')
                 readline.set_completer(lambda text, i: ([n for n in names if n.startswith(text)] + [None])[i])
             except ImportError:  # on Windows
@@ -67,14 +70,16 @@ class Chat:
             print(f'{self.describe(self.speakers[0])}\nIt {kind}. /help lists what else you can do.')
         while True:
             try:
-                text = self.read('\n> ' if person else '', '. ' if person else '')
-                if text.strip() in ('quit', 'exit', '/quit', '/exit'):
+                line = input('\n> ' if person else '')
+                if line.strip() in ('quit', 'exit', '/quit', '/exit'):
                     return
-                if text.startswith('/'):
-                    word, _, value = text.strip().partition(' ')
+                if line.startswith('"""'):
+                    self.say(self.read_on(line[3:], '. ' if person else ''))
+                elif line.startswith('/'):
+                    word, _, value = line.strip().partition(' ')
                     self.command(word, value.strip())
-                elif text:
-                    self.say(text)
+                elif line:
+                    self.say(line)
             except KeyboardInterrupt:
                 print('\n(quit or Ctrl-D leaves)' if person else '', flush=True)
             except EOFError:
@@ -83,14 +88,10 @@ class Chat:
             except (ValueError, OSError) as error:  # UnicodeDecodeError is a ValueError
                 print(error)
 
-    def read(self, prompt, next_prompt):
-        """A line, or several between triple quotes."""
-        text = input(prompt)
-        if not text.startswith('"""'):
-            return text
-        text = text[3:]
+    def read_on(self, text, prompt):
+        """Lines up to one that ends with triple quotes."""
         while not text.endswith('"""'):
-            text += '\n' + input(next_prompt)
+            text += '\n' + input(prompt)
         return text[:-3].strip('\n')
 
     def say(self, text):
@@ -111,10 +112,12 @@ class Chat:
 
     def command(self, word, value):
         """Do what a line that begins with / says. ValueError for what it cannot mean."""
-        known = [name for name in dir(self) if name.startswith('do_')]
-        if f'do_{word[1:]}' not in known:
-            raise ValueError(f'{word} is not a command; /help lists them')
-        getattr(self, f'do_{word[1:]}')(value)
+        known = ['/' + name.removeprefix('do_') for name in dir(self) if name.startswith('do_')]
+        if word.lower() not in known:
+            close = difflib.get_close_matches(word.lower(), known, n=1)
+            raise ValueError(f'{word} is not a command' + (f'; did you mean {close[0]}?' if close else '; /help lists '
+                             'them, and what stands between """ can begin with a /'))
+        getattr(self, f'do_{word[1:].lower()}')(value)
 
     def setting(self, name, value, kind, low, high, label):
         """Set a sampling option, if there is a value, and print it."""
@@ -166,6 +169,7 @@ class Chat:
     def do_compare(self, value):
         if value == '-':
             del self.speakers[1:]
+            print('one model answers')
             return
         speaker = self.load_named(value, '/compare')
         speaker.retell(self.system, self.speakers[0].turns)  # a ValueError if it cannot take part
@@ -186,7 +190,7 @@ class Chat:
         if not self.speakers[0].turns:
             raise ValueError('there is nothing to undo')
         said = [speaker.undo() for speaker in self.speakers if speaker.turns][0]
-        print(f'forgotten: {said!r}; {len(self.speakers[0].turns)} turns are left')
+        print(f'forgotten: {said!r}; turns left: {len(self.speakers[0].turns)}')
 
     def do_retry(self, value):
         if not self.speakers[0].turns:
@@ -211,8 +215,8 @@ class Chat:
     def do_stats(self, value):
         for speaker in self.speakers:
             print(self.describe(speaker))
-            print(f'the conversation: {len(speaker.turns)} turns, {len(speaker.ids())} tokens; the model looks at the '
-                  f'last {speaker.model.config.block_size} at most')
+            print(f'turns: {len(speaker.turns)}, tokens: {len(speaker.ids())}; the model looks at the last '
+                  f'{speaker.model.config.block_size} at most')
             if speaker.speed and speaker.speed[1]:
                 tokens, first, seconds = speaker.speed
                 print(f'the last answer: {tokens} tokens in {seconds:.2f} s, {tokens / seconds:.0f} a second; the '

@@ -101,6 +101,7 @@ def compile_step(model, batch, size, device):
             generate.feed(run, ids, cache)
         hardware.synchronize(device)
 
+    hardware.print0('compiling a step, which can take a minute')
     mode = 'reduce-overhead' if device.startswith('cuda') else None
     compiled = hardware.compile_or_eager(model, nullcontext(), trial, mode)
     return None if compiled is model else compiled

@@ -12,9 +12,9 @@ KEYS = 'dtype', 'compile', 'batch_size', 'gradient_checkpointing'
 
 def run(command, values, out=''):
     """
-    The rows (dicts) of all combinations of `values` (a list for each of KEYS), measured by `command`, the fastest
-    first. Each has its own process, so that one that fails is a row, with "error", and not the end. `out`: a file to add
-    the rows to, as they come.
+    The rows (dicts) of all combinations of `values` (a list for each of KEYS), measured by `command`, fastest first. Each
+    has its own process, so that one that fails is a row, with "error", and not the end. `out`: a file to which
+    the rows are added as they come.
     """
     rows = []
     for cell in tqdm(list(itertools.product(*values)), 'sweep', disable=None, leave=False):

@@ -77,7 +77,7 @@ def test_a_conversation(chat, trained, tmp_path):
     """A person types, changes settings, looks, goes back, and leaves."""
     first = chat.type('the cat')
     assert len(first.strip('\n')) > 0
-    assert chat.type('/undo') == "forgotten: 'the cat'; 0 turns are left"
+    assert chat.type('/undo') == "forgotten: 'the cat'; turns left: 0"
     assert chat.type('/seed 1337') == 'seed of the next answer: 1337'
     assert chat.type('the cat') == first
     assert chat.type('/retry') != first
@@ -88,7 +88,7 @@ def test_a_conversation(chat, trained, tmp_path):
     assert chat.type('/topk') == 'top_k: 3'
     top = chat.type('/top').splitlines()
     assert len(top) == 10 and all('%' in line for line in top)
-    assert '2 turns' in chat.type('/stats') and 'a second' in chat.type('/stats')
+    assert 'turns: 2' in chat.type('/stats') and 'a second' in chat.type('/stats')
     assert chat.type('/save talk.txt') == 'saved to talk.txt'
     assert '> the cat\n' in (tmp_path / 'talk.txt').read_text() and '> a dog\n' in (tmp_path / 'talk.txt').read_text()
     assert 'already there' in chat.type('/save talk.txt')
@@ -100,7 +100,8 @@ def test_a_conversation(chat, trained, tmp_path):
 
 
 def test_what_cannot_be_is_answered_and_the_conversation_goes_on(chat):
-    for line, expected in (('/foo', '/foo is not a command; /help'), ('/temp hot', "from 0 up, not 'hot'"),
+    for line, expected in (('/foo', '/foo is not a command; /help'), ('/Tmp 1', 'did you mean /temp?'),
+                           ('/temp hot', "from 0 up, not 'hot'"),
                            ('/temp -1', 'from 0 up'), ('/temp nan', 'from 0 up'), ('/topp 2', 'from 0 to 1'),
                            ('/tokens 0', 'from 1 up'), ('/topk 1.5', 'from 0 up'), ('/seed x', 'seed is a number'),
                            ('/load', '/load needs'), ('/load nowhere.pt', 'nowhere.pt'), ('/undo', 'nothing to undo'),
@@ -119,7 +120,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(chat):
     assert select.select([chat.fd], [], [], 60)[0]
     os.killpg(chat.process.pid, signal.SIGINT)
     assert '[interrupted]' in chat.wait_for(PROMPT)
-    assert '1 turns' in chat.type('/stats')
+    assert 'turns: 1' in chat.type('/stats')
     chat.type('/tokens 5')
     assert chat.type('a dog')
     for _ in range(50):  # while it waits for a line; one that comes just before that is seen at the next key
@@ -136,10 +137,12 @@ def test_several_lines_and_a_line_corrected(chat):
     os.write(chat.fd, b'"""the cat\n')
     chat.wait_for('\n. ')
     chat.type('a dog"""')
-    assert chat.type('/undo') == "forgotten: 'the cat\\na dog'; 0 turns are left"
+    assert chat.type('/undo') == "forgotten: 'the cat\\na dog'; turns left: 0"
     os.write(chat.fd, b'the caz\x7ft\n')
     chat.wait_for(PROMPT)
     assert "'the cat'" in chat.type('/undo')
+    chat.type('/temp 0.5')
+    assert 'does not know' in chat.type('"""/the cat"""')  # which is no command
     chat.leave('quit')
 
 
@@ -148,7 +151,7 @@ def test_two_models_answer_the_same_from_the_same_seed(chat, trained):
     assert 'Both answer' in chat.type(f'/compare {trained}')
     first, second = chat.type('a dog').split(f'[{trained}]\n')[1:]
     assert first.strip('\n') == second.strip('\n') != ''
-    assert '1 turns' in chat.type('/undo') and '0 turns' in chat.type('/undo')
+    assert 'turns left: 1' in chat.type('/undo') and 'turns left: 0' in chat.type('/undo')
     assert 'does not know' in chat.type('#@') and 'nothing to undo' in chat.type('/undo')
     chat.type('/compare -')
     assert trained not in chat.type('a dog')
@@ -159,7 +162,7 @@ def test_with_no_model_yet_one_can_be_trained(person, tmp_path):
     one = person('--chat=True')
     assert 'Train a first one now' in one.wait_for('[Y/n] ')
     os.write(one.fd, b'n\n')
-    one.wait_for('python train.py config/quickstart.py')
+    one.wait_for('train.py config/quickstart.py')
     assert one.process.wait(timeout=60) == 1
 
 
@@ -173,14 +176,14 @@ def test_the_newest_model_is_talked_with_at_once(person, trained, tmp_path):
 
 def test_without_a_terminal_the_line_to_run_is_printed(run):
     done = run('sample.py', '--chat=True')
-    assert done.returncode == 2 and 'python train.py config/quickstart.py' in done.stderr and done.stdout == ''
+    assert done.returncode == 2 and 'train.py config/quickstart.py' in done.stderr and done.stdout == ''
 
 
 def test_lines_can_be_piped_in(trained, tmp_path):
     command = [sys.executable, os.path.join(ROOT, 'sample.py'), '--chat=True', f'--out_dir={trained}', '--device=cpu']
     done = subprocess.run(command, input='/tokens 5\nthe cat\n/undo\n', capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ''
-    assert done.stdout.endswith("forgotten: 'the cat'; 0 turns are left\n")
+    assert done.stdout.endswith("forgotten: 'the cat'; turns left: 0\n")
 
 
 CHARS = CharTokenizer(sorted(set('### Instruction:\n\n### Response:\nabcdefgh xyz')))

@@ -98,7 +98,7 @@ def test_compiled_the_texts_are_the_same(sample):
     if 'running eager instead' in done.stdout:
         pytest.skip('torch.compile does not work here')
     compiled, whole = texts(done), texts(sample('--start=the cat'))
-    assert compiled[0].startswith('compile: done in') and compiled[0].endswith(whole[0]) and compiled[1] == whole[1]
+    assert 'compile: done in' in compiled[0] and compiled[0].endswith(whole[0]) and compiled[1] == whole[1]
 
 
 def test_the_mean_log_probability_stands_below_a_text(sample):
@@ -191,7 +191,9 @@ def test_a_checkpoint_of_the_original_speaks_through_its_dataset(run, trained, c
     (['--quantize=int4'], "quantize='int4'"),
     (['--chat=True', '--analyze=True'], '/top'), (['--chat=True', '--json=True'], 'json goes with'),
     (['--chat=True', '--use_cache=False'], 'no chat'), (['--length_penalty=50'], 'length_penalty=50'),
-    (['--html=x.html'], '--analyze=True'), (['--chat=True', '--start=-'], '--start=-'),
+    (['--html=x.html'], '--analyze=True'), (['--analyze=True'], '--start='),
+    (['--analyze=True', '--start=a', '--html=no/x.html'], 'no/x.html'), (['--top_p=3.0'], 'top_p=3.0'),
+    (['--chat=True', '--start=-'], '--start=-'),
     (['--compile=True', '--use_cache=False'], 'use_cache'), (['--repetition_penalty=0'], 'repetition_penalty')])
 def test_a_mistake_is_one_line_and_exit_code_2(sample, args, expected):
     done = sample(*args)
