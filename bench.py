@@ -40,20 +40,23 @@ use_huggingface = True  # its generate() with its cache too, where transformers 
 uncached = True        # the loop that computes the whole context for each token too
 compile_step = False   # each once more, with the step compiled
 # -----------------------------------------------------------------------------
-own = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
 root = os.path.dirname(os.path.abspath(__file__))
 # every setting of train.py is one here too, with its default, so that its command lines and config files work
+train_keys = ()
 for _node in ast.parse(open(os.path.join(root, 'train.py'), encoding='utf-8').read()).body:
     if isinstance(_node, ast.Assign):
         if _node.targets[0].id == 'config_keys':
             break
         globals()[_node.targets[0].id] = eval(ast.unparse(_node.value))
+        train_keys += (_node.targets[0].id,)
 config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
 config_keys.remove('root')
+defaults = {k: globals()[k] for k in config_keys}
 exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once
 # -----------------------------------------------------------------------------
 
 import itertools
+import shlex
 import statistics
 import sys
 import time
@@ -68,32 +71,6 @@ from common import sweep as sweeps
 from model import GPT, GPTConfig
 
 
-class Clock:
-    """Marks the ends of a step's parts on the device, without waiting for it."""
-
-    def __init__(self):
-        self.marks = []  # (part, an event or a time)
-
-    def mark(self, part):
-        if device.startswith('cuda'):
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-        else:
-            hardware.synchronize(device)
-            event = time.perf_counter()
-        self.marks.append((part, event))
-
-    def shares(self):
-        """The share of the time that each part took."""
-        hardware.synchronize(device)
-        parts = {}
-        for (_, before), (part, after) in zip(self.marks, self.marks[1:]):
-            ms = before.elapsed_time(after) if device.startswith('cuda') else 1000 * (after - before)
-            parts[part] = parts.get(part, 0.0) + ms
-        del parts['begin']  # from the end of a step to the beginning of the next
-        return {part: ms / sum(parts.values()) for part, ms in parts.items()}
-
-
 def make_model():
     known = tokenizer.padded_vocab_size(bins.read_meta(bins.find(root, dataset))) if real_data else vocab_size
     torch.manual_seed(seed)
@@ -102,9 +79,10 @@ def make_model():
 
 def make_step(model):
     """
-    A function of (iteration, clock) that makes a training step as train.py does it, on one process. The clock may be
-    None; after the call the device may still be at work.
+    (a function of (iteration, clock) that makes a training step as train.py does it, on one process; whether the model
+    is compiled). The clock may be None; after the call the device may still be at work.
     """
+    model.gradient_checkpointing = gradient_checkpointing
     device_type = device.partition(':')[0]
     muon = dict(muon_lr=muon_lr, muon_dtype=hardware.muon_dtype(device, dtype)) if optimizer == 'muon' else {}
     opt = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, **muon)
@@ -159,20 +137,19 @@ def make_step(model):
         step_guard.settle()
         skip = step_guard.judge(i, loss_sum, grad_norm, scaled=scaler.is_enabled())
         opt.found_inf = skip.float() if opt.defaults['fused'] else None
-        if opt.defaults['fused'] or not skip:
+        if (spike_z == 0.0 and opt.defaults['fused']) or not skip:
             scaler.step(opt)
         scaler.update()
         opt.zero_grad(set_to_none=True)
         mark('optimizer')
-    return step
+    return step, compiled is not model
 
 
 def measure_step():
     """What a training step takes: a dict of figures. None stands for what cannot be known here."""
     model = make_model().to(device)
-    model.gradient_checkpointing = gradient_checkpointing
     begin = time.perf_counter()
-    step, numbers = make_step(model), itertools.count()
+    (step, is_compiled), numbers = make_step(model), itertools.count()
 
     def run(count, clock=None):
         hardware.synchronize(device)
@@ -186,18 +163,19 @@ def measure_step():
     warmup_s = time.perf_counter() - begin
     count = max(1, min(100, round(1.5 / run(1))))  # steps in a window: a second or two
     ms = [1000 * run(count) / count for _ in tqdm(range(windows), 'windows', disable=None, leave=False)]
-    clock = Clock()
+    clock = roofline.Clock(device)
     run(count, clock)
     tokens = gradient_accumulation_steps * batch_size * block_size
+    memory_gb = hardware.memory_gb(device)  # before the products below take theirs
     flops = model.flops_per_token() * tokens / (statistics.median(ms) / 1000)
     peak, reached = hardware.peak_flops(device, dtype), roofline.matmul_flops(device, dtype)
     return dict(
-        device=device, dtype=dtype, compile=compile, batch_size=batch_size, block_size=block_size,
+        device=device, dtype=dtype, compile=is_compiled, batch_size=batch_size, block_size=block_size,
         gradient_accumulation_steps=gradient_accumulation_steps, gradient_checkpointing=gradient_checkpointing,
         parameters=model.get_num_params(), warmup_s=warmup_s, ms=statistics.median(ms), ms_lowest=min(ms),
         ms_highest=max(ms), tok_s=1000 * tokens / statistics.median(ms), tflops=flops / 1e12,
         mfu=peak and flops / peak, mfu_measured=flops / reached, matmul_tflops=reached / 1e12,
-        memory_gb=hardware.memory_gb(device), **{f'share_{part}': share for part, share in clock.shares().items()})
+        memory_gb=memory_gb, **{f'share_{part}': share for part, share in clock.shares().items()})
 
 
 def step_lines(row):
@@ -215,7 +193,7 @@ def step_lines(row):
 def profile_step():
     """The operators that take the time in three steps, as a table, and all of them in trace.json."""
     from torch.profiler import ProfilerActivity
-    step = make_step(make_model().to(device))
+    step, _ = make_step(make_model().to(device))
     for i in range(3):
         step(i)
     on_cuda = device.startswith('cuda')
@@ -230,21 +208,28 @@ def profile_step():
     profiler.export_chrome_trace('trace.json')
     print('all of it: trace.json, for ui.perfetto.dev')
     if on_cuda and torch.cuda.get_device_capability() == (7, 0):
-        names = ' '.join(event.key for event in averages)
-        for kernel, words in (('matrix products', ('884', 'volta_fp16', 'volta_h')), ('attention', ('fmha', ))):
-            if not any(word in names for word in words):
-                print(f'note: no tensor-core kernel for {kernel} is among them; python bench.py --mode=check')
+        slow = readiness.without_tensor_cores([event.key for event in averages])
+        if slow:
+            print(f'note: products without tensor cores: {", ".join(slow)}; see python bench.py --mode=check')
 
 
 def run_sweep():
     """Many settings, and the best of them as a line for train.py."""
     native = ['bfloat16', 'float16' if device.startswith('cuda') else 'float32']
+    sizes = sweep_batch_size or sorted({max(1, batch_size * n // 4) for n in (1, 2, 4, 8, 16)})
     values = [sweep_dtype or [name for name in native if name != 'bfloat16' or hardware.native_bf16(device)],
-              sweep_compile, sweep_batch_size or sorted({max(1, batch_size * n // 4) for n in (1, 2, 4, 8, 16)}),
-              sweep_gradient_checkpointing]
-    words = [word for word in sys.argv[1:] if not word.removeprefix('--').startswith(('sweep', 'out=', 'json'))]
-    command = [sys.executable, os.path.abspath(__file__), *words, '--mode=step', '--sweep=False', '--json=True']
-    rows = sweeps.run(command, values, out)
+              sweep_compile, sizes, sweep_gradient_checkpointing]
+    if not all(values):
+        raise ValueError('a list of the sweep is empty: each must name something')
+    if os.path.dirname(out) and not os.path.isdir(os.path.dirname(out)):
+        raise ValueError(f'out={out!r} is in a folder that is not there')
+    sequences = gradient_accumulation_steps * batch_size  # in an iteration of the run
+    given = {key: globals()[key] for key in config_keys if globals()[key] != defaults[key]}
+    own = {key: value for key, value in given.items() if not key.startswith('sweep')
+           and key not in ('out', 'json', 'mode', 'profile', 'gradient_accumulation_steps', *sweeps.KEYS)}
+    command = [sys.executable, os.path.abspath(__file__), '--json=True', *sweeps.words(own)]
+    # all combinations work on as many sequences, but not on more than take a few seconds
+    rows = sweeps.run(command, values, min(sequences, max(sizes)), out)
     print('\n'.join(sweeps.table(rows)))
     if 'error' in rows[0]:
         sys.exit(1)
@@ -253,9 +238,10 @@ def run_sweep():
             sweeps.draw(rows, os.path.splitext(out)[0] + '.png')
         except ImportError:
             print('no picture: pip install matplotlib')
-    kept = [word for word in words if not word.removeprefix('--').startswith(('mode', *sweeps.KEYS))]
-    best = [f'--{key}={rows[0][key]}' for key in sweeps.KEYS]
-    print('\n' + ' '.join(['python train.py', *kept, *best]))
+    best = {**{key: value for key, value in own.items() if key in train_keys},
+            **{key: rows[0][key] for key in sweeps.KEYS},
+            'gradient_accumulation_steps': max(1, sequences // rows[0]['batch_size'])}
+    print('\n' + shlex.join(['python', 'train.py', *sweeps.words(best)]))
 
 
 def show_plan():
@@ -325,17 +311,23 @@ MODES = {'step': show_training_step, 'plan': show_plan, 'matmul': show_matmul, '
 try:
     if mode not in MODES:
         raise ValueError(f'mode={mode!r} is not one of {", ".join(MODES)}')
-    guard.check_settings(globals(), gpus if mode == 'plan' else 1)
+    if hardware.world_size() > 1:
+        raise ValueError('it measures one process: leave out torchrun')
+    if json and (mode in ('plan', 'matmul', 'check') or profile or sweep):
+        raise ValueError('json goes with a step and with mode=sample; a sweep has out')
     if min(rounds, windows, max_new_tokens, prompt_tokens, gpus) < 1 or prompt_tokens > block_size:
-        raise ValueError(f'rounds={rounds}, windows={windows}, max_new_tokens={max_new_tokens}, prompt_tokens='
-                         f'{prompt_tokens} and gpus={gpus} must be 1 or more; prompt_tokens at most {block_size=}')
+        raise ValueError(f'{rounds=}, {windows=}, {max_new_tokens=}, {prompt_tokens=} and {gpus=} must be 1 or more; '
+                         f'prompt_tokens at most {block_size=}')
     if not batch_sizes or not all(isinstance(batch, int) and batch > 0 for batch in batch_sizes):
         raise ValueError(f'batch_sizes={batch_sizes} must be numbers from 1 up, as in [1, 4]')
     if mode == 'plan':
+        guard.check_settings(globals(), gpus)
         dtype = 'float16' if dtype == 'auto' else dtype  # or bfloat16: the same memory
-    else:
+    elif mode != 'check':  # which finds out what is wrong, and does not end with that
+        guard.check_settings(globals(), 1)
         device = hardware.resolve_device(device)
-        dtype = hardware.resolve_dtype(dtype, device)
+        dtype = hardware.resolve_dtype(dtype, device, training=mode == 'step')
+        guard.explain_out_of_memory(batch_size, gradient_accumulation_steps, gradient_checkpointing)
     with torch.device('meta'):
         make_model()  # settings that make no model show here
     MODES[mode]()

@@ -120,7 +120,7 @@ def largest_batch(budget, **options):
 
 
 def speed(model, gpu, gpus):
-    """(lowest, highest) tokens a second to expect of all GPUs together."""
+    """(lowest, highest) tokens a second to expect of all GPUs together, in 16 bits: float32 has no tensor cores."""
     low, high, _ = gpu.mfu
     one = gpu.tflops * 1e12 / model.flops_per_token()
     return low * one * gpus, high * one * gpus
@@ -137,11 +137,18 @@ def memory_lines(gpu, batch_size, options):
            f'{budget / GB:.0f}; {RESERVED / GB:.0f} are kept free')
     largest = [largest_batch(budget, **options, checkpointing=on) for on in (False, True)]
     yield f'  {"largest batch_size":18} {largest[0]:8} {largest[1]:8}'
+    config = options['model'].config
+    head_dim = config.n_embd // config.n_head
+    if options['half'] and head_dim % 8:
+        yield f'  heads of {head_dim} channels, not a multiple of 8: no fused attention, more memory than this'
 
 
 def time_lines(gpu, tokens, options):
     """Speed, days, energy and disk for a run over so many tokens."""
     model, gpus = options['model'], options['gpus']
+    if not options['half']:
+        yield 'speed   not known in float32, which has other units than 16 bits'
+        return
     low, high = speed(model, gpu, gpus)
     days = [tokens / one / 86400 for one in (high, low)]
     yield f'speed   {low:,.0f} to {high:,.0f} tokens/s: {gpu.mfu[0]:.0%} to {gpu.mfu[1]:.0%} of the peak'

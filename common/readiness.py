@@ -32,7 +32,9 @@ def check(folder):
     rows = [pytorch()]
     if torch.cuda.is_available():
         rows += [row for index in range(torch.cuda.device_count()) for row in gpu(index)]
-        rows += [attention(), peers(), driver()]
+        if all(row.state != ERROR for row in rows):  # or no kernel runs
+            rows.append(attention())
+        rows += [peers(), driver()]
     elif torch.backends.mps.is_available():
         rows.append(Row(OK, 'GPU', "Apple's, through mps"))
     else:
@@ -46,7 +48,10 @@ def pytorch():
 
 
 def no_gpu():
-    if shutil.which('nvidia-smi') and torch.version.cuda is None:
+    if shutil.which('nvidia-smi') and torch.version.cuda is not None:
+        return Row(ERROR, 'GPU', 'there is an NVIDIA driver, but PyTorch finds no GPU through it',
+                   f'look at nvidia-smi; a V100 needs a driver of series 525 to {LAST_VOLTA_DRIVER}')
+    if shutil.which('nvidia-smi'):
         return Row(ERROR, 'GPU', 'there is an NVIDIA driver, but this PyTorch is built for the CPU only',
                    f'pip install torch==2.13.0; for a V100: {hardware.CU126}')
     return Row(WARNING, 'GPU', 'none that PyTorch can use', 'small models train on a CPU: config/quickstart.py')
@@ -63,7 +68,7 @@ def gpu(index):
     except ValueError as error:
         yield Row(ERROR, f'{here}, kernels', *str(error).split(': ', 1))
         return
-    if hardware.native_bf16(f'cuda:{index}'):
+    if torch.version.hip or capability >= (8, 0):  # is_bf16_supported would ask about the first GPU
         yield Row(OK, f'{here}, precision', 'bfloat16 natively')
     else:
         yield Row(OK, f'{here}, precision', 'float16 with loss scaling; bfloat16 would be emulated and is never used, '
@@ -78,8 +83,8 @@ def attention():
     dtype = torch.bfloat16 if hardware.native_bf16('cuda') else torch.float16
     works = []
     for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
-        q = torch.randn(1, 2, 128, 64, device='cuda', dtype=dtype, requires_grad=True)
         try:
+            q = torch.randn(1, 2, 128, 64, device='cuda', dtype=dtype, requires_grad=True)
             with sdpa_kernel(backend):
                 torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()
             works.append(backend.name.lower().removesuffix('_attention'))
@@ -88,7 +93,7 @@ def attention():
     if works:
         return Row(OK, 'attention', f'{", ".join(works)}, in {str(dtype).removeprefix("torch.")}')
     return Row(ERROR, 'attention', 'no fused kernel works: it would take the memory and time of all pairs of tokens',
-               'install a PyTorch build for this GPU; heads must have a multiple of 8 channels (n_embd / n_head)')
+               'install the PyTorch build for this GPU, see pytorch.org')
 
 
 def peers():
@@ -111,7 +116,7 @@ def driver():
                               capture_output=True, text=True, check=True).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError) as error:
         return Row(WARNING, 'driver', f'nvidia-smi does not tell ({type(error).__name__})')
-    if torch.cuda.get_device_capability(0) == (7, 0) and int(text.split('.')[0]) >= LAST_VOLTA_DRIVER:
+    if torch.cuda.get_device_capability(0) == (7, 0) and int(text.split('.')[0]) == LAST_VOLTA_DRIVER:
         return Row(OK, 'driver', f'{text}: the last series for a V100, do not upgrade it')
     return Row(OK, 'driver', text)
 
@@ -135,11 +140,12 @@ def compiler():
 
 def autotuning():
     """On a V100 Triton's matrix products use no tensor cores; nothing may ask for them."""
-    backends = os.environ.get('TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS', '')
+    backends = os.environ.get('TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS', 'ATEN,TRITON,CPP')  # PyTorch's default
+    tuned = any(os.environ.get(f'TORCHINDUCTOR_MAX_AUTOTUNE{name}') == '1' for name in ('', '_GEMM'))
     volta = torch.cuda.is_available() and torch.cuda.get_device_capability(0) == (7, 0)
-    if volta and 'TRITON' in backends.upper():
-        return Row(WARNING, 'matrix products', f'TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS={backends}: without tensor '
-                   'cores on this GPU', 'export TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS=ATEN')
+    if volta and tuned and 'TRITON' in backends.upper():
+        return Row(WARNING, 'matrix products', "autotuning may choose Triton's, without tensor cores on this GPU",
+                   'export TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS=ATEN')
     return Row(OK, 'matrix products', "by the vendor's library, not by Triton")
 
 
@@ -160,6 +166,12 @@ def disk(folder, size=2**28):
     if speed < 50:
         return Row(WARNING, 'disk', found, 'a checkpoint of GPT-2 124M has 1.5 GB; raise --eval_interval')
     return Row(OK, 'disk', found)
+
+
+def without_tensor_cores(kernels):
+    """Of the names of a V100's kernels, those of matrix products that use no tensor cores."""
+    products = [name for name in kernels if 'gemm' in name.lower()]
+    return [name for name in products if not any(word in name for word in ('884', 'tensorop', 'wmma'))]
 
 
 def shared_memory():

@@ -1,11 +1,38 @@
 """
-What a device can do at most: how fast it multiplies matrices, and reads memory. Measured, with PyTorch's own functions.
+Time on a device, and what it can do at most: how fast it multiplies matrices, and reads memory.
 """
 import time
 
 import torch
 
 from common import hardware
+
+
+class Clock:
+    """Marks the ends of a step's parts on the device; a GPU is not waited for."""
+
+    def __init__(self, device):
+        self.device, self.marks = device, []  # (part, an event or a time)
+
+    def mark(self, part):
+        """A part of the step ends here; 'begin' is where a step begins."""
+        if self.device.startswith('cuda'):
+            moment = torch.cuda.Event(enable_timing=True)
+            moment.record()
+        else:
+            hardware.synchronize(self.device)
+            moment = time.perf_counter()
+        self.marks.append((part, moment))
+
+    def shares(self):
+        """The share of the time that each part took."""
+        hardware.synchronize(self.device)
+        parts = {}
+        for (_, before), (part, after) in zip(self.marks, self.marks[1:]):
+            ms = before.elapsed_time(after) if self.device.startswith('cuda') else 1000 * (after - before)
+            parts[part] = parts.get(part, 0.0) + ms
+        parts.pop('begin', None)  # from the end of a step to the beginning of the next
+        return {part: ms / sum(parts.values()) for part, ms in parts.items()}
 
 
 def seconds(run, device):

@@ -10,16 +10,22 @@ from tqdm import tqdm
 KEYS = 'dtype', 'compile', 'batch_size', 'gradient_checkpointing'
 
 
-def run(command, values, out=''):
+def words(settings):
+    """Settings as words of a command line."""
+    return [f'--{key}={value}' for key, value in settings.items()]
+
+
+def run(command, values, sequences, out=''):
     """
-    The rows (dicts) of all combinations of `values` (a list for each of KEYS), measured by `command`, fastest first. Each
-    has its own process, so that one that fails is a row, with "error", and not the end. `out`: a file to which
-    the rows are added as they come.
+    The rows (dicts) of all combinations of `values` (a list for each of KEYS), measured by `command` on so many
+    sequences an iteration, the fastest first. Each has its own process, so that one that fails is a row, with "error",
+    and not the end. `out`: a file to which the rows are added as they come.
     """
     rows = []
     for cell in tqdm(list(itertools.product(*values)), 'sweep', disable=None, leave=False):
         row = dict(zip(KEYS, cell))
-        done = subprocess.run([*command, *(f'--{key}={value}' for key, value in row.items())], capture_output=True,
+        steps = max(1, sequences // row['batch_size'])
+        done = subprocess.run([*command, *words({**row, 'gradient_accumulation_steps': steps})], capture_output=True,
                               text=True)
         if done.returncode == 0:
             row.update(json.loads(done.stdout.splitlines()[-1]))
@@ -35,14 +41,14 @@ def run(command, values, out=''):
 
 def table(rows):
     """The lines of a table."""
-    yield 'dtype      compile  batch_size  checkpointing    tokens/s  ms a step  MFU     memory'
+    yield 'dtype      compile  batch_size  checkpointing    tokens/s  ms a step  of products  memory'
     for row in rows:
         name = f'{row["dtype"]:10} {row["compile"]!s:8} {row["batch_size"]:10}  {row["gradient_checkpointing"]!s:13}'
         if 'error' in row:
             yield f'{name}  {row["error"]:.90}'
         else:
-            mfu, memory = row['mfu'] or row['mfu_measured'], row['memory_gb']
-            yield (f'{name} {row["tok_s"]:11,.0f} {row["ms"]:10.1f}  {mfu:5.1%}  '
+            mfu, memory = row['mfu_measured'], row['memory_gb']
+            yield (f'{name} {row["tok_s"]:11,.0f} {row["ms"]:10.1f}  {mfu:11.1%}  '
                    + (f'{memory:.1f} GB' if memory else '-'))
 
 

@@ -1,6 +1,6 @@
 # GPT-2 (124M) on one Tesla V100 16GB, in float16 with loss scaling. Any dataset in GPT-2's tokens:
 #
-#   python data/fineweb_edu/prepare.py --fraction=0.1
+#   python data/fineweb_edu/prepare.py --fraction=0.3
 #   python train.py config/train_gpt2_v100.py
 #   python bench.py config/train_gpt2_v100.py --mode=plan --gpu=v100-16gb     # where the figures below come from
 #

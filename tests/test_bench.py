@@ -3,10 +3,11 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 
 import pytest
 
-from common import sweep
+from common import roofline, sweep
 
 TOY = ['--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=32', '--batch_size=4', '--device=cpu',
        '--gradient_accumulation_steps=2', '--compile=False', '--windows=2']
@@ -25,6 +26,20 @@ def test_a_step_is_measured(run, args):
     assert sum(shares.values()) == pytest.approx(1)
 
 
+def test_a_step_that_takes_long_is_measured_too():
+    """Then a window has one step: the clock has seen no time between two of them."""
+    clock = roofline.Clock('cpu')
+    for part in ('begin', 'data', 'forward', 'backward', 'forward', 'backward', 'optimizer'):
+        clock.mark(part)
+    shares = clock.shares()
+    assert set(shares) == {'data', 'forward', 'backward', 'optimizer'} and sum(shares.values()) == pytest.approx(1)
+
+
+def test_a_model_that_does_not_compile_is_not_called_compiled(run):
+    done = run('bench.py', *TOY, '--compile=True', '--json=True', CXX='/bin/false')
+    assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])['compile'] is False
+
+
 def test_real_batches_and_a_config_of_train(run, corpus_dir):
     done = run('bench.py', 'config/quickstart.py', *TOY, f'--dataset={corpus_dir}', '--real_data=True')
     assert done.returncode == 0, done.stderr
@@ -33,15 +48,18 @@ def test_real_batches_and_a_config_of_train(run, corpus_dir):
 
 
 def test_a_sweep_sorts_its_cells_and_names_the_best_line(run, tmp_path):
-    done = run('bench.py', *TOY, '--sweep=True', "--sweep_dtype=['float32','float16']", '--sweep_compile=[False]',
-               '--sweep_batch_size=[1,2]', '--sweep_gradient_checkpointing=[False]', '--out=sweep.jsonl')
+    done = run('bench.py', *TOY, '--modern=True', '--sweep', 'True', "--sweep_dtype=['float32','float16']",
+               '--sweep_compile=[False]', '--sweep_batch_size=[1,2]', '--sweep_gradient_checkpointing=[False]', '--out=sweep.jsonl')
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / 'sweep.jsonl').read_text().splitlines()]
     assert len(rows) == 4 and all('float16 does not train' in row['error'] for row in rows if row['dtype'] == 'float16')
     best = max((row for row in rows if 'tok_s' in row), key=lambda row: row['tok_s'])
     last = done.stdout.splitlines()[-1]
-    assert last.startswith('python train.py --n_layer=1') and f'--batch_size={best["batch_size"]} ' in last
-    assert '--dtype=float32 --compile=False' in last and 'sweep' not in last
+    assert f'--batch_size={best["batch_size"]} ' in last and '--dtype=float32' in last and '--modern=True' in last
+    # 8 sequences an iteration, as asked; and train.py takes the line
+    assert f'--gradient_accumulation_steps={8 // best["batch_size"]}' in last
+    done = run(*shlex.split(last)[1:], '--dataset=nowhere')
+    assert done.returncode == 2 and 'nowhere' in done.stderr
     if importlib.util.find_spec('matplotlib'):
         assert os.path.getsize(tmp_path / 'sweep.png') > 1000
 
@@ -51,7 +69,7 @@ def test_a_cell_that_dies_is_a_row(tmp_path):
     script.write_text('import os, sys\nif "--batch_size=2" in sys.argv: os.kill(os.getpid(), 9)\n'
                       'if "--batch_size=3" in sys.argv: sys.exit("CUDA out of memory: too large\\nmore")\n'
                       'print(\'{"tok_s": 5, "ms": 1, "mfu": null, "mfu_measured": 0.5, "memory_gb": null}\')')
-    rows = sweep.run(['python', str(script)], [['float32'], [False], [1, 2, 3], [False]])
+    rows = sweep.run(['python', str(script)], [['float32'], [False], [1, 2, 3], [False]], 4)
     assert [row['batch_size'] for row in rows] == [1, 2, 3]
     assert 'error' not in rows[0] and '-9' in rows[1]['error'] and 'out of memory' in rows[2]['error']
     assert 'out of memory' in '\n'.join(sweep.table(rows))
@@ -60,7 +78,7 @@ def test_a_cell_that_dies_is_a_row(tmp_path):
 def test_the_plan_needs_no_gpu(run):
     done = run('bench.py', 'config/train_gpt2.py', '--mode=plan', '--gpu=v100-16gb', '--gpus=8')
     assert done.returncode == 0, done.stderr
-    for word in ('123.69M parameters'[:3], '491,520 tokens', 'optimizer', 'logits', 'largest batch_size', 'tokens/s',
+    for word in ('123.6M parameters', '491,520 tokens', 'optimizer', 'logits', 'largest batch_size', 'tokens/s',
                  'days for 295 billion', 'kWh', 'nanoGPT issue 215', 'Derived'):
         assert word in done.stdout, word
 
@@ -94,7 +112,8 @@ def test_each_way_to_write_a_text_is_measured(run):
 @pytest.mark.parametrize('args, expected', [
     (['--mode=foo'], "mode='foo'"), (['--rounds=0'], 'rounds=0'), (['--n_head=5'], 'n_head=5'),
     (['--batch_sizes=[0]'], 'batch_sizes=[0]'), (['--mode=sample', '--prompt_tokens=40'], 'prompt_tokens=40'),
-    (['--mode=plan', '--gpu=v100'], "gpu='v100'"), (['--mode=plan'], 'v100-16gb'), (['--batchsize=3'], 'batch_size'),
+    (['--mode=plan', '--gpu=v100'], "gpu='v100'"), (['--mode=plan'], 'v100-16gb'), (['--mode=plan', '--gpus=0'], 'gpus=0'),
+    (['--json', '--sweep'], 'json'), (['--sweep=True', '--sweep_compile=[]'], 'empty'), (['--batchsize=3'], 'batch_size'),
     (['--real_data=True', '--dataset=nowhere'], 'nowhere')])
 def test_a_mistake_is_one_line_and_exit_code_2(run, args, expected):
     done = run('bench.py', *TOY, *args)

@@ -82,6 +82,8 @@ def test_a_driver_and_a_pytorch_for_the_cpu_do_not_go_together(monkeypatch):
     monkeypatch.setattr(torch.version, 'cuda', None)
     monkeypatch.setattr(shutil, 'which', lambda name: '/usr/bin/' + name)
     assert readiness.no_gpu().state == ERROR and 'cu126' in readiness.no_gpu().remedy
+    monkeypatch.setattr(torch.version, 'cuda', '12.6')
+    assert readiness.no_gpu().state == ERROR and '580' in readiness.no_gpu().remedy
     monkeypatch.setattr(shutil, 'which', lambda name: None)
     assert readiness.no_gpu().state == WARNING
 
@@ -95,8 +97,11 @@ def test_without_a_compiler_runs_go_on_uncompiled(monkeypatch):
 def test_tritons_products_are_not_for_a_v100(gpus, monkeypatch):
     gpus()
     assert readiness.autotuning().state == OK
-    monkeypatch.setenv('TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS', 'ATEN,TRITON')
+    monkeypatch.setenv('TORCHINDUCTOR_MAX_AUTOTUNE', '1')
     assert readiness.autotuning().state == WARNING and 'ATEN' in readiness.autotuning().remedy
+    monkeypatch.setenv('TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS', 'ATEN')
+    assert readiness.autotuning().state == OK
+    monkeypatch.delenv('TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS')
     gpus(capability=(9, 0))
     assert readiness.autotuning().state == OK
 
@@ -106,6 +111,19 @@ def test_the_disk_is_written_to_and_left_as_it_was(tmp_path, monkeypatch):
     assert 'MB/s' in row.found and list(tmp_path.iterdir()) == []
     monkeypatch.setattr(shutil, 'disk_usage', lambda folder: Usage(0, 0, 10**6))
     assert readiness.disk(str(tmp_path)).state == ERROR and readiness.shared_memory().state in (OK, WARNING)
+
+
+def test_the_table_is_shown_where_no_kernel_runs(gpus, monkeypatch, tmp_path):
+    gpus(architectures=['sm_75', 'sm_90'])
+    monkeypatch.setenv('PATH', str(tmp_path))
+    rows = readiness.check(str(tmp_path))
+    assert 'cu126' in next(row for row in rows if row.state == ERROR).remedy and len(rows) > 6
+
+
+def test_kernels_without_tensor_cores_are_told_apart():
+    good = ['volta_fp16_s884gemm_fp16_128x128_ldg8_f2f_tn', 'cutlass_70_tensorop_h884gemm_128x128', 'elementwise']
+    bad = ['volta_fp16_sgemm_fp16_128x128_nt', 'volta_hgemm_64x64_tn']
+    assert readiness.without_tensor_cores(good + bad) == bad
 
 
 def test_each_row_is_a_line_and_a_remedy_one_more():
@@ -123,6 +141,6 @@ def test_no_kernel_for_attention_is_an_error(gpus, monkeypatch):
     monkeypatch.setattr(torch, 'randn', lambda *shape, **options: torch.zeros(shape, requires_grad=True))
     monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention', refuse)
     row = readiness.attention()
-    assert row.state == ERROR and 'multiple of 8' in row.remedy
+    assert row.state == ERROR and 'PyTorch build' in row.remedy
     monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention', lambda q, k, v, is_causal: q)
     assert readiness.attention().state == OK
