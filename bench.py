@@ -19,7 +19,7 @@ json = False           # one JSON object with what was measured, for programs
 # step
 vocab_size = 50304     # of the model; with real_data the dataset's
 real_data = False      # batches from the dataset, as in training; False: random ids, always the same
-windows = 7            # stretches of steps that are timed; between them the device is waited for
+windows = 7            # stretches of steps that are timed, 3 where a step takes long; the device is waited for between
 profile = False        # torch.profiler over three steps: a table, and trace.json for ui.perfetto.dev
 sweep = False          # each combination of the next four, in a process of its own
 sweep_dtype = []       # [] stands for those that the device is fast in
@@ -49,6 +49,7 @@ for _node in ast.parse(open(os.path.join(root, 'train.py'), encoding='utf-8').re
             break
         globals()[_node.targets[0].id] = eval(ast.unparse(_node.value))
         train_keys += (_node.targets[0].id,)
+gradient_accumulation_steps = 1  # unless a config says more: a step of 40 micro-batches takes long, and tells no more
 config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
 config_keys.remove('root')
 defaults = {k: globals()[k] for k in config_keys}
@@ -70,6 +71,9 @@ from common import batches, bins, decoding, guard, hardware, planner, readiness,
 from common import sweep as sweeps
 from model import GPT, GPTConfig
 
+results = sys.stdout
+if json:
+    sys.stdout = sys.stderr  # for what is said on the way
 
 def make_model():
     known = tokenizer.padded_vocab_size(bins.read_meta(bins.find(root, dataset))) if real_data else vocab_size
@@ -148,6 +152,7 @@ def make_step(model):
 def measure_step():
     """What a training step takes: a dict of figures. None stands for what cannot be known here."""
     model = make_model().to(device)
+    guard.check_heads(model.config, device, dtype)
     begin = time.perf_counter()
     (step, is_compiled), numbers = make_step(model), itertools.count()
 
@@ -159,10 +164,12 @@ def measure_step():
         hardware.synchronize(device)
         return time.perf_counter() - begin
 
-    run(3)
+    run(2)
     warmup_s = time.perf_counter() - begin
-    count = max(1, min(100, round(1.5 / run(1))))  # steps in a window: a second or two
-    ms = [1000 * run(count) / count for _ in tqdm(range(windows), 'windows', disable=None, leave=False)]
+    seconds = run(1)
+    count = max(1, min(100, round(1.5 / seconds)))  # steps in a window: a second or two
+    stretches = windows if seconds < 5 else min(windows, 3)
+    ms = [1000 * run(count) / count for _ in tqdm(range(stretches), 'windows', disable=None, leave=False)]
     clock = roofline.Clock(device)
     run(count, clock)
     tokens = gradient_accumulation_steps * batch_size * block_size
@@ -293,7 +300,7 @@ def show_decoding():
           f'medians of {rounds}')
     print('\n'.join(decoding.table(ways, speeds, bandwidth)))
     if json:
-        print(dumps({way: statistics.median(values) for way, values in speeds.items()}))
+        print(dumps({way: statistics.median(values) for way, values in speeds.items()}), file=results)
 
 
 def show_training_step():
@@ -303,7 +310,7 @@ def show_training_step():
         profile_step()
     else:
         row = measure_step()
-        print(dumps(row) if json else '\n'.join(step_lines(row)))
+        print(dumps(row) if json else '\n'.join(step_lines(row)), file=results)
 
 
 MODES = {'step': show_training_step, 'plan': show_plan, 'matmul': show_matmul, 'sample': show_decoding,
@@ -321,6 +328,8 @@ try:
     if not batch_sizes or not all(isinstance(batch, int) and batch > 0 for batch in batch_sizes):
         raise ValueError(f'batch_sizes={batch_sizes} must be numbers from 1 up, as in [1, 4]')
     if mode == 'plan':
+        if gradient_accumulation_steps == 1:
+            gradient_accumulation_steps = gpus  # one micro-batch for each
         guard.check_settings(globals(), gpus)
         dtype = 'float16' if dtype == 'auto' else dtype  # or bfloat16: the same memory
     elif mode != 'check':  # which finds out what is wrong, and does not end with that

@@ -135,6 +135,7 @@ try:
     iter_num, best_val_loss, evaluated_at, since_best, train_s, recent_losses = checkpoint_file.progress(checkpoint)
     if hardware.all_reduce([iter_num], device)[0] != iter_num * world_size:
         raise ValueError(f'the processes found different states in {out_dir}; it must be on a disk that all share')
+    guard.check_heads(raw_model.config, device, dtype)
     model_args = asdict(raw_model.config)
     device_type = device.partition(':')[0]
     raw_model.gradient_checkpointing = gradient_checkpointing

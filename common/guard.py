@@ -65,6 +65,14 @@ def check_modern(asked, is_modern, source):
                          'leave --modern out, or start with --init_from=scratch')
 
 
+def check_heads(config, device, dtype):
+    """Print a line if the heads do not fit the kernels of attention in 16 bits, which want a multiple of 8 channels."""
+    head_dim = config.n_embd // config.n_head
+    if device.startswith('cuda') and dtype != 'float32' and head_dim % 8 != 0:
+        hardware.print0(f'heads of {head_dim} channels, not a multiple of 8: attention takes more time and memory; try '
+                        f'--n_embd={config.n_head * -(-head_dim // 8) * 8}')
+
+
 def mean_scores(split, loss, correct, counted):
     """(loss, accuracy) of an evaluation from the sums over its `counted` tokens; without any the run ends here."""
     if counted == 0:

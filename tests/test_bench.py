@@ -49,7 +49,8 @@ def test_real_batches_and_a_config_of_train(run, corpus_dir):
 
 def test_a_sweep_sorts_its_cells_and_names_the_best_line(run, tmp_path):
     done = run('bench.py', *TOY, '--modern=True', '--sweep', 'True', "--sweep_dtype=['float32','float16']",
-               '--sweep_compile=[False]', '--sweep_batch_size=[1,2]', '--sweep_gradient_checkpointing=[False]', '--out=sweep.jsonl')
+               '--sweep_compile=[False]', '--sweep_batch_size=[1,2]', '--sweep_gradient_checkpointing=[False]',
+               '--out=sweep.jsonl')
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / 'sweep.jsonl').read_text().splitlines()]
     assert len(rows) == 4 and all('float16 does not train' in row['error'] for row in rows if row['dtype'] == 'float16')
@@ -112,8 +113,9 @@ def test_each_way_to_write_a_text_is_measured(run):
 @pytest.mark.parametrize('args, expected', [
     (['--mode=foo'], "mode='foo'"), (['--rounds=0'], 'rounds=0'), (['--n_head=5'], 'n_head=5'),
     (['--batch_sizes=[0]'], 'batch_sizes=[0]'), (['--mode=sample', '--prompt_tokens=40'], 'prompt_tokens=40'),
-    (['--mode=plan', '--gpu=v100'], "gpu='v100'"), (['--mode=plan'], 'v100-16gb'), (['--mode=plan', '--gpus=0'], 'gpus=0'),
-    (['--json', '--sweep'], 'json'), (['--sweep=True', '--sweep_compile=[]'], 'empty'), (['--batchsize=3'], 'batch_size'),
+    (['--mode=plan', '--gpu=v100'], "gpu='v100'"), (['--mode=plan'], 'v100-16gb'),
+    (['--mode=plan', '--gpus=0'], 'gpus=0'), (['--json', '--sweep'], 'json'),
+    (['--sweep=True', '--sweep_compile=[]'], 'empty'), (['--batchsize=3'], 'batch_size'),
     (['--real_data=True', '--dataset=nowhere'], 'nowhere')])
 def test_a_mistake_is_one_line_and_exit_code_2(run, args, expected):
     done = run('bench.py', *TOY, *args)

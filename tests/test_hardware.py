@@ -4,7 +4,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from common import hardware
+from common import guard, hardware
+from model import GPTConfig
 
 CUDA13 = ['sm_75', 'sm_80', 'sm_86', 'sm_90', 'sm_100', 'sm_120']
 CUDA126 = ['sm_50', 'sm_60', 'sm_70', 'sm_75', 'sm_80', 'sm_86', 'sm_90']
@@ -123,3 +124,11 @@ def test_a_model_that_does_not_compile_runs_in_eager_and_says_so(monkeypatch, ca
     assert hardware.compile_or_eager(model, nullcontext(), lambda compiled: compiled(torch.ones(2))) is model
     assert capsys.readouterr().out == ('compile: not possible here, running eager instead '
                                        '(RuntimeError: Failed to find C++ compiler)\n')
+
+
+@pytest.mark.parametrize('n_embd, device, dtype, said', [(64, 'cuda', 'float16', ''), (36, 'cpu', 'bfloat16', ''),
+                                                         (36, 'cuda', 'float32', ''), (36, 'cuda', 'float16', '=48')])
+def test_heads_that_no_fused_attention_takes_are_named(capsys, n_embd, device, dtype, said):
+    guard.check_heads(GPTConfig(n_embd=n_embd, n_head=2), device, dtype)
+    out = capsys.readouterr().out
+    assert said in out and (out == '') == (said == '')
