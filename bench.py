@@ -75,7 +75,9 @@ results = sys.stdout
 if json:
     sys.stdout = sys.stderr  # for what is said on the way
 
-def make_model():
+
+def make_model(bias=bias):
+    """A new model of the shape that the settings say."""
     known = tokenizer.padded_vocab_size(bins.read_meta(bins.find(root, dataset))) if real_data else vocab_size
     torch.manual_seed(seed)
     return GPT(GPTConfig(block_size, known, n_layer, n_head, n_embd, dropout, bias, activation, modern))
@@ -282,13 +284,14 @@ def show_decoding():
     """Each way to write texts, in turn."""
     sizes, first, ways = (prompt_tokens, max_new_tokens, top_k), batch_sizes[0], {}
     for batch, name in itertools.product(batch_sizes, (*decoding.DTYPES, 'int8')):
-        ways[f'{name}, batch {batch}'] = decoding.ours(make_model(), name, batch, sizes, device)
+        # with biases, as Hugging Face's GPT-2 always has them
+        ways[f'{name}, batch {batch}'] = decoding.ours(make_model(bias=True), name, batch, sizes, device)
         if compile_step:
-            ways[f'{name}, batch {batch}, compiled'] = decoding.ours(make_model(), name, batch, sizes, device,
+            ways[f'{name}, batch {batch}, compiled'] = decoding.ours(make_model(bias=True), name, batch, sizes, device,
                                                                      compiled=True)
     if uncached:
-        ways[f'float32, batch {first}, without the cache'] = decoding.ours(make_model(), 'float32', first, sizes,
-                                                                           device, use_cache=False)
+        ways[f'float32, batch {first}, without the cache'] = decoding.ours(make_model(bias=True), 'float32', first,
+                                                                           sizes, device, use_cache=False)
     if use_huggingface and not modern and prompt_tokens + max_new_tokens <= block_size:
         try:
             for name in decoding.DTYPES:

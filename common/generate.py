@@ -165,11 +165,6 @@ def advance(model, idx, cache=None, step=None):
     return feed(step if step is not None and ids.size(1) == 1 and cache.length > 0 else model, ids, cache)
 
 
-def make_cache(model, length, padding=None, static=False):
-    """A KVCache for texts of up to `length` tokens, or as many of them as the model can look at."""
-    return KVCache(min(model.config.block_size, length), padding, static)
-
-
 def next_token(model, idx, cache=None, step=None, vocab_size=None, repetition_penalty=None, **options):
     """
     The next id (B, 1) after idx (B, T), and the logits (B, V) that the model gave. Ids from vocab_size on are padding
@@ -191,7 +186,7 @@ def stream(model, idx, max_new_tokens, use_cache=True, padding=None, cache=None,
     options as in next_token and sample.
     """
     if cache is None and use_cache:
-        cache = make_cache(model, idx.size(1) + max_new_tokens, padding)
+        cache = KVCache(min(model.config.block_size, idx.size(1) + max_new_tokens), padding)
     for _ in range(max_new_tokens):
         token, logits = next_token(model, idx, cache, **options)
         idx = torch.cat((idx, token), dim=1)

@@ -63,6 +63,19 @@ def trained(tmp_path_factory, corpus_dir):
     return str(folder / 'out')
 
 
+@pytest.fixture(scope='module', params=[False, True], ids=['classic', 'modern'])
+def model(request):
+    """A small random model, whose parameters that begin at 0 are not."""
+    import torch
+    from model import GPT, GPTConfig
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=16, vocab_size=64, n_layer=2, n_head=2, n_embd=32, modern=request.param)).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return model
+
+
 def read_metrics(out_dir):
     """(training lines, evaluation lines, the last line) of a run's metrics.jsonl."""
     with open(os.path.join(out_dir, 'metrics.jsonl'), encoding='utf-8') as f:

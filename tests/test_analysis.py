@@ -7,17 +7,6 @@ import torch
 
 from common import analysis
 from common.tokenizer import CharTokenizer
-from model import GPT, GPTConfig
-
-
-@pytest.fixture(scope='module', params=[False, True], ids=['classic', 'modern'])
-def model(request):
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=16, vocab_size=64, n_layer=2, n_head=2, n_embd=32, modern=request.param)).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model
 
 
 @pytest.mark.parametrize('T', [2, 9, 17, 18, 50])
