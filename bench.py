@@ -19,6 +19,7 @@ json = False           # one JSON object with what was measured, for programs
 # step
 vocab_size = 50304     # of the model; with real_data the dataset's
 real_data = False      # batches from the dataset, as in training; False: random ids, always the same
+gradient_accumulation_steps = 1  # unless a config says more: a step of 40 micro-batches takes long, and tells no more
 windows = 7            # stretches of steps that are timed, 3 where a step takes long; the device is waited for between
 profile = False        # torch.profiler over three steps: a table, and trace.json for ui.perfetto.dev
 sweep = False          # each combination of the next four, in a process of its own
@@ -41,15 +42,14 @@ uncached = True        # the loop that computes the whole context for each token
 compile_step = False   # each once more, with the step compiled
 # -----------------------------------------------------------------------------
 root = os.path.dirname(os.path.abspath(__file__))
-# every setting of train.py is one here too, with its default, so that its command lines and config files work
+# every other setting of train.py is one here too, with its default, so that its command lines and config files work
 train_keys = ()
 for _node in ast.parse(open(os.path.join(root, 'train.py'), encoding='utf-8').read()).body:
     if isinstance(_node, ast.Assign):
         if _node.targets[0].id == 'config_keys':
             break
-        globals()[_node.targets[0].id] = eval(ast.unparse(_node.value))
+        globals().setdefault(_node.targets[0].id, eval(ast.unparse(_node.value)))
         train_keys += (_node.targets[0].id,)
-gradient_accumulation_steps = 1  # unless a config says more: a step of 40 micro-batches takes long, and tells no more
 config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
 config_keys.remove('root')
 defaults = {k: globals()[k] for k in config_keys}
@@ -196,7 +196,9 @@ def step_lines(row):
            f'({row["matmul_tflops"]:.3f}, {dtype}), {peak}')
     shares = {key.removeprefix('share_'): value for key, value in row.items() if key.startswith('share_')}
     yield 'of the time: ' + ', '.join(f'{part} {share:.0%}' for part, share in shares.items())
-    yield 'memory: ' + (f'{row["memory_gb"]:.2f} GB at most' if row['memory_gb'] else 'not counted on this device')
+    whose = '' if row['device'].startswith('cuda') else ', of the whole process'
+    most = f'{row["memory_gb"]:.2f} GB at most{whose}' if row['memory_gb'] else 'not counted on this device'
+    yield f'memory: {most}'
 
 
 def profile_step():
@@ -258,13 +260,16 @@ def show_plan():
     with torch.device('meta'):
         model = make_model()
     card = planner.find_gpu(gpu, hardware.peak_flops('cuda', 'float16') if torch.cuda.is_available() else None)
+    if dtype == 'bfloat16' and gpu.startswith(('v100', 't4')):
+        print('no bfloat16 on such a card: float16 is planned, which train.py takes there')
     options = dict(model=model, optimizer=optimizer, half=dtype != 'float32', dropout=dropout, gpus=gpus, fsdp=fsdp)
     tokens = gradient_accumulation_steps * batch_size * block_size
     print(f'{model.get_num_params() / 1e6:.1f}M parameters, {tokens:,} tokens an iteration, {gpus} x {gpu} '
           f'({card.memory_gb:.0f} GB, {card.tflops:g} TFLOP/s). Derived, not measured.\n')
     print('\n'.join(planner.memory_lines(card, batch_size, options)))
     print()
-    print('\n'.join(planner.time_lines(card, max_iters * tokens, options)))
+    kept = max_iters // keep_interval if keep_interval else 0
+    print('\n'.join(planner.time_lines(card, max_iters * tokens, options, kept)))
 
 
 def show_matmul():

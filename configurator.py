@@ -102,6 +102,8 @@ def _configure(settings, keys, argv):
             if is_setting:
                 line = f'  --{line.replace(" = ", "=", 1)}'
             print(f'\n{line}' if line[0] == '#' else line if is_setting else f'  {line}')
+        if len(own) < len(keys):
+            print('\nand every setting of train.py: python train.py --help')
 
     words = list(argv)
     if '--help' in words or '-h' in words:

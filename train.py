@@ -151,7 +151,7 @@ try:
         print0(f'resuming {path} at iteration {iter_num}')
     if rank == 0 and not eval_only:
         lock = checkpoint_file.open_out_dir(out_dir, path)  # held until the process ends
-        guard.check_disk(out_dir, raw_model, kept=max_iters // keep_interval if keep_interval else 0)
+        guard.check_disk(out_dir, raw_model, optimizer, kept=max_iters // keep_interval if keep_interval else 0)
 except (ValueError, OSError) as error:
     hardware.stop(error)
 

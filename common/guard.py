@@ -13,7 +13,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from common import hardware
+from common import hardware, planner
 
 RESUMABLE = 75  # exit code of a run that was stopped and saved: EX_TEMPFAIL, try again later
 
@@ -166,10 +166,9 @@ class StepGuard:
         return None
 
 
-def check_disk(out_dir, model, kept):
-    """A printed warning if the disk is too small for what a run saves: three full states, and `kept` times weights."""
-    weights = 4 * sum(p.numel() for p in model.parameters())  # bytes; a full state has AdamW's two moments as well
-    needed = (3 * 3 + 2 + kept) * weights
+def check_disk(out_dir, model, optimizer, kept):
+    """A printed warning if the disk is too small for what a run saves, `kept` weights for good among it."""
+    needed = planner.disk_bytes(model, optimizer, kept)
     there = [entry.stat().st_size for entry in os.scandir(out_dir) if entry.name.endswith('.pt')]  # to be replaced
     free = shutil.disk_usage(out_dir).free + sum(there)
     if free < needed:

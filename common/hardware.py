@@ -271,8 +271,17 @@ def synchronize(device):
 
 
 def memory_gb(device):
-    """The most memory that tensors on this GPU have taken so far, in GB; None where PyTorch does not count it."""
-    return torch.cuda.max_memory_allocated(device) / 1e9 if device.startswith('cuda') else None
+    """
+    The most memory taken so far, in GB: on a GPU by tensors, on a CPU by the whole process (its resident set). None
+    where nobody counts it: on MPS, and on Windows without a GPU.
+    """
+    if device.startswith('cuda'):
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if device != 'cpu' or sys.platform == 'win32':
+        return None
+    import resource
+    unit = 1 if sys.platform == 'darwin' else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def peak_flops(device, dtype):

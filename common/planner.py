@@ -119,6 +119,12 @@ def largest_batch(budget, **options):
     return batch
 
 
+def disk_bytes(model, optimizer, kept):
+    """What a run's checkpoints take at most: the best weights, `kept` ones, two full states, a third being written."""
+    weights, _, moments = state_bytes(model, optimizer)
+    return (1 + kept + 3) * weights + 3 * moments
+
+
 def speed(model, gpu, gpus):
     """(lowest, highest) tokens a second to expect of all GPUs together, in 16 bits: float32 has no tensor cores."""
     low, high, _ = gpu.mfu
@@ -143,8 +149,8 @@ def memory_lines(gpu, batch_size, options):
         yield f'  heads of {head_dim} channels, not a multiple of 8: no fused attention, more memory than this'
 
 
-def time_lines(gpu, tokens, options):
-    """Speed, days, energy and disk for a run over so many tokens."""
+def time_lines(gpu, tokens, options, kept):
+    """Speed, days, energy and disk for a run over so many tokens, of which `kept` weights are kept for good."""
     model, gpus = options['model'], options['gpus']
     if not options['half']:
         yield 'speed   not known in float32, which has other units than 16 bits'
@@ -153,10 +159,10 @@ def time_lines(gpu, tokens, options):
     days = [tokens / one / 86400 for one in (high, low)]
     yield f'speed   {low:,.0f} to {high:,.0f} tokens/s: {gpu.mfu[0]:.0%} to {gpu.mfu[1]:.0%} of the peak'
     yield f'        others: {gpu.mfu[2]}'
+    yield '        with gradient_checkpointing about a quarter less: a second forward pass'
     yield f'time    {days[0]:.3g} to {days[1]:.3g} days for {tokens / 1e9:.3g} billion tokens'
     if gpu.watts:
         kwh = [24 * one * gpus * gpu.watts / 1000 for one in days]
         yield f'energy  {kwh[0]:,.0f} to {kwh[1]:,.0f} kWh of the GPUs, at {gpu.watts} W each'
-    weights, _, moments = state_bytes(model, options['optimizer'])
-    yield (f'disk    {(4 * weights + 3 * moments) / GB:.1f} GB: the best weights, two states, and a third while it is '
-           'written')
+    yield (f'disk    {disk_bytes(model, options["optimizer"], kept) / GB:.1f} GB: the best weights, '
+           + f'{kept} that are kept, ' * (kept > 0) + 'two states, and a third while it is written')

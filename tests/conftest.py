@@ -109,7 +109,7 @@ def assert_same_run(out_dir, reference):
     best = [torch.load(os.path.join(place, 'ckpt.pt'), weights_only=True) for place in (out_dir, reference)]
     assert best[0]['iter_num'] == best[1]['iter_num'] and best[0]['best_val_loss'] == best[1]['best_val_loss']
     assert all(torch.equal(best[0]['model'][key], best[1]['model'][key]) for key in best[1]['model'])
-    measured = ('ms', 'tok_s', 'train_s')
+    measured = ('ms', 'tok_s', 'train_s', 'mem_gb')
     logs = []
     for place in (out_dir, reference):
         steps, evaluations, end = read_metrics(place)

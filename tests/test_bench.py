@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import sys
 
 import pytest
 
@@ -21,6 +22,7 @@ def test_a_step_is_measured(run, args):
     row = json.loads(done.stdout.splitlines()[-1])
     assert row['ms_lowest'] <= row['ms'] <= row['ms_highest'] and 0 < row['mfu_measured'] < 1
     assert row['tok_s'] == pytest.approx(1000 * 2 * 4 * 32 / row['ms']) and row['mfu'] is None
+    assert sys.platform == 'win32' or 0.05 < row['memory_gb'] < 4  # of the process
     shares = {key: value for key, value in row.items() if key.startswith('share_')}
     assert set(shares) == {'share_data', 'share_forward', 'share_backward', 'share_optimizer'}
     assert sum(shares.values()) == pytest.approx(1)
@@ -82,6 +84,11 @@ def test_the_plan_needs_no_gpu(run):
     for word in ('123.6M parameters', '491,520 tokens', 'optimizer', 'logits', 'largest batch_size', 'tokens/s',
                  'days for 295 billion', 'kWh', 'nanoGPT issue 215', 'Derived'):
         assert word in done.stdout, word
+    disk = float(re.search(r'^disk +([\d.]+) GB', done.stdout, re.MULTILINE)[1])
+    assert disk == pytest.approx(10 * 4 * 0.1244, abs=0.05)  # the best weights, and three states of thrice as much
+    kept = run('bench.py', 'config/train_gpt2.py', '--mode=plan', '--gpu=t4', '--keep_interval=100000',
+               '--dtype=bfloat16').stdout
+    assert '8.0 GB: the best weights, 6 that are kept' in kept and 'no bfloat16' in kept
 
 
 def test_a_profile_names_operators_and_leaves_a_trace(run, tmp_path):

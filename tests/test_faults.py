@@ -149,7 +149,7 @@ def test_a_small_disk_is_named_at_the_start(tmp_path, monkeypatch, capsys):
     model = torch.nn.Linear(1000, 1000, bias=False)
     for free, said in ((7 * 10**7, False), (5 * 10**7, True)):
         monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(2 * free, free, free))
-        guard.check_disk(str(tmp_path), model, kept=4)  # (9 + 2 + 4) x 4 MB = 60 MB
+        guard.check_disk(str(tmp_path), model, 'adamw', kept=4)  # (1 + 4 + 3 x 3) x 4 MB = 56 MB
         assert (f'warning: this run may write 0.1 GB into {tmp_path}' in capsys.readouterr().out) == said
 
 
