@@ -67,7 +67,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import batches, bins, decoding, guard, hardware, planner, readiness, roofline, tokenizer
+from common import batches, bins, decoding, guard, hardware, planner, readiness, roofline, settings, tokenizer
 from common import sweep as sweeps
 from model import GPT, GPTConfig
 
@@ -338,10 +338,10 @@ try:
     if mode == 'plan':
         if gradient_accumulation_steps == 1:
             gradient_accumulation_steps = gpus  # one micro-batch for each
-        guard.check_settings(globals(), gpus)
+        settings.check(globals(), gpus)
         dtype = 'float16' if dtype == 'auto' else dtype  # or bfloat16: the same memory
     elif mode != 'check':  # which finds out what is wrong, and does not end with that
-        guard.check_settings(globals(), 1)
+        settings.check(globals(), 1)
         device = hardware.resolve_device(device)
         dtype = hardware.resolve_dtype(dtype, device, training=mode == 'step')
         guard.explain_out_of_memory(batch_size, gradient_accumulation_steps, gradient_checkpointing)

@@ -22,13 +22,14 @@ log_interval = 1                   # iterations between lines
 always_save_checkpoint = True      # save the full state at every evaluation; False: only when val loss improves
 keep_interval = 0                  # iterations between weights that are kept for good (iter_010000.pt); 0: none
 patience = 0                       # evaluations in a row without improvement that end the run; 0: it goes on
-sample_prompts = []                # texts to continue at every evaluation, as ['ROMEO:', '']; into out_dir/samples
+sample_prompts = ''                # texts to continue at every evaluation: 'ROMEO:|JULIET:', or FILE:PATH, one a line
 # start
 init_from = 'scratch'              # scratch, resume, auto; gpt2[-medium|-large|-xl] or any GPT-2 on Hugging Face or in
                                    # a folder; a checkpoint file or another run's out_dir (its weights, iteration 0)
 seed = 1337                        # of the weights, the order of the data, dropout and the samples
-# wandb
-wandb_log = False
+# wandb, tensorboard
+tensorboard_log = False            # into out_dir/tensorboard
+wandb_log = False                  # with WANDB_API_KEY from the environment, or from a file .env
 wandb_project = 'owt'
 wandb_run_name = 'gpt2'
 # data
@@ -83,7 +84,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common import batches, bins, checkpoint as checkpoint_file, guard, hardware, runlog, tokenizer
+from common import batches, bins, checkpoint as checkpoint_file, guard, hardware, runlog, settings, tokenizer
 from common.hardware import print0
 from model import GPT, GPTConfig, load_weights
 
@@ -119,7 +120,7 @@ def load_model():
 
 # a mistake of the user's shows here, before any work
 try:
-    guard.check_settings(globals(), world_size)
+    settings.check(globals(), world_size)
     device = hardware.resolve_device(device)
     dtype = hardware.resolve_dtype(dtype, device)
     hardware.start_processes(backend, device)
@@ -247,10 +248,7 @@ def settle_last_step():
         starts = train_starts(skipped).reshape(-1)
         log.skipped(skipped, step_guard.last_loss, starts.tolist(),
                     lambda: tokenizer.decode_all(meta, get_batch('train', starts)[0].tolist()))
-    if step_guard.in_a_row >= max_skips:
-        print0(f'stopped: {max_skips} updates in a row had to be skipped. The last good state is in {out_dir}; '
-               'resume it with a lower --learning_rate')
-        sys.exit(1)
+    step_guard.give_up_after(max_skips, out_dir)
 
 
 TRAIN, DROPOUT = 0, 1  # streams of random numbers; DROPOUT + rank is each process's own
@@ -264,8 +262,8 @@ if world_size > 1 and not fsdp:
     model = DistributedDataParallel(compiled_model, device_ids=[device] if device_type == 'cuda' else None,
                                     gradient_as_bucket_view=True)  # or gradients take their memory twice
 if rank == 0 and not eval_only:
-    log = runlog.RunLog({**config, **model_args}, iter_num, evaluated_at, train_s, tokens_per_iter,
-                        raw_model.flops_per_token(), hardware.peak_flops(device, dtype))
+    log = runlog.RunLog({**config, **model_args, 'parameters': raw_model.get_num_params()}, iter_num, evaluated_at,
+                        train_s, tokens_per_iter, raw_model.flops_per_token(), hardware.peak_flops(device, dtype))
 step_guard = guard.StepGuard(spike_z, recent_losses)
 t0 = time.perf_counter()
 while True:
@@ -343,6 +341,8 @@ while True:
         loss = loss.item()  # waits for the device
         train_s, t0 = train_s + time.perf_counter() - t0, time.perf_counter()
         log.iteration(iter_num - 1, loss, lr, grad_norm, train_s, hardware.memory_gb(device))
+    if rank == 0:
+        log.progress(iter_num)
 
 if rank == 0 and not eval_only:
     log.close(done, iter_num, best_val_loss, train_s)

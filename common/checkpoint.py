@@ -239,8 +239,8 @@ def set_aside(out_dir):
     Move what an earlier run wrote in `out_dir` to out_dir/previous-1 (or -2, ...) and return that folder; None if there
     was nothing. So a run that is started over by mistake loses nothing.
     """
-    names = [name for name in sorted(os.listdir(out_dir))
-             if re.fullmatch(r'(ckpt|last|prev|iter_\d+)\.pt|last\.pt\.new|(metrics|spikes)\.jsonl|samples', name)]
+    written = r'(ckpt|last|prev|iter_\d+)\.pt|last\.pt\.new|(metrics|spikes)\.jsonl|settings\.json|samples|tensorboard'
+    names = [name for name in sorted(os.listdir(out_dir)) if re.fullmatch(written, name)]
     if not names:
         return None
     number = 1

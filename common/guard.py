@@ -18,46 +18,6 @@ from common import hardware, planner
 RESUMABLE = 75  # exit code of a run that was stopped and saved: EX_TEMPFAIL, try again later
 
 
-def check_settings(settings, world_size):
-    """ValueError, with what to type instead, for settings of train.py (its globals) that cannot work together."""
-    for key in ('n_layer', 'n_head', 'n_embd', 'batch_size', 'block_size', 'gradient_accumulation_steps',
-                'eval_interval', 'log_interval', 'max_skips'):
-        if settings[key] < 1:
-            raise ValueError(f'{key}={settings[key]} is below 1')
-    for key in ('dropout', 'beta1', 'beta2'):
-        if settings[key] >= 1:
-            raise ValueError(f'{key}={settings[key]} is not below 1')
-    for key, known in (('optimizer', ('adamw', 'muon')), ('schedule', ('cosine', 'linear', 'wsd'))):
-        if settings[key] not in known:
-            raise ValueError(f'{key}={settings[key]!r} is not one of {", ".join(known)}')
-    if not 0 < settings['cooldown'] <= 1:
-        raise ValueError(f'cooldown={settings["cooldown"]} must be a fraction of lr_decay_iters, above 0 and up to 1')
-    for key in ('learning_rate', 'muon_lr'):
-        if settings['optimizer'] == 'muon' and settings[key] == 0:
-            raise ValueError(f'{key}=0.0 does not go with optimizer=muon; try --{key}=0.02')
-    if settings['modern'] and settings['activation'] != 'gelu':
-        raise ValueError(f'activation={settings["activation"]!r} has no effect with modern=True, which has ReLU^2; '
-                         'leave it out')
-    steps = settings['gradient_accumulation_steps']
-    above = -(-steps // world_size) * world_size
-    if above != steps:
-        below = f'--gradient_accumulation_steps={above - world_size} or ' if above > world_size else ''
-        raise ValueError(f'gradient_accumulation_steps={steps} is not divisible by the {world_size} processes that '
-                         f'share it; try {below}--gradient_accumulation_steps={above}')
-    warmup, decay = settings['warmup_iters'], settings['lr_decay_iters']
-    if settings['decay_lr'] and warmup >= decay:
-        raise ValueError(f'warmup_iters={warmup} is not below lr_decay_iters={decay}; try --warmup_iters={decay // 20}')
-    if settings['decay_lr'] and settings['schedule'] == 'wsd' and warmup + settings['cooldown'] * decay > decay:
-        raise ValueError(f'warmup_iters={warmup} and cooldown={settings["cooldown"]} overlap; '
-                         f'try --cooldown={math.floor(100 * (decay - warmup) / decay) / 100}')
-    keep, interval = settings['keep_interval'], settings['eval_interval']
-    if keep % interval != 0:
-        raise ValueError(f'keep_interval={keep} is not a multiple of eval_interval={interval}; '
-                         f'try --keep_interval={-(-keep // interval) * interval}')
-    if settings['fsdp'] and world_size == 1:
-        raise ValueError('fsdp=True splits a model over processes, but there is one; start several with torchrun')
-
-
 def check_modern(asked, is_modern, source):
     """ValueError if the modern model was `asked` for, but the weights from `source` are a classic one's."""
     if asked and not is_modern:
@@ -164,6 +124,13 @@ class StepGuard:
         if self.spike_z > 0:
             self.losses.append(self.last_loss)
         return None
+
+    def give_up_after(self, max_skips, out_dir):
+        """End the process if that many updates in a row were skipped."""
+        if self.in_a_row >= max_skips:
+            hardware.print0(f'stopped: {max_skips} updates in a row had to be skipped. The last good state is in '
+                            f'{out_dir}; resume it with a lower --learning_rate')
+            sys.exit(1)
 
 
 def check_disk(out_dir, model, optimizer, kept):

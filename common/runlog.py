@@ -1,12 +1,14 @@
 """
-What is recorded of a run while it trains: metrics.jsonl (one JSON object a line), samples/, the line of an iteration
-on stdout, and Weights & Biases when asked. It takes numbers and texts and knows no model; an unknown number is None,
-never made up.
+What is recorded of a run while it trains: settings.json, metrics.jsonl (one JSON object a line), samples/, the line of
+an iteration on stdout, and Weights & Biases and TensorBoard when asked. It takes numbers and texts and knows no model;
+an unknown number is None, never made up.
 """
 import contextlib
 import json
 import math
 import os
+import sys
+import time
 
 SEPARATOR = '\n---------------\n'  # between sample texts
 
@@ -29,7 +31,11 @@ class RunLog:
         self.peak_flops = peak_flops
         self.texts = []  # the last samples
         self.last_iter, self.last_s = first_iter, train_s  # of the last line that a time was measured for
+        self.s_per_iter, self.shown_at = None, 0.0  # of the progress line
         self.wandb = start_wandb(config) if config['wandb_log'] else None
+        self.board = start_tensorboard(self.out_dir, first_iter) if config['tensorboard_log'] else None
+        with whatever_the_disk_says(), open(os.path.join(self.out_dir, 'settings.json'), 'w', encoding='utf-8') as f:
+            json.dump(config, f, indent=1)
         path = os.path.join(self.out_dir, 'metrics.jsonl')
         cut(path, first_iter, evaluated_at)
         cut(os.path.join(self.out_dir, 'spikes.jsonl'), first_iter, evaluated_at)
@@ -37,7 +43,7 @@ class RunLog:
 
     def iteration(self, iter_num, loss, lr, grad_norm, train_s, mem_gb):
         """One iteration, with the speed since the last one logged: on stdout and in the file."""
-        seconds = (train_s - self.last_s) / (iter_num + 1 - self.last_iter)  # an iteration
+        seconds = self.s_per_iter = (train_s - self.last_s) / (iter_num + 1 - self.last_iter)
         self.last_iter, self.last_s = iter_num + 1, train_s
         tok_s = self.tokens_per_iter / seconds
         mfu = tok_s * self.flops_per_token / self.peak_flops if self.peak_flops else None
@@ -47,6 +53,14 @@ class RunLog:
         self.write(iter=iter_num, loss=loss, lr=lr, grad_norm=None if grad_norm is None else float(grad_norm),
                    ms=1000 * seconds, tok_s=tok_s, mfu=mfu, mem_gb=mem_gb,
                    tokens=(iter_num + 1) * self.tokens_per_iter, train_s=train_s)
+
+    def progress(self, iter_num):
+        """How far the run is, ten times a second at most; on a terminal only, where the next line replaces it."""
+        if self.s_per_iter is None or not sys.stdout.isatty() or time.monotonic() < self.shown_at + 0.1:
+            return
+        self.shown_at = time.monotonic()
+        left = duration(self.s_per_iter * (self.max_iters - iter_num))
+        print(f'{iter_num:,} of {self.max_iters:,} iterations, {left} left'.ljust(60), end='\r', flush=True)
 
     def evaluation(self, iter_num, train_loss, val_loss, val_acc, train_s, texts):
         """One evaluation of the weights after iter_num updates; the texts they wrote go to samples/iter_000500.txt."""
@@ -81,6 +95,10 @@ class RunLog:
             self.file.close()
         if self.wandb:
             self.wandb.finish()
+        if self.board:
+            self.board.close()
+        if sys.stdout.isatty():
+            print(' ' * 60, end='\r')  # over the progress line
         if not done:
             return print(f'stopped after {iter_num} iterations, and saved; go on with the same command and '
                          f'--init_from=resume', flush=True)
@@ -101,6 +119,10 @@ class RunLog:
             self.file.flush()
         if self.wandb:
             self.wandb.log(values, step=values['iter'])
+        if self.board:
+            for key, value in values.items():
+                if key != 'iter' and value is not None:
+                    self.board.add_scalar(key, value, values['iter'])
 
 
 @contextlib.contextmanager
@@ -153,9 +175,26 @@ def duration(seconds):
     return f'{seconds // 86400}d{seconds // 3600 % 24:02d}h'
 
 
+def start_tensorboard(out_dir, first_iter):
+    """A writer of out_dir/tensorboard, where a resumed run hides what it writes again."""
+    from torch.utils.tensorboard import SummaryWriter
+    return SummaryWriter(os.path.join(out_dir, 'tensorboard'), purge_step=first_iter)
+
+
+def read_env(path='.env'):
+    """Lines like WANDB_API_KEY=... of a file, as environment variables; those that are set already stay as they are."""
+    if os.path.isfile(path):
+        with open(path, encoding='utf-8') as f:
+            for line in f:
+                key, equals, value = line.strip().removeprefix('export ').partition('=')
+                if equals and key.startswith('WANDB_'):
+                    os.environ.setdefault(key, value.strip('\'"'))
+
+
 def start_wandb(config):
     """A W&B run; where there is no account or no network, one in its offline mode and a line that says so."""
     import wandb
+    read_env()
     settings = dict(project=config['wandb_project'], name=config['wandb_run_name'], config=config)
     if os.environ.get('WANDB_MODE', 'online') != 'online':
         return wandb.init(**settings)

@@ -177,12 +177,18 @@ class TextStream:
         return text
 
 
-def encode_prompts(meta, texts):
-    """The ids of each text, a list of lists; an empty text becomes the id that a new text starts with."""
-    if not texts:
+def encode_prompts(meta, prompts):
+    """
+    The ids of each of the `prompts`, a list of lists. They are one string with | between them, or FILE:PATH of a file
+    with one a line; '' is none, and an empty one among several becomes the id that a new text starts with.
+    """
+    if not prompts:
         return []
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"prompts must be texts, as in ['one', 'two'], but are {texts!r}")
+    if prompts.startswith('FILE:'):
+        with open(prompts.removeprefix('FILE:'), encoding='utf-8') as f:
+            texts = f.read().splitlines()
+    else:
+        texts = prompts.split('|')
     tokenizer = from_meta(meta)
     return [tokenizer.encode(text) or [tokenizer.start_id] for text in texts]
 

@@ -12,8 +12,8 @@ init_from = 'gpt2'
 eval_interval = 50
 eval_iters = 40
 log_interval = 10
-sample_prompts = ['### Instruction:\nName three colours.\n\n### Response:\n',
-                  '### Instruction:\nWhy is the sky blue?\n\n### Response:\n']
+sample_prompts = ('### Instruction:\nName three colours.\n\n### Response:\n|'
+                  '### Instruction:\nWhy is the sky blue?\n\n### Response:\n')
 wandb_project = 'alpaca'
 
 dataset = 'alpaca'

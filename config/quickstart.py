@@ -9,7 +9,7 @@ out_dir = 'out-quickstart'
 eval_interval = 200
 eval_iters = 20
 log_interval = 50
-sample_prompts = ['The ', 'Return ']
+sample_prompts = 'The |Return '
 
 dataset = 'pydoc_char'
 auto_prepare = True

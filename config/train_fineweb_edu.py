@@ -13,7 +13,7 @@ init_from = 'auto'
 eval_interval = 250
 eval_iters = 100
 log_interval = 10
-sample_prompts = ['The water cycle begins', 'In the year 1789', 'To solve the equation, we']
+sample_prompts = 'The water cycle begins|In the year 1789|To solve the equation, we'
 wandb_project = 'fineweb-edu'
 
 dataset = 'fineweb_edu'

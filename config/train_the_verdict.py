@@ -10,7 +10,7 @@ out_dir = 'out-the-verdict'
 eval_interval = 20
 eval_iters = 0  # all of val, which is short
 log_interval = 20
-sample_prompts = ['I HAD always thought']
+sample_prompts = 'I HAD always thought'
 
 dataset = 'the_verdict'
 # 8 sequences x 64 tokens = 512 tokens an iteration, 9 iterations an epoch

@@ -12,7 +12,7 @@ init_from = 'auto'
 eval_interval = 500
 eval_iters = 100
 log_interval = 10
-sample_prompts = ['Once upon a time', 'Lily and Tom went to the park.']
+sample_prompts = 'Once upon a time|Lily and Tom went to the park.'
 wandb_project = 'tinystories'
 
 dataset = 'tinystories'

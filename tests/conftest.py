@@ -85,7 +85,7 @@ def read_metrics(out_dir):
 
 # a run with all that a resume could get wrong: two optimizers in one, dropout, accumulation, samples, evaluations
 DEMANDING = [*TOY, '--modern=True', '--optimizer=muon', '--dropout=0.1', '--max_iters=40', '--lr_decay_iters=40',
-             '--eval_interval=5', "--sample_prompts=['the cat']"]
+             '--eval_interval=5', '--sample_prompts=the cat']
 
 
 @pytest.fixture(scope='session')

@@ -143,7 +143,7 @@ def test_two_processes_killed_end_as_two_that_were_not(start, tmp_path):
 
 @pytest.mark.parametrize('recipe', [['--modern=True', '--optimizer=muon'], ['--modern=False', '--optimizer=adamw']])
 def test_split_by_fsdp_it_is_the_same_run_with_the_same_files(start, tmp_path, recipe):
-    plain = [*recipe, '--dropout=0.0', "--sample_prompts=['the cat']", '--max_iters=20']
+    plain = [*recipe, '--dropout=0.0', '--sample_prompts=the cat', '--max_iters=20']
     fsdp = dict(processes=2)
     for args, several in ((['--out_dir=whole'], {}),
                           (['--out_dir=out_of', '--fsdp=True', '--max_iters=10'], fsdp), (['--out_dir=out_of'], {}),

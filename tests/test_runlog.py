@@ -1,14 +1,16 @@
 """metrics.jsonl: one run, however often it was interrupted, and never a made-up number."""
 import json
 import math
+import os
 
 import pytest
 
+from common import runlog
 from common.runlog import RunLog, duration, perplexity
 
 
 def make_log(folder, first_iter=0, evaluated_at=-1, train_s=0.0, peak_flops=None):
-    config = {'max_iters': 100, 'out_dir': str(folder), 'wandb_log': False}
+    config = {'max_iters': 100, 'out_dir': str(folder), 'wandb_log': False, 'tensorboard_log': False}
     return RunLog(config, first_iter, evaluated_at, train_s, tokens_per_iter=1000, flops_per_token=50.0,
                   peak_flops=peak_flops)
 
@@ -59,3 +61,42 @@ def test_the_end_names_only_files_that_are_there(tmp_path, capsys):
                                            (356400, '4d03h')])
 def test_durations_are_as_exact_as_a_person_needs(seconds, text):
     assert duration(seconds) == text
+
+
+def test_all_settings_are_beside_the_run(tmp_path):
+    make_log(tmp_path)
+    assert json.loads((tmp_path / 'settings.json').read_text())['max_iters'] == 100
+
+
+def test_the_progress_line_is_for_terminals_alone(tmp_path, capsys, monkeypatch):
+    log = make_log(tmp_path)
+    log.iteration(0, loss=2.0, lr=0.1, grad_norm=None, train_s=1.0, mem_gb=None)
+    log.progress(1)
+    assert 'of 100 iterations' not in capsys.readouterr().out
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+    log.progress(1)
+    line = capsys.readouterr().out
+    assert '1 of 100 iterations, 1m39s left' in line and line.endswith('\r') and '\n' not in line
+
+
+def test_a_key_may_stand_in_a_file(tmp_path, monkeypatch):
+    (tmp_path / '.env').write_text('# keys\nexport WANDB_API_KEY="secret"\nWANDB_MODE=online\nPATH=/nowhere\n')
+    monkeypatch.delenv('WANDB_API_KEY', raising=False)
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    path = os.environ['PATH']
+    runlog.read_env(str(tmp_path / '.env'))
+    assert os.environ['WANDB_API_KEY'] == 'secret' and os.environ['WANDB_MODE'] == 'offline'
+    assert os.environ['PATH'] == path
+    monkeypatch.delenv('WANDB_API_KEY')
+
+
+def test_tensorboard_has_the_curves(tmp_path):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    config = {'max_iters': 100, 'out_dir': str(tmp_path), 'wandb_log': False, 'tensorboard_log': True}
+    log = RunLog(config, 0, -1, 0.0, tokens_per_iter=1000, flops_per_token=50.0, peak_flops=None)
+    log.iteration(0, loss=2.0, lr=0.1, grad_norm=None, train_s=1.0, mem_gb=None)
+    log.evaluation(1, train_loss=3.0, val_loss=3.5, val_acc=0.5, train_s=1.0, texts=[])
+    log.close(True, 1, best_val_loss=3.5, train_s=1.0)
+    events = accumulator.EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
+    assert [(event.step, event.value) for event in events.Scalars('val_loss')] == [(1, 3.5)]
+    assert [event.value for event in events.Scalars('loss')] == [2.0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
-from common import guard
+from common import guard, settings
 from conftest import ROOT, TOY, make_dataset, python, read_metrics
 from model import GPT
 
@@ -32,7 +32,7 @@ def same(a, b):
 # what a run leaves behind
 
 def test_a_run_leaves_what_the_design_promises(trained):
-    assert sorted(os.listdir(trained)) == ['.lock', 'ckpt.pt', 'last.pt', 'metrics.jsonl', 'prev.pt']
+    assert sorted(os.listdir(trained)) == ['.lock', 'ckpt.pt', 'last.pt', 'metrics.jsonl', 'prev.pt', 'settings.json']
     training, evaluations, end = read_metrics(trained)
     assert [line['iter'] for line in training] == list(range(20))
     assert [line['iter'] for line in evaluations] == [0, 10, 20]
@@ -78,7 +78,7 @@ def test_weights_are_kept_every_keep_interval(train, tmp_path):
 
 
 def test_samples_are_written_and_shown_at_the_end(train, tmp_path):
-    done = train('--out_dir=out', "--sample_prompts=['the cat', '']")
+    done = train('--out_dir=out', '--sample_prompts=the cat|')
     assert sorted(os.listdir(tmp_path / 'out' / 'samples')) == ['iter_000000.txt', 'iter_000010.txt', 'iter_000020.txt']
     text = (tmp_path / 'out' / 'samples' / 'iter_000020.txt').read_text()
     assert text.startswith('the cat') and text.strip() in done.stdout
@@ -97,7 +97,7 @@ def test_starting_over_sets_the_earlier_run_aside(train, tmp_path):
 # the same run, however it is cut
 
 def test_evaluating_changes_nothing(train, tmp_path):
-    assert train('--out_dir=out', '--dropout=0.1', '--eval_interval=3', "--sample_prompts=['a dog']").returncode == 0
+    assert train('--out_dir=out', '--dropout=0.1', '--eval_interval=3', '--sample_prompts=a dog').returncode == 0
     assert train('--out_dir=rare', '--dropout=0.1', '--eval_interval=100').returncode == 0
     assert losses(tmp_path / 'out') == losses(tmp_path / 'rare')
     assert same(weights(tmp_path / 'out' / 'last.pt'), weights(tmp_path / 'rare' / 'last.pt'))
@@ -152,7 +152,7 @@ def test_two_processes_train_as_one(corpus_dir, tmp_path):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / 'recorder.py').write_text(RECORDER)
         done = python(*launcher, 'recorder.py', os.path.join(ROOT, 'train.py'), *TOY, f'--dataset={corpus_dir}',
-                      '--out_dir=out', "--sample_prompts=['']", cwd=tmp_path / folder)
+                      '--out_dir=out', '--sample_prompts=|', cwd=tmp_path / folder)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count('iter 7:') == 1, 'every line once, not once a process'
         read = [line for name in os.listdir(tmp_path / folder) if name.startswith('read.')
@@ -415,8 +415,8 @@ def test_wandb_without_account_or_network_goes_on_offline(train, tmp_path, key, 
     (['--device=cuda'], ["device='cuda'", '--device=auto']),
     (['--dtype=float16'], ['float16', '--dtype=float32']),
     (['--learning_rate=-1.0'], ['learning_rate=-1.0 is below 0']),
-    (['--sample_prompts=[1]'], ['prompts must be texts']),
-    (["--sample_prompts=['#']"], ["'#'"]),
+    (['--sample_prompts=FILE:none.txt'], ['none.txt']),
+    (['--sample_prompts=#'], ["'#'"]),
 ])
 def test_a_mistake_is_one_line_and_nothing_is_written(train, tmp_path, args, expected):
     if 'shakespeare_char' in args[0] and os.path.exists(os.path.join(ROOT, 'data/shakespeare_char/train.bin')):
@@ -440,15 +440,15 @@ def test_a_mistake_is_one_line_and_nothing_is_written(train, tmp_path, args, exp
     ('gradient_accumulation_steps', 5, 3, 'try --gradient_accumulation_steps=3 or --gradient_accumulation_steps=6'),
     ('gradient_accumulation_steps', 1, 2, 'try --gradient_accumulation_steps=2'), ('batch_size', 3, 1, None)])
 def test_settings_that_cannot_work_are_refused(key, value, processes, expected):
-    settings = dict(optimizer='muon', schedule='wsd', cooldown=0.3, learning_rate=1e-3, muon_lr=1e-2, modern=True,
-                    activation='gelu',
-                    n_layer=1, n_head=1, n_embd=1, batch_size=1, block_size=1, gradient_accumulation_steps=6,
-                    eval_interval=10, log_interval=1, max_skips=1, dropout=0.0, beta1=0.9, beta2=0.9, decay_lr=True,
-                    warmup_iters=2, lr_decay_iters=20, keep_interval=20, fsdp=False)
+    these = dict(optimizer='muon', schedule='wsd', cooldown=0.3, learning_rate=1e-3, muon_lr=1e-2, modern=True,
+                 activation='gelu', wandb_log=False, tensorboard_log=False,
+                 n_layer=1, n_head=1, n_embd=1, batch_size=1, block_size=1, gradient_accumulation_steps=6,
+                 eval_interval=10, log_interval=1, max_skips=1, dropout=0.0, beta1=0.9, beta2=0.9, decay_lr=True,
+                 warmup_iters=2, lr_decay_iters=20, keep_interval=20, fsdp=False)
     if expected is None:
-        return guard.check_settings({**settings, key: value}, processes)
+        return settings.check({**these, key: value}, processes)
     with pytest.raises(ValueError, match=expected):
-        guard.check_settings({**settings, key: value}, processes)
+        settings.check({**these, key: value}, processes)
 
 
 @pytest.mark.parametrize('args, expected', [

@@ -1,0 +1,159 @@
+"""
+The list of experiments that run_manager.py works through, one a line, with all the settings that each would train with;
+and what can be wrong with it before anything is started. It knows no torch and starts nothing.
+"""
+import ast
+import contextlib
+import io
+import os
+import re
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass, field
+
+from common import bins, settings as train_settings
+
+
+@dataclass
+class Experiment:
+    name: str
+    words: list      # what follows `python train.py`, --out_dir among them
+    settings: dict   # all of train.py's, with these words
+    line: int        # in the list
+    after: list = field(default_factory=list)  # names of those that must be done before
+
+    @property
+    def out_dir(self):
+        return self.settings['out_dir']
+
+
+def read(path, root):
+    """
+    The experiments of a list, in its order. ValueError, a line for each mistake, if train.py would not take one of them
+    or if two do not go together.
+    """
+    experiments, mistakes = [], []
+    if not os.path.isfile(path):
+        raise ValueError(f'there is no list {path!r}; --list=FILE names one, and config/experiment_list.conf shows how')
+    with open(path, encoding='utf-8') as f:
+        for number, line in enumerate(f, 1):
+            try:
+                words = shlex.split(line, comments=True)
+                if words:
+                    experiments.append(parse(words, number, root))
+            except ValueError as error:
+                mistakes.append(f'line {number}: {error}')
+    mistakes += mistakes_between(experiments)
+    if mistakes:
+        raise ValueError('\n'.join(f'{path}, {mistake}' for mistake in mistakes))
+    if not experiments:
+        raise ValueError(f'{path} has no experiment in it yet: one a line, exactly what follows `python train.py`')
+    return experiments
+
+
+def parse(words, number, root):
+    """The experiment of a line: [NAME:] [after=NAME ...] and what follows `python train.py`."""
+    after = [word.removeprefix('after=') for word in words if word.startswith('after=')]
+    words = [word for word in words if not word.startswith('after=')]
+    name = words.pop(0)[:-1] if words and words[0].endswith(':') else None
+    known = resolve(root, words)
+    has_out_dir = any(re.match('--out_dir(=|$)', word) for word in words)
+    if name is None:  # results/tiny12 is called tiny12, config/quickstart.py --seed=2 quickstart-seed=2
+        said = [os.path.splitext(os.path.basename(word))[0] if word.endswith('.py') else word.lstrip('-')
+                for word in words]
+        name = os.path.basename(os.path.normpath(known['out_dir'])) if has_out_dir else '-'.join(said) or 'train'
+    name = re.sub(r'[^\w.=+-]+', '_', name)
+    if not has_out_dir:
+        words.append(f'--out_dir=results/{name}')
+        known['out_dir'] = f'results/{name}'
+    return Experiment(name, words, known, number, after)
+
+
+def resolve(root, words):
+    """
+    All of train.py's settings with these words on its command line: its settings block and the configurator, nothing
+    else of it, are executed. ValueError with what train.py would say.
+    """
+    path = os.path.join(root, 'train.py')
+    with open(path, encoding='utf-8') as f:
+        body = ast.parse(f.read(), path).body
+    end = next(i for i, node in enumerate(body) if 'configurator.py' in ast.unparse(node))
+    names, said, argv = {'__file__': path, '__name__': 'settings'}, io.StringIO(), sys.argv
+    try:
+        sys.argv = [path, *words]
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            exec(compile(ast.Module(body[:end + 1], []), path, 'exec'), names)
+    except SystemExit:
+        raise ValueError(said.getvalue().strip().removeprefix('train.py: ') or 'it only asks for help') from None
+    finally:
+        sys.argv = argv
+    return {key: names[key] for key in names['config_keys']}
+
+
+def mistakes_between(experiments):
+    """What does not go together in a list, a text for each."""
+    names, folders = {}, {}
+    for one in experiments:
+        other = names.setdefault(one.name, one)
+        if other is not one:
+            yield (f'line {one.line}: {one.name} is the name of line {other.line} too; put another one in front, as in '
+                   f'{one.name}-2: ...')
+        other = folders.setdefault(os.path.realpath(one.out_dir), one)
+        if other is not one:
+            yield f'line {one.line}: line {other.line} writes to out_dir={one.out_dir!r} too'
+    for one in experiments:
+        for name in one.after:
+            if name not in names:
+                yield f'line {one.line}: after={name} names no experiment; there are {", ".join(names)}'
+        if one in ancestors(one, names):
+            yield f'line {one.line}: {one.name} waits for itself, by after={" after=".join(one.after)}'
+        source = folders.get(os.path.realpath(one.settings['init_from']))
+        if source and source is not one and source not in ancestors(one, names):
+            yield f'line {one.line}: it starts from what {source.name} writes; add after={source.name}'
+
+
+def ancestors(one, names):
+    """All experiments that must be done before this one."""
+    found, waiting = [], list(one.after)
+    while waiting:
+        other = names.get(waiting.pop())
+        if other and other not in found:
+            found.append(other)
+            waiting += other.after
+    return found
+
+
+def check(experiments, root, processes):
+    """ValueError, a line for each, if one of these cannot work here: its settings, its dataset, the disk."""
+    mistakes, needed = [], {}
+    for one in experiments:
+        try:
+            if one.settings['eval_only']:
+                raise ValueError('eval_only trains nothing, so that a queue cannot see its end; run it by hand')
+            train_settings.check(one.settings, processes)
+            folder = bins.find(root, one.settings['dataset'])
+            makes_it = one.settings['auto_prepare'] and os.path.isfile(os.path.join(folder, 'prepare.py'))
+            vocab_size = 50257 if makes_it else bins.read_meta(folder)['vocab_size']
+        except (ValueError, OSError) as error:
+            mistakes.append(f'line {one.line}: {error}')
+            continue
+        place = os.path.abspath(one.out_dir)
+        while not os.path.isdir(place):
+            place = os.path.dirname(place)
+        disk = needed.setdefault(os.stat(place).st_dev, [place, 0])
+        disk[1] += train_settings.disk_bytes(one.settings, vocab_size)
+    for place, size in needed.values():
+        free = shutil.disk_usage(place).free
+        if size > free:
+            mistakes.append(f'the experiments that are not done yet may write {size / 1e9:.1f} GB, the disk of {place} '
+                            f'has {free / 1e9:.1f} GB free')
+    if mistakes:
+        raise ValueError('\n'.join(mistakes))
+
+
+def command(one, root, processes=1, resumes=False):
+    """The words of the command that starts an experiment; `resumes`: or that goes on with it, if it saved a state."""
+    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
+    auto = ['--init_from=auto'] if resumes and os.path.exists(os.path.join(one.out_dir, 'last.pt')) else []
+    return ['python', *launcher, os.path.relpath(os.path.join(root, 'train.py')), *one.words, *auto]

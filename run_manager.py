@@ -1,0 +1,203 @@
+"""
+A queue of experiments that survives the night. Each line of the list is what follows `python train.py`.
+
+python run_manager.py run                     # config/experiment_list.conf from top to bottom, one at a time
+python run_manager.py run --gpus=0,1          # one on each of these GPUs; with --nproc_per_node=8, 8 GPUs for each
+python run_manager.py run --dry_run           # check the list, and print the commands
+python run_manager.py run --launcher=slurm    # a job for each, through sbatch
+python run_manager.py status                  # what each is doing; --json for programs
+python run_manager.py logs NAME -f            # what it prints
+python run_manager.py stop NAME               # with a checkpoint; retry goes on from there
+python run_manager.py retry NAME              # or --failed: all that failed
+python run_manager.py report --target=1.9     # a table, report.html and report.png; or of any folders: report out out-2
+"""
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+
+from common import experiments, report, runstate, slurm
+from common.manager import Manager, say
+
+root = os.path.dirname(os.path.abspath(__file__))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+    def add(name, help):
+        command = commands.add_parser(name, help=help)
+        command.add_argument('--list', default='config/experiment_list.conf', help='the experiments, one a line')
+        return command
+
+    command = add('run', 'work through the list')
+    command.add_argument('--gpus', default='', help='their numbers, as in 0,1; one experiment on each')
+    command.add_argument('--nproc_per_node', type=int, default=1, help='GPUs for one experiment, through torchrun')
+    command.add_argument('--launcher', choices=['local', 'slurm'], default='local')
+    command.add_argument('--sbatch', default='', help="more words for sbatch, as in '--gres=gpu:1 --time=12:00:00'")
+    command.add_argument('--dry_run', action='store_true', help='check the list and print the commands, no more')
+    add('status', 'what each experiment is doing').add_argument('--json', action='store_true', help='for programs')
+    command = add('logs', 'what an experiment printed')
+    command.add_argument('name')
+    command.add_argument('-f', '--follow', action='store_true', help='and what it goes on to print')
+    add('stop', 'stop an experiment, with a checkpoint, or take it out of the queue').add_argument('name')
+    command = add('retry', 'back into the queue; it goes on from its last checkpoint')
+    command.add_argument('name', nargs='?')
+    command.add_argument('--failed', action='store_true', help='all that failed')
+    report.add_arguments(add('report', 'compare runs: a table, report.html, report.png'))
+    options = parser.parse_args()
+    try:
+        sys.exit(COMMANDS[options.command](options, runstate.Queue(options.list)))
+    except (ValueError, OSError) as error:
+        print(f'run_manager.py: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+def find_slots(gpus, processes):
+    """The GPUs of each place for an experiment, as CUDA_VISIBLE_DEVICES has them; [None]: one place, whatever it is."""
+    numbers = gpus.split(',') if gpus else []
+    if not all(number.isdecimal() for number in numbers):
+        raise ValueError(f'--gpus={gpus} is not like 0,1')
+    if not numbers:
+        return [None]
+    try:
+        here = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, check=True).stdout.count('GPU ')
+    except (OSError, subprocess.CalledProcessError):
+        here = 0
+    if any(int(number) >= here for number in numbers):
+        raise ValueError(f'--gpus={gpus}, but nvidia-smi knows {here} GPUs here')
+    if len(numbers) % processes:
+        raise ValueError(f'--gpus={gpus} are {len(numbers)}, which --nproc_per_node={processes} does not divide')
+    return [','.join(numbers[i:i + processes]) for i in range(0, len(numbers), processes)]
+
+
+def run_queue(options, queue):
+    """Start what can be started, watch what runs, until all is done. Returns the exit code."""
+    listed = experiments.read(options.list, root)
+    slots = find_slots(options.gpus, options.nproc_per_node)
+    runs = queue.read()
+    left = [one for one in listed if runs.get(one.name, runstate.NEW)['state'] != 'done']
+    experiments.check(left, root, options.nproc_per_node)
+    if options.dry_run:
+        for one in left:
+            resumes = bool(runs.get(one.name, runstate.NEW)['started'])
+            print(shlex.join(experiments.command(one, root, options.nproc_per_node, resumes)))
+        return 0
+    with queue.lock_for_manager():
+        if options.launcher == 'slurm':
+            return submit(left, queue, options)
+        return Manager(queue, slots, options.nproc_per_node, root).work(listed, options.list)
+
+
+def submit(listed, queue, options):
+    """A Slurm job for each experiment that is queued."""
+    with queue.changing() as runs:
+        slurm.update(runs)
+        names = {one.name: one for one in listed}
+        # those that others wait for come first
+        for one in sorted(listed, key=lambda one: len(experiments.ancestors(one, names))):
+            run = runs.setdefault(one.name, dict(runstate.NEW, out_dir=one.out_dir))
+            before = [runs[name] for name in one.after if runs[name]['state'] != 'done']
+            if run['state'] != 'queued' or any(other['state'] != 'submitted' for other in before):
+                continue
+            words = experiments.command(one, root, options.nproc_per_node, bool(run['started']))
+            os.makedirs(one.out_dir, exist_ok=True)
+            job = slurm.submit(one.name, words, one.out_dir, [other['job'] for other in before], options.sbatch)
+            run.update(state='submitted', job=job, started=time.time(), out_dir=one.out_dir,
+                       max_iters=one.settings['max_iters'])
+            say(f'{one.name}: job {job}')
+    return 0
+
+
+def show_status(options, queue):
+    if any(run['state'] == 'submitted' for run in queue.read().values()):
+        with queue.changing() as runs:
+            slurm.update(runs)
+    runs = queue.read()
+    try:
+        listed = experiments.read(options.list, root)
+    except ValueError as error:
+        print(f'run_manager.py: {error}', file=sys.stderr)
+        listed = []
+    for one in listed:
+        runs.setdefault(one.name, dict(runstate.NEW, out_dir=one.out_dir))['after'] = one.after
+    known = [one.name for one in listed]
+    names = known + [name for name, run in runs.items() if name not in known and run['state'] != 'queued']
+    if options.json:
+        rows = [{**runs[name], **runstate.progress(runs[name]), 'name': name,
+                 'state': runstate.describe(runs[name], runs)[0]} for name in names]
+        print(json.dumps(rows, indent=1))
+        return 0
+    print('\n'.join(runstate.status_lines(names, runs)))
+    if any(runs[name]['state'] in ('queued', 'running') for name in names) and not queue.has_manager():
+        print('nobody works through this list now: python run_manager.py run')
+    return 0
+
+
+def find_run(runs, name):
+    if name not in runs:
+        raise ValueError(f'{name!r} was not started yet; known are {", ".join(runs) or "none"}')
+    return runs[name]
+
+
+def show_log(options, queue):
+    path = os.path.join(find_run(queue.read(), options.name)['out_dir'], 'log.txt')
+    with open(path, encoding='utf-8', errors='replace') as f:
+        try:
+            while True:
+                sys.stdout.write(f.read())
+                sys.stdout.flush()
+                if not options.follow:
+                    return 0
+                time.sleep(0.5)
+        except KeyboardInterrupt:
+            return 0
+
+
+def stop(options, queue):
+    with queue.changing() as runs:
+        run = find_run(runs, options.name)
+        if run['state'] == 'running':
+            runstate.stop(run, then='stopped')
+            print(f'{options.name} saves and ends after the iteration at hand')
+        elif run['state'] == 'submitted':
+            slurm.stop(run)
+            run['state'] = 'stopped'
+        elif run['state'] == 'queued':
+            run['state'] = 'stopped'
+        else:
+            raise ValueError(f'{options.name} is {run["state"]} already')
+    print(f'python run_manager.py retry {options.name} goes on with it')
+    return 0
+
+
+def retry(options, queue):
+    with queue.changing() as runs:
+        names = [name for name, run in runs.items() if run['state'] == 'failed'] if options.failed else [options.name]
+        if names == [None]:
+            raise ValueError('retry what? a NAME, or --failed')
+        for name in names:
+            run = find_run(runs, name)
+            if run['state'] in ('running', 'submitted'):
+                raise ValueError(f'{name} is {run["state"]}')
+            # what was done begins anew, what was not goes on
+            run.update(runstate.NEW, started=None if run['state'] == 'done' else run['started'])
+            print(f'{name} is in the queue again')
+    if not queue.has_manager():
+        print('python run_manager.py run starts it')
+    return 0
+
+
+def make_report(options, queue):
+    folders = options.out_dir or [run['out_dir'] for run in queue.read().values()]
+    return report.main(folders, options)
+
+
+COMMANDS = {'run': run_queue, 'status': show_status, 'logs': show_log, 'stop': stop, 'retry': retry,
+            'report': make_report}
+if __name__ == '__main__':
+    main()

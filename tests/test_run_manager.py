@@ -1,0 +1,390 @@
+"""
+run_manager.py as a user runs it, with a stand-in for train.py that has its settings and its way to end, but learns
+nothing and needs no torch; the last test has the real one.
+"""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from common import experiments, runstate
+from conftest import ROOT, TOY, python, read_metrics
+
+# wandb_run_name says how the stand-in behaves; each iteration takes 20 ms, and the state is saved at each
+STAND_IN = '''
+import json, signal, time
+stopped = []
+signal.signal(signal.SIGTERM, lambda *args: stopped.append(1))
+os.makedirs(out_dir, exist_ok=True)
+last, first = os.path.join(out_dir, 'last.pt'), 0
+if init_from == 'auto' and os.path.exists(last):
+    first = int(open(last).read())
+log = open(os.path.join(out_dir, 'metrics.jsonl'), 'a')
+print('GPU', os.environ.get('CUDA_VISIBLE_DEVICES'), 'from', first, flush=True)
+def write(**line):
+    print(json.dumps(line), file=log, flush=True)
+if wandb_run_name == 'fails' or (wandb_run_name == 'fails once' and first == 0 and not os.path.exists(out_dir + '/x')):
+    open(out_dir + '/x', 'w')
+    sys.exit('no such luck')
+for i in range(first, max_iters):
+    write(iter=i, loss=2.0, ms=20.0, tok_s=10.0, tokens=i, train_s=0.0)
+    time.sleep(0.02)
+    open(last, 'w').write(str(i + 1))
+    if stopped or (wandb_run_name == 'preempted' and i == 3):
+        sys.exit(75)
+write(iter=max_iters, val_loss=1.5, train_loss=1.4, val_ppl=4.5, val_acc=0.5, tokens=max_iters, train_s=1.0)
+write(iter=max_iters, done=True, best_val_loss=1.5, train_s=1.0)
+'''
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A folder with run_manager.py, the stand-in for train.py, and a dataset."""
+    for name in ('run_manager.py', 'configurator.py'):
+        shutil.copy(os.path.join(ROOT, name), tmp_path)
+    shutil.copytree(os.path.join(ROOT, 'common'), tmp_path / 'common', ignore=shutil.ignore_patterns('__pycache__'))
+    manager = tmp_path / 'common' / 'manager.py'
+    manager.write_text(re.sub('PAUSE = 60', 'PAUSE = 0.2', manager.read_text()))
+    source = open(os.path.join(ROOT, 'train.py')).read()
+    settings = source[:source.index('exec(open(')]
+    (tmp_path / 'train.py').write_text(f"{settings}exec(open(os.path.join(root, 'configurator.py')).read())\n{STAND_IN}")
+    (tmp_path / 'config').mkdir()
+    (tmp_path / 'config' / 'toy.py').write_text('max_iters = 10\nn_layer = 1\nn_embd = 8\nn_head = 1\ndataset = "toy"\n')
+    (tmp_path / 'data' / 'toy').mkdir(parents=True)
+    for split in ('train', 'val'):
+        (tmp_path / 'data' / 'toy' / f'{split}.bin').write_bytes(bytes(4096))
+    return tmp_path
+
+
+@pytest.fixture
+def manage(place):
+    """manage('status', ...): run_manager.py with these words, to its end. manage.start('run'): without waiting."""
+    def run(*words, **env):
+        return subprocess.run([sys.executable, 'run_manager.py', *words], cwd=place, env={**os.environ, **env},
+                              capture_output=True, text=True, timeout=60)
+
+    started = []
+
+    def start(*words):
+        started.append(subprocess.Popen([sys.executable, 'run_manager.py', *words], cwd=place, stdout=subprocess.PIPE,
+                                        stderr=subprocess.STDOUT, text=True))
+        return started[-1]
+    run.start = start
+    yield run
+    for run_ in json_of(place).values():
+        if runstate.is_alive(run_):
+            os.kill(run_['pid'], signal.SIGKILL)
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def write_list(place, *lines):
+    (place / 'config' / 'experiment_list.conf').write_text('\n'.join(lines) + '\n')
+
+
+def json_of(place):
+    path = place / 'results' / 'experiment_list.json'
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def states(place):
+    return {name: run['state'] for name, run in json_of(place).items()}
+
+
+def starts(place, name):
+    """The lines with which a run was started."""
+    return [line for line in (place / 'results' / name / 'log.txt').read_text().splitlines() if line[0] == '$']
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'it took too long'
+        time.sleep(0.02)
+
+
+def running_at(place, name, iteration):
+    """Wait until an experiment is at an iteration."""
+    path = place / 'results' / name / 'last.pt'
+    wait_for(lambda: path.exists() and (path.read_text() or '0') >= str(iteration))
+
+
+def test_a_list_is_worked_through_in_its_order_but_for_what_waits(place, manage):
+    write_list(place, '# three', 'b: config/toy.py after=c', 'a: config/toy.py --seed=2   # the first', '',
+               'c: config/toy.py', 'config/toy.py --seed=3')
+    done = manage('run')
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r'(\S+): started', done.stdout) == ['a', 'c', 'b', 'toy-seed=3'] or \
+        re.findall(r'(\S+): started', done.stdout) == ['a', 'c', 'toy-seed=3', 'b']
+    assert set(states(place).values()) == {'done'} and 'best val loss 1.5000' in done.stdout
+    assert starts(place, 'a') == ['$ python train.py config/toy.py --seed=2 --out_dir=results/a']
+    assert manage('run').returncode == 0 and len(starts(place, 'a')) == 1, 'what is done stays done'
+
+
+def test_an_experiment_never_runs_beside_another_on_one_place(place, manage):
+    write_list(place, 'a: config/toy.py', 'b: config/toy.py', 'c: config/toy.py')
+    manage('run')
+    ends = [os.path.getmtime(place / 'results' / name / 'metrics.jsonl') for name in 'abc']
+    begins = [json_of(place)[name]['started'] for name in 'abc']
+    assert begins[1] >= ends[0] and begins[2] >= ends[1]
+
+
+def test_each_gpu_has_its_own_experiment(place, manage):
+    (place / 'nvidia-smi').write_text('#!/bin/sh\necho "GPU 0: stand-in"; echo "GPU 1: stand-in"\n')
+    (place / 'nvidia-smi').chmod(0o755)
+    path = f'{place}:{os.environ["PATH"]}'
+    write_list(place, 'a: config/toy.py --max_iters=60', 'b: config/toy.py --max_iters=60', 'c: config/toy.py')
+    done = manage('run', '--gpus=0,1', PATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = json_of(place)
+    assert {runs['a']['slot'], runs['b']['slot']} == {'0', '1'} and abs(runs['a']['started'] - runs['b']['started']) < 1
+    assert 'GPU 1' in (place / 'results' / 'b' / 'log.txt').read_text()
+    assert 'knows 2 GPUs' in manage('run', '--gpus=2', PATH=path).stderr
+    assert 'not like 0,1' in manage('run', '--gpus=a', PATH=path).stderr
+
+
+def test_what_fails_is_tried_again_twice(place, manage):
+    write_list(place, 'long: config/toy.py --max_iters=40', 'bad: config/toy.py --wandb_run_name=fails',
+               'after: config/toy.py after=bad', 'unlucky: config/toy.py --wandb_run_name="fails once"')
+    done = manage('run')
+    assert done.returncode == 1
+    assert states(place) == {'long': 'done', 'bad': 'failed', 'after': 'queued', 'unlucky': 'done'}, done.stdout
+    assert len(starts(place, 'bad')) == 3 and len(starts(place, 'unlucky')) == 2
+    status = manage('status').stdout
+    assert re.search(r'^bad +failed +no such luck$', status, re.MULTILINE)
+    assert re.search(r'^after +queued +after bad \(failed\)$', status, re.MULTILINE)
+    write_list(place, 'bad: config/toy.py', 'after: config/toy.py after=bad')
+    assert 'bad is in the queue again' in manage('retry', '--failed').stdout
+    assert manage('run').returncode == 0 and states(place)['after'] == 'done'
+
+
+def test_three_that_fail_at_once_end_the_queue(place, manage):
+    write_list(place, *(f'{name}: config/toy.py --wandb_run_name=fails' for name in 'abcd'))
+    done = manage('run')
+    assert done.returncode == 1 and 'three in a row failed within 20 seconds; the last said: no such luck' in done.stdout
+    assert set(re.findall(r'(\w): started', done.stdout)) == set('abc') and states(place)['d'] == 'queued'
+
+
+def test_a_preempted_run_goes_on_and_that_is_no_failure(place, manage):
+    write_list(place, 'a: config/toy.py --wandb_run_name=preempted --max_iters=30')
+    assert manage('run').returncode == 0
+    assert json_of(place)['a']['attempts'] == 0
+    assert [line.endswith('--init_from=auto') for line in starts(place, 'a')] == [False, True]
+    assert 'from 4' in (place / 'results' / 'a' / 'log.txt').read_text()
+
+
+def test_a_killed_manager_finds_its_run_alive(place, manage):
+    write_list(place, 'a: config/toy.py --max_iters=150', 'b: config/toy.py')
+    first = manage.start('run')
+    running_at(place, 'a', 5)
+    wait_for(lambda: json_of(place)['a']['pid'])
+    first.kill()
+    first.wait()
+    assert 'nobody works through this list' in manage('status').stdout
+    second = manage('run')
+    assert second.returncode == 0, second.stdout
+    assert len(starts(place, 'a')) == 1 and re.findall(r'(\S+): started', second.stdout) == ['b']
+
+
+def test_a_killed_manager_goes_on_with_a_run_that_died_too(place, manage):
+    write_list(place, 'a: config/toy.py --max_iters=60')
+    first = manage.start('run')
+    running_at(place, 'a', 5)
+    wait_for(lambda: json_of(place)['a']['pid'])
+    first.kill()
+    first.wait()
+    os.kill(json_of(place)['a']['pid'], signal.SIGKILL)
+    wait_for(lambda: re.search('^a +interrupted', manage('status').stdout, re.MULTILINE))
+    assert manage('run').returncode == 0
+    assert [line.endswith('--init_from=auto') for line in starts(place, 'a')] == [False, True]
+    assert states(place) == {'a': 'done'} and json_of(place)['a']['attempts'] == 0
+
+
+def test_a_manager_killed_between_starting_and_noting_it_loses_nothing(place, manage):
+    write_list(place, 'a: config/toy.py --max_iters=5')
+    (place / 'results').mkdir()
+    (place / 'results' / 'experiment_list.json').write_text(json.dumps({'a': {
+        **runstate.NEW, 'state': 'running', 'pid': None, 'slot': None, 'started': time.time() - 60, 'max_iters': 5,
+        'out_dir': 'results/a', 'after': []}}))
+    assert manage('run').returncode == 0 and states(place) == {'a': 'done'}
+
+
+def test_one_manager_at_a_time(place, manage):
+    write_list(place, 'a: config/toy.py --max_iters=100')
+    manage.start('run')
+    running_at(place, 'a', 2)
+    other = manage('run')
+    assert other.returncode == 2 and 'another run_manager.py works through this list already' in other.stderr
+
+
+def test_lines_may_come_while_it_works_and_a_wrong_one_harms_nothing(place, manage):
+    write_list(place, 'a: config/toy.py --max_iters=80')
+    manager = manage.start('run')
+    running_at(place, 'a', 2)
+    write_list(place, 'a: config/toy.py --max_iters=80', 'b: config/toy.py --max_itres=3')
+    time.sleep(1.2)
+    write_list(place, 'a: config/toy.py --max_iters=80', 'b: config/toy.py')
+    output = manager.communicate(timeout=30)[0]
+    assert manager.returncode == 0 and states(place) == {'a': 'done', 'b': 'done'}
+    assert output.count("unknown setting --max_itres=3; did you mean max_iters") == 1
+
+
+def test_stop_saves_and_retry_goes_on(place, manage):
+    write_list(place, 'a: config/toy.py --max_iters=1000', 'b: config/toy.py')
+    manager = manage.start('run')
+    running_at(place, 'a', 3)
+    wait_for(lambda: json_of(place)['a']['pid'])
+    assert manage('stop', 'a').returncode == 0
+    manager.communicate(timeout=30)
+    assert states(place) == {'a': 'stopped', 'b': 'done'}
+    at = int((place / 'results' / 'a' / 'last.pt').read_text())
+    assert at < 1000
+    write_list(place, f'a: config/toy.py --max_iters={at + 5}', 'b: config/toy.py')
+    assert manage('retry', 'a').returncode == 0 and manage('run').returncode == 0
+    assert f'from {at}' in (place / 'results' / 'a' / 'log.txt').read_text()
+    assert manage('retry', 'a').returncode == 0 and manage('run').returncode == 0
+    assert not starts(place, 'a')[-1].endswith('--init_from=auto'), 'what was done begins anew'
+    assert manage('stop', 'a').returncode == 2 and manage('retry', 'nobody').returncode == 2
+
+
+@pytest.mark.parametrize('times, expected', [(1, 'done'), (2, 'queued')])
+def test_ctrl_c_once_lets_runs_finish_and_twice_stops_them(place, manage, times, expected):
+    write_list(place, 'a: config/toy.py --max_iters=120', 'b: config/toy.py')
+    manager = manage.start('run')
+    running_at(place, 'a', 3)
+    wait_for(lambda: json_of(place)['a']['pid'])
+    for _ in range(times):
+        manager.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    output = manager.communicate(timeout=30)[0]
+    assert manager.returncode == 75 and states(place) == {'a': expected, 'b': 'queued'}, output
+    assert manage('run').returncode == 0 and states(place) == {'a': 'done', 'b': 'done'}
+
+
+def test_status_knows_where_a_run_is(place, manage):
+    write_list(place, 'a: config/toy.py --max_iters=500', 'b: config/toy.py')
+    manage.start('run')
+    running_at(place, 'a', 3)
+    wait_for(lambda: json_of(place)['a']['pid'])
+    assert re.search(r'^a +running +\d+ of 500, loss 2.000, 10 tok/s, \d+s left$', manage('status').stdout, re.MULTILINE)
+    rows = {row['name']: row for row in json.loads(manage('status', '--json').stdout)}
+    assert rows['a']['state'] == 'running' and rows['a']['loss'] == 2.0 and rows['b']['state'] == 'queued'
+    assert manage('logs', 'a').stdout.startswith('$ python train.py config/toy.py')
+
+
+@pytest.mark.parametrize('lines, expected', [
+    (['config/toy.py --bath_size=3'], 'line 1: unknown setting --bath_size=3; did you mean batch_size'),
+    (['config/toys.py'], "no config file 'config/toys.py'; did you mean config/toy.py"),
+    (['config/toy.py', 'config/toy.py'], 'is the name of line 1 too'),
+    (['a: config/toy.py --out_dir=x', 'b: config/toy.py --out_dir=./x'], 'line 2: line 1 writes to'),
+    (['a: config/toy.py after=b', 'b: config/toy.py after=a'], 'a waits for itself'),
+    (['a: config/toy.py after=z'], 'after=z names no experiment'),
+    (['a: config/toy.py', 'b: config/toy.py --init_from=results/a'], 'add after=a'),
+    (['a: config/toy.py --dataset=none'], "line 1: dataset 'none' has no train.bin"),
+    (['a: config/toy.py --n_embd=1000000 --n_layer=1000'], 'GB free'),
+    (['a: config/toy.py --warmup_iters=9 --lr_decay_iters=5'], 'warmup_iters=9 is not below'),
+    (['a: config/toy.py --eval_only=True'], 'eval_only trains nothing'),
+    (["a: config/toy.py --out_dir='x"], 'No closing quotation'), (['# nothing'], 'no experiment in it yet')])
+def test_a_mistake_is_named_and_nothing_starts(place, manage, lines, expected):
+    write_list(place, *lines)
+    done = manage('run')
+    assert done.returncode == 2 and expected in done.stderr and 'Traceback' not in done.stderr, done.stderr
+    assert not (place / 'results').exists()
+
+
+def test_a_process_is_known_by_its_start_too():
+    process = subprocess.Popen(['sleep', '100'])
+    run = {'pid': process.pid, 'start_time': runstate.start_time(process.pid)}
+    assert runstate.is_alive(run) and not runstate.is_alive({**run, 'start_time': '1'})
+    process.kill()
+    wait_for(lambda: not runstate.is_alive(run))  # a zombie, as nobody has waited for it yet
+    process.wait()
+    assert not runstate.is_alive(run) and not runstate.is_alive({'pid': None})
+
+
+SLURM = '''#!{python}
+import json, os, sys
+name, words = os.path.basename(sys.argv[0]), sys.argv[1:]
+with open({calls!r}, 'a') as f:
+    f.write(json.dumps([name, words, sys.stdin.read() if name == 'sbatch' else '']) + '\\n')
+if name == 'sbatch':
+    print(100 + open({calls!r}).read().count('["sbatch"'))
+elif os.path.exists({answers!r}):
+    print(json.load(open({answers!r})).get(name, ''), end='')
+'''
+
+
+def test_slurm_gets_a_job_for_each_and_is_asked_about_them(place, manage):
+    calls, answers = str(place / 'calls'), place / 'answers'
+    (place / 'bin').mkdir()
+    for name in ('sbatch', 'squeue', 'sacct', 'scancel'):
+        (place / 'bin' / name).write_text(SLURM.format(python=sys.executable, calls=calls, answers=str(answers)))
+        (place / 'bin' / name).chmod(0o755)
+    path = f'{place / "bin"}:{os.environ["PATH"]}'
+    write_list(place, 'b: config/toy.py after=a', 'a: config/toy.py', 'c: config/toy.py')
+    assert 'there is no sbatch here' in manage('run', '--launcher=slurm').stderr
+    done = manage('run', '--launcher=slurm', '--sbatch=--gres=gpu:1 --time=10', PATH=path)
+    assert done.returncode == 0, done.stderr
+    jobs = [call for call in map(json.loads, open(calls)) if call[0] == 'sbatch']
+    assert [[word for word in call[1] if word.startswith('--job')] for call in jobs] == [
+        ['--job-name=a'], ['--job-name=c'], ['--job-name=b']]
+    assert '--dependency=afterok:101' in jobs[2][1] and '--gres=gpu:1' in jobs[0][1] and '--time=10' in jobs[0][1]
+    script = jobs[0][2]
+    assert subprocess.run(['bash', '-n'], input=script, text=True).returncode == 0
+    # what Slurm would do with the job: run it; then warn it ahead of its limit, and start it again
+    env = dict(os.environ, SLURM_JOB_ID='101', PATH=path)
+    (place / 'bin' / 'scontrol').write_text(SLURM.format(python=sys.executable, calls=calls, answers=str(answers)))
+    (place / 'bin' / 'scontrol').chmod(0o755)
+    first = subprocess.Popen(['bash', '-c', script.replace('results/a', 'results/a --max_iters=100')], cwd=place, env=env)
+    running_at(place, 'a', 3)
+    first.send_signal(signal.SIGUSR1)
+    assert first.wait(timeout=30) == 75
+    assert ['scontrol', ['requeue', '101'], ''] in [json.loads(line) for line in open(calls)]
+    again = subprocess.run(['bash', '-c', script], cwd=place, env=dict(env, SLURM_RESTART_COUNT='1'), timeout=60)
+    assert again.returncode == 0 and read_metrics(place / 'results' / 'a')[2]['done']
+    answers.write_text(json.dumps({'squeue': '102|RUNNING\n103|PENDING', 'sacct': '101|COMPLETED|0:0\n102|RUNNING|0:0'}))
+    status = manage('status', PATH=path).stdout
+    assert re.search(r'^a +done', status, re.MULTILINE) and re.search(r'^c +running +job 102', status, re.MULTILINE)
+    assert re.search(r'^b +pending +job 103', status, re.MULTILINE)
+    assert manage('stop', 'c', PATH=path).returncode == 0
+    assert ['scancel', ['--batch', '--signal=TERM', '102'], ''] in [json.loads(line) for line in open(calls)]
+    answers.write_text(json.dumps({'sacct': '103|OUT_OF_MEMORY|0:125'}))
+    (place / 'results' / 'b' / 'log.txt').write_text('Killed\n')
+    assert re.search(r'^b +failed +OUT_OF_MEMORY 0:125: Killed', manage('status', PATH=path).stdout, re.MULTILINE)
+
+
+def test_the_list_in_the_project_can_be_pasted_and_needs_no_torch(tmp_path):
+    blocker = tmp_path / 'torch.py'
+    blocker.write_text('raise SystemExit("torch was imported")')
+    done = python(os.path.join(ROOT, 'run_manager.py'), 'run', '--dry_run', cwd=ROOT, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        assert line.startswith('python train.py config/quickstart.py ')
+        assert python('train.py', *line.split()[2:], '--help', cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize('name', sorted(name for name in os.listdir(os.path.join(ROOT, 'config')) if name.endswith('.py')))
+def test_the_queue_knows_the_settings_of_every_config(name):
+    known = experiments.resolve(ROOT, [f'config/{name}', '--n_layer=3'])
+    assert known['n_layer'] == 3 and isinstance(known['dataset'], str)
+
+
+def test_real_runs_survive_the_manager(corpus_dir, tmp_path):
+    (tmp_path / 'mine.conf').write_text(f'a: {" ".join(TOY)} --dataset={corpus_dir} --max_iters=300 --lr_decay_iters=300\n'
+                                        f'b: {" ".join(TOY)} --dataset={corpus_dir} --init_from=results/a after=a\n')
+    words = [os.path.join(ROOT, 'run_manager.py'), 'run', '--list=mine.conf']
+    manager = subprocess.Popen([sys.executable, *words], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / 'results' / 'a' / 'metrics.jsonl'
+    wait_for(lambda: metrics.exists() and '"iter": 30,' in metrics.read_text(), seconds=120)
+    manager.kill()
+    manager.wait()
+    done = python(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(read_metrics(tmp_path / 'results' / 'a')[0]) == 300 and read_metrics(tmp_path / 'results' / 'b')[2]['done']
