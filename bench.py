@@ -17,9 +17,9 @@ import os
 mode = 'step'          # step, plan, matmul, sample, check
 json = False           # one JSON object with what was measured, for programs
 # step
-vocab_size = 50304     # of the model; with real_data the dataset's
+vocab_size = 0         # of the model; 0: the dataset's, or GPT-2's 50304 if that is not prepared here
 real_data = False      # batches from the dataset, as in training; False: random ids, always the same
-gradient_accumulation_steps = 1  # unless a config says more: a step of 40 micro-batches takes long, and tells no more
+gradient_accumulation_steps = 0  # 0: one, as 40 micro-batches take long and tell no more; in a plan train.py's
 windows = 7            # stretches of steps that are timed, 3 where a step takes long; the device is waited for between
 profile = False        # torch.profiler over three steps: a table, and trace.json for ui.perfetto.dev
 sweep = False          # each combination of the next four, in a process of its own
@@ -43,13 +43,13 @@ compile_step = False   # each once more, with the step compiled
 # -----------------------------------------------------------------------------
 root = os.path.dirname(os.path.abspath(__file__))
 # every other setting of train.py is one here too, with its default, so that its command lines and config files work
-train_keys = ()
+train_defaults = {}
 for _node in ast.parse(open(os.path.join(root, 'train.py'), encoding='utf-8').read()).body:
     if isinstance(_node, ast.Assign):
         if _node.targets[0].id == 'config_keys':
             break
-        globals().setdefault(_node.targets[0].id, eval(ast.unparse(_node.value)))
-        train_keys += (_node.targets[0].id,)
+        train_defaults[_node.targets[0].id] = eval(ast.unparse(_node.value))
+globals().update({**train_defaults, 'gradient_accumulation_steps': gradient_accumulation_steps})
 config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
 config_keys.remove('root')
 defaults = {k: globals()[k] for k in config_keys}
@@ -67,20 +67,35 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import batches, bins, decoding, guard, hardware, planner, readiness, roofline, settings, tokenizer
-from common import sweep as sweeps
+from common import batches, bins, decoding, guard, hardware, huggingface, planner, readiness, roofline, settings
+from common import sweep as sweeps, tokenizer
 from model import GPT, GPTConfig
 
 results = sys.stdout
 if json:
     sys.stdout = sys.stderr  # for what is said on the way
+if init_from in huggingface.OPENAI:
+    n_layer, n_head, n_embd, bias = *huggingface.OPENAI[init_from], True
+elif init_from not in ('scratch', 'auto', 'resume'):
+    print(f'init_from={init_from!r} is not looked at: the model is that of n_layer and the like', file=sys.stderr)
 
 
 def make_model(bias=bias):
     """A new model of the shape that the settings say."""
-    known = tokenizer.padded_vocab_size(bins.read_meta(bins.find(root, dataset))) if real_data else vocab_size
     torch.manual_seed(seed)
-    return GPT(GPTConfig(block_size, known, n_layer, n_head, n_embd, dropout, bias, activation, modern))
+    return GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias, activation, modern))
+
+
+def find_vocab_size():
+    """How many ids the model has, and whose they are."""
+    if vocab_size:
+        return vocab_size, 'as said'
+    try:
+        return tokenizer.padded_vocab_size(bins.read_meta(bins.find(root, dataset))), f'of {dataset}'
+    except (ValueError, OSError):
+        if real_data:
+            raise
+        return 50304, f"GPT-2's, as {dataset} is not prepared here"
 
 
 def make_step(model):
@@ -189,6 +204,7 @@ def measure_step():
 
 def step_lines(row):
     """What was measured, for people."""
+    yield f'model: {row["parameters"] / 1e6:.2f}M parameters, {vocab_size:,} ids in the vocabulary ({whose_ids})'
     yield (f'step: {row["ms"]:.1f} ms ({row["ms_lowest"]:.1f} to {row["ms_highest"]:.1f}), {row["tok_s"]:,.0f} '
            f'tokens/s, after {row["warmup_s"]:.1f} s to compile and warm up')
     peak = 'the peak of this device is not known' if row['mfu'] is None else f'{row["mfu"]:.1%} of its peak'
@@ -242,14 +258,14 @@ def run_sweep():
     # all combinations work on as many sequences, but not on more than take a few seconds
     rows = sweeps.run(command, values, min(sequences, max(sizes)), out)
     print('\n'.join(sweeps.table(rows)))
-    if 'error' in rows[0]:
+    if not rows or 'error' in rows[0]:
         sys.exit(1)
     if out:
         try:
             sweeps.draw(rows, os.path.splitext(out)[0] + '.png')
         except ImportError:
             print('no picture: pip install matplotlib')
-    best = {**{key: value for key, value in own.items() if key in train_keys},
+    best = {**{key: value for key, value in own.items() if key in train_defaults},
             **{key: rows[0][key] for key in sweeps.KEYS},
             'gradient_accumulation_steps': max(1, sequences // rows[0]['batch_size'])}
     print('\n' + shlex.join(['python', 'train.py', *sweeps.words(best)]))
@@ -264,8 +280,9 @@ def show_plan():
         print('no bfloat16 on such a card: float16 is planned, which train.py takes there')
     options = dict(model=model, optimizer=optimizer, half=dtype != 'float32', dropout=dropout, gpus=gpus, fsdp=fsdp)
     tokens = gradient_accumulation_steps * batch_size * block_size
-    print(f'{model.get_num_params() / 1e6:.1f}M parameters, {tokens:,} tokens an iteration, {gpus} x {gpu} '
-          f'({card.memory_gb:.0f} GB, {card.tflops:g} TFLOP/s). Derived, not measured.\n')
+    print(f'{model.get_num_params() / 1e6:.2f}M parameters, {vocab_size:,} ids in the vocabulary ({whose_ids}), '
+          f'{tokens:,} tokens an iteration\n{gpus} x {gpu} ({card.memory_gb:.0f} GB, {card.tflops:g} TFLOP/s). '
+          'Derived, not measured.\n')
     print('\n'.join(planner.memory_lines(card, batch_size, options)))
     print()
     kept = max_iters // keep_interval if keep_interval else 0
@@ -330,17 +347,29 @@ try:
         raise ValueError('it measures one process: leave out torchrun')
     if json and (mode in ('plan', 'matmul', 'check') or profile or sweep):
         raise ValueError('json goes with a step and with mode=sample; a sweep has out')
-    if min(rounds, windows, max_new_tokens, prompt_tokens, gpus) < 1 or prompt_tokens > block_size:
-        raise ValueError(f'{rounds=}, {windows=}, {max_new_tokens=}, {prompt_tokens=} and {gpus=} must be 1 or more; '
-                         f'prompt_tokens at most {block_size=}')
+    if mode != 'step' and (profile or sweep):
+        raise ValueError(f'profile and sweep go with mode=step, not with mode={mode}')
+    if mode != 'plan' and (gpu, gpus) != (defaults['gpu'], defaults['gpus']):
+        raise ValueError('gpu and gpus are for --mode=plan; everything else is measured on --device')
+    for key in ('rounds', 'windows', 'max_new_tokens', 'prompt_tokens', 'gpus'):
+        if globals()[key] < 1:
+            raise ValueError(f'{key}={globals()[key]} is below 1')
+    if mode == 'sample' and prompt_tokens > block_size:
+        raise ValueError(f'{prompt_tokens=} is more than {block_size=}')
     if not batch_sizes or not all(isinstance(batch, int) and batch > 0 for batch in batch_sizes):
         raise ValueError(f'batch_sizes={batch_sizes} must be numbers from 1 up, as in [1, 4]')
+    vocab_size, whose_ids = find_vocab_size()
     if mode == 'plan':
-        if gradient_accumulation_steps == 1:
-            gradient_accumulation_steps = gpus  # one micro-batch for each
+        if fsdp and gpus == 1:
+            raise ValueError('fsdp=True splits a model over several GPUs; say how many, as in --gpus=8')
+        if dtype not in ('auto', 'float32', 'bfloat16', 'float16'):
+            raise ValueError(f'dtype={dtype!r} is not one of auto, float32, bfloat16, float16')
+        if not gradient_accumulation_steps:
+            gradient_accumulation_steps = -(-train_defaults['gradient_accumulation_steps'] // gpus) * gpus
         settings.check(globals(), gpus)
         dtype = 'float16' if dtype == 'auto' else dtype  # or bfloat16: the same memory
     elif mode != 'check':  # which finds out what is wrong, and does not end with that
+        gradient_accumulation_steps = gradient_accumulation_steps or 1
         settings.check(globals(), 1)
         device = hardware.resolve_device(device)
         dtype = hardware.resolve_dtype(dtype, device, training=mode == 'step')
@@ -350,3 +379,6 @@ try:
     MODES[mode]()
 except (ValueError, OSError) as error:
     hardware.stop(error)
+except KeyboardInterrupt:
+    print('stopped', file=sys.stderr)
+    sys.exit(130)  # what a shell expects after Ctrl-C

@@ -119,7 +119,7 @@ def show_status(options, queue):
             slurm.update(runs)
     runs = queue.read()
     try:
-        listed = experiments.read(options.list, root)
+        listed = experiments.read(options.list)
     except ValueError as error:
         print(f'run_manager.py: {error}', file=sys.stderr)
         listed = []
@@ -161,13 +161,13 @@ def show_log(options, queue):
 def stop(options, queue):
     with queue.changing() as runs:
         run = find_run(runs, options.name)
-        if run['state'] == 'running':
+        if run['state'] == 'running' and (runstate.is_alive(run) or queue.has_manager()):
             runstate.stop(run, then='stopped')
             print(f'{options.name} saves and ends after the iteration at hand')
         elif run['state'] == 'submitted':
             slurm.stop(run)
             run['state'] = 'stopped'
-        elif run['state'] == 'queued':
+        elif run['state'] in ('queued', 'running'):  # not, or no longer, at work
             run['state'] = 'stopped'
         else:
             raise ValueError(f'{options.name} is {run["state"]} already')

@@ -18,20 +18,17 @@ from common import bins, settings as train_settings
 @dataclass
 class Experiment:
     name: str
-    words: list      # what follows `python train.py`, --out_dir among them
-    settings: dict   # all of train.py's, with these words
-    line: int        # in the list
-    after: list = field(default_factory=list)  # names of those that must be done before
-
-    @property
-    def out_dir(self):
-        return self.settings['out_dir']
+    words: list     # what follows `python train.py`, --out_dir among them
+    out_dir: str
+    line: int       # in the list
+    after: list     # names of those that must be done before
+    settings: dict = field(default_factory=dict)  # all of train.py's, with these words
 
 
-def read(path, root):
+def read(path, root=None):
     """
-    The experiments of a list, in its order. ValueError, a line for each mistake, if train.py would not take one of them
-    or if two do not go together.
+    The experiments of a list, in its order, with their settings by the train.py in `root`; without it these are left
+    out. ValueError, a line for each mistake, if train.py would not take one of them or if two do not go together.
     """
     experiments, mistakes = [], []
     if not os.path.isfile(path):
@@ -41,7 +38,8 @@ def read(path, root):
             try:
                 words = shlex.split(line, comments=True)
                 if words:
-                    experiments.append(parse(words, number, root))
+                    experiments.append(parse(words, number))
+                    experiments[-1].settings = resolve(root, experiments[-1].words) if root else {}
             except ValueError as error:
                 mistakes.append(f'line {number}: {error}')
     mistakes += mistakes_between(experiments)
@@ -52,22 +50,20 @@ def read(path, root):
     return experiments
 
 
-def parse(words, number, root):
+def parse(words, number):
     """The experiment of a line: [NAME:] [after=NAME ...] and what follows `python train.py`."""
     after = [word.removeprefix('after=') for word in words if word.startswith('after=')]
     words = [word for word in words if not word.startswith('after=')]
     name = words.pop(0)[:-1] if words and words[0].endswith(':') else None
-    known = resolve(root, words)
-    has_out_dir = any(re.match('--out_dir(=|$)', word) for word in words)
+    given = re.findall(r'(?:^|\0)--out_dir[=\0]([^\0]+)', '\0'.join(words))
     if name is None:  # results/tiny12 is called tiny12, config/quickstart.py --seed=2 quickstart-seed=2
         said = [os.path.splitext(os.path.basename(word))[0] if word.endswith('.py') else word.lstrip('-')
                 for word in words]
-        name = os.path.basename(os.path.normpath(known['out_dir'])) if has_out_dir else '-'.join(said) or 'train'
+        name = os.path.basename(os.path.normpath(given[-1])) if given else '-'.join(said) or 'train'
     name = re.sub(r'[^\w.=+-]+', '_', name)
-    if not has_out_dir:
+    if not given:
         words.append(f'--out_dir=results/{name}')
-        known['out_dir'] = f'results/{name}'
-    return Experiment(name, words, known, number, after)
+    return Experiment(name, words, given[-1] if given else f'results/{name}', number, after)
 
 
 def resolve(root, words):
@@ -108,7 +104,7 @@ def mistakes_between(experiments):
                 yield f'line {one.line}: after={name} names no experiment; there are {", ".join(names)}'
         if one in ancestors(one, names):
             yield f'line {one.line}: {one.name} waits for itself, by after={" after=".join(one.after)}'
-        source = folders.get(os.path.realpath(one.settings['init_from']))
+        source = folders.get(os.path.realpath(one.settings.get('init_from', '')))
         if source and source is not one and source not in ancestors(one, names):
             yield f'line {one.line}: it starts from what {source.name} writes; add after={source.name}'
 
@@ -142,7 +138,9 @@ def check(experiments, root, processes):
         while not os.path.isdir(place):
             place = os.path.dirname(place)
         disk = needed.setdefault(os.stat(place).st_dev, [place, 0])
-        disk[1] += train_settings.disk_bytes(one.settings, vocab_size)
+        there = os.scandir(one.out_dir) if os.path.isdir(one.out_dir) else []  # to be replaced
+        disk[1] += (train_settings.disk_bytes(one.settings, vocab_size)
+                    - sum(entry.stat().st_size for entry in there if entry.name.endswith('.pt')))
     for place, size in needed.values():
         free = shutil.disk_usage(place).free
         if size > free:

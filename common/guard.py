@@ -144,17 +144,18 @@ def check_disk(out_dir, model, optimizer, kept):
 
 
 def explain_out_of_memory(batch_size, gradient_accumulation_steps, gradient_checkpointing):
-    """From here on a process that dies for want of GPU memory says what to change, instead of a traceback."""
+    """From here on a process that dies for want of memory says what to change, instead of a traceback."""
     usual = sys.excepthook
 
     def explain(kind, error, traceback):
-        if not issubclass(kind, torch.OutOfMemoryError):
+        if not issubclass(kind, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # the CPU's
             return usual(kind, error, traceback)
-        allocated = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+        allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         smaller = (f'--batch_size={batch_size // 2} --gradient_accumulation_steps={gradient_accumulation_steps * 2} '
                    f'(the same batch in smaller pieces), ') if batch_size % 2 == 0 else ''
-        print(f'out of memory with batch_size={batch_size}: {allocated:.1f} GB were allocated at most '
-              f'({str(error).split(chr(10))[0]})\n'
+        print(f'out of memory with batch_size={batch_size}: '
+              + f'{allocated / 1e9:.1f} GB were allocated at most; ' * (allocated > 0)
+              + f'{str(error).split(chr(10))[0]}\n'
               f'try {smaller}{"" if gradient_checkpointing else "--gradient_checkpointing=True, "}'
               'or a smaller --block_size', file=sys.stderr, flush=True)
     sys.excepthook = explain

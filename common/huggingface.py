@@ -6,7 +6,8 @@ import difflib
 import json
 import os
 
-OPENAI = ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')  # 124M, 350M, 774M, 1558M parameters
+# OpenAI's four: n_layer, n_head, n_embd; 124M, 350M, 774M, 1558M parameters
+OPENAI = {'gpt2': (12, 12, 768), 'gpt2-medium': (24, 16, 1024), 'gpt2-large': (36, 20, 1280), 'gpt2-xl': (48, 25, 1600)}
 
 # what it calls the activations that we have
 ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu': 'gelu'}

@@ -36,13 +36,14 @@ class Manager:
     def note(self, number, frame):
         """Ctrl-C: once, what runs may finish; twice, or SIGTERM: it is stopped, with a checkpoint."""
         self.interrupts = 2 if number == signal.SIGTERM else self.interrupts + 1
-        if self.interrupts == 1:
-            say('what runs may finish, nothing more is started; Ctrl-C again stops it, with a checkpoint')
 
     def work(self, listed, path):
         """Work through `listed`, and what comes to it at `path`, until nothing is left to do. Returns the exit code."""
-        changed = os.path.getmtime(path)
+        changed, told = os.path.getmtime(path), False
         while True:
+            if self.interrupts == 1 and not told:
+                told = True
+                say('what runs may finish, nothing more is started; Ctrl-C again stops it, with a checkpoint')
             if os.path.exists(path) and os.path.getmtime(path) != changed:
                 changed = os.path.getmtime(path)
                 listed = self.read_again(listed, path)
@@ -131,7 +132,7 @@ class Manager:
             return say(f'{name}: done, {runstate.outcome(run)}')
         if run['wanted'] is not None:
             run.update(state=run['wanted'], wanted=None)
-            return say(f'{name}: stopped, with a checkpoint')
+            return say(f'{name}: stopped' + ', with a checkpoint' * (code == RESUMABLE))
         if code in (RESUMABLE, None):
             run.update(state='queued', not_before=time.time() + (PAUSE if seconds < AT_ONCE and code else 0))
             return say(f'{name}: ended before it was done, and goes on from its checkpoint')
@@ -148,7 +149,9 @@ class Manager:
 
 
 def say(text):
-    print(f'{time.strftime("%H:%M:%S")} {text}'.ljust(100), flush=True)
+    """A line with the time of the day, over the one of show_progress."""
+    width = shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else 0
+    print(f'{time.strftime("%H:%M:%S")} {text}'.ljust(width), flush=True)
 
 
 def show_progress(running):

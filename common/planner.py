@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from common.runlog import duration
+
 GB = 1e9
 RESERVED = 2 * GB  # of a GPU's memory, for CUDA itself, the libraries' workspaces and fragmentation
 GUESS = (0.25, 0.50, 'no published run of such a model at hand: a guess')
@@ -142,7 +144,7 @@ def memory_lines(gpu, batch_size, options):
     yield (f'  {"all":18} {sum(columns[0].values()) / GB:8.2f} {sum(columns[1].values()) / GB:8.2f}   of '
            f'{budget / GB:.0f}; {RESERVED / GB:.0f} are kept free')
     largest = [largest_batch(budget, **options, checkpointing=on) for on in (False, True)]
-    yield f'  {"largest batch_size":18} {largest[0]:8} {largest[1]:8}'
+    yield f'  {"largest batch_size":18} {largest[0] or "none":>8} {largest[1] or "none":>8}'
     config = options['model'].config
     head_dim = config.n_embd // config.n_head
     if options['half'] and head_dim % 8:
@@ -160,9 +162,12 @@ def time_lines(gpu, tokens, options, kept):
     yield f'speed   {low:,.0f} to {high:,.0f} tokens/s: {gpu.mfu[0]:.0%} to {gpu.mfu[1]:.0%} of the peak'
     yield f'        others: {gpu.mfu[2]}'
     yield '        with gradient_checkpointing about a quarter less: a second forward pass'
-    yield f'time    {days[0]:.3g} to {days[1]:.3g} days for {tokens / 1e9:.3g} billion tokens'
+    span = [f'{one:.3g} days' if one >= 1 else duration(86400 * one) for one in days]
+    size = f'{tokens / 1e9:.3g} billion' if tokens >= 1e9 else f'{tokens / 1e6:.3g} million'
+    yield f'time    {span[0]} to {span[1]} for {size} tokens'
     if gpu.watts:
         kwh = [24 * one * gpus * gpu.watts / 1000 for one in days]
-        yield f'energy  {kwh[0]:,.0f} to {kwh[1]:,.0f} kWh of the GPUs, at {gpu.watts} W each'
+        digits = 0 if kwh[0] >= 10 else 3
+        yield f'energy  {kwh[0]:,.{digits}f} to {kwh[1]:,.{digits}f} kWh of the GPUs, at {gpu.watts} W each'
     yield (f'disk    {disk_bytes(model, options["optimizer"], kept) / GB:.1f} GB: the best weights, '
            + f'{kept} that are kept, ' * (kept > 0) + 'two states, and a third while it is written')

@@ -3,13 +3,17 @@ What a queue of experiments knows of each run: its own file, and what the run's 
 state (queued, running, done, failed, stopped; submitted to Slurm), out_dir, pid, start_time, slot, started, ...
 """
 import contextlib
-import fcntl
 import json
 import os
 import signal
 import subprocess
 
 from common.runlog import duration
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # of a run that was not started yet
 NEW = {'state': 'queued', 'attempts': 0, 'not_before': 0.0, 'wanted': None, 'error': None, 'started': None}
@@ -32,7 +36,7 @@ class Queue:
         """All runs; what the block changes in them is in the file when it ends, whole, and nobody else's is lost."""
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         with open(f'{self.path}.lock', 'w') as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            locks(lock, wait=True)
             runs = self.read()
             before = json.dumps(runs)
             yield runs
@@ -45,6 +49,8 @@ class Queue:
             os.replace(f'{self.path}.tmp', self.path)
 
     def has_manager(self):
+        if not os.path.exists(f'{self.path}.manager'):
+            return False
         with contextlib.suppress(ValueError), self.lock_for_manager():
             return False
         return True
@@ -59,10 +65,12 @@ class Queue:
         return lock
 
 
-def locks(file):
-    """Lock a file for as long as it is open; False if another process has."""
+def locks(file, wait=False):
+    """Lock a file for as long as it is open; False if another process has, unless it is to `wait` for that."""
+    if fcntl is None:
+        raise ValueError('a queue needs file locks as Linux and macOS have them')
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         return True
     except BlockingIOError:
         return False
@@ -158,7 +166,7 @@ def brief(run):
 def outcome(run):
     now = progress(run)
     best = 'not known' if now['best_val_loss'] is None else f'{now["best_val_loss"]:.4f}'
-    return f'best val loss {best}, {duration(now["train_s"])}'
+    return f'best val loss {best} in {duration(now["train_s"] or 0)}'
 
 
 def describe(run, runs):
@@ -184,6 +192,6 @@ def status_lines(names, runs):
     """A table of the runs with these names."""
     rows = [(name, *describe(runs.get(name, NEW), runs)) for name in names]
     width = max([len(name) for name in names] + [4])
-    yield f'{"name":{width}}  {"state":11}  '
+    yield f'{"name":{width}}  state'
     for name, state, text in rows:
         yield f'{name:{width}}  {state:11}  {text:.300}'.rstrip()

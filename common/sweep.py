@@ -25,13 +25,17 @@ def run(command, values, sequences, out=''):
     for cell in tqdm(list(itertools.product(*values)), 'sweep', disable=None, leave=False):
         row = dict(zip(KEYS, cell))
         steps = max(1, sequences // row['batch_size'])
-        done = subprocess.run([*command, *words({**row, 'gradient_accumulation_steps': steps})], capture_output=True,
-                              text=True)
+        try:
+            done = subprocess.run([*command, *words({**row, 'gradient_accumulation_steps': steps})],
+                                  capture_output=True, text=True)
+        except KeyboardInterrupt:
+            print('stopped; this is what was measured until now', flush=True)
+            break
         if done.returncode == 0:
             row.update(json.loads(done.stdout.splitlines()[-1]))
         else:
             lines = done.stderr.strip().splitlines() or [f'ended with {done.returncode}, without a word']
-            row['error'] = next((line for line in lines if 'out of memory' in line), lines[-1])
+            row['error'] = next((line for line in lines if 'memory' in line), lines[-1])
         rows.append(row)
         if out:
             with open(out, 'a', encoding='utf-8') as f:

@@ -81,7 +81,7 @@ def test_a_cell_that_dies_is_a_row(tmp_path):
 def test_the_plan_needs_no_gpu(run):
     done = run('bench.py', 'config/train_gpt2.py', '--mode=plan', '--gpu=v100-16gb', '--gpus=8')
     assert done.returncode == 0, done.stderr
-    for word in ('123.6M parameters', '491,520 tokens', 'optimizer', 'logits', 'largest batch_size', 'tokens/s',
+    for word in ('123.59M parameters', '491,520 tokens', 'optimizer', 'logits', 'largest batch_size', 'tokens/s',
                  'days for 295 billion', 'kWh', 'nanoGPT issue 215', 'Derived'):
         assert word in done.stdout, word
     disk = float(re.search(r'^disk +([\d.]+) GB', done.stdout, re.MULTILINE)[1])
@@ -89,6 +89,17 @@ def test_the_plan_needs_no_gpu(run):
     kept = run('bench.py', 'config/train_gpt2.py', '--mode=plan', '--gpu=t4', '--keep_interval=100000',
                '--dtype=bfloat16').stdout
     assert '8.0 GB: the best weights, 6 that are kept' in kept and 'no bfloat16' in kept
+
+
+def test_a_plan_takes_the_shape_of_the_weights_to_start_from(run):
+    done = run('bench.py', '--mode=plan', '--gpu=h100', '--init_from=gpt2-xl', '--max_iters=2', '--batch_size=1')
+    assert re.match(r'155[67]\.\d\dM parameters', done.stdout), done.stdout
+    assert 'million tokens' in done.stdout and ' days' not in done.stdout
+
+
+def test_a_batch_for_which_a_cpu_has_no_memory_is_no_traceback(run):
+    done = run('bench.py', *TOY, '--batch_size=1000000000000')
+    assert done.returncode == 1 and 'Traceback' not in done.stderr and '--batch_size=500000000000' in done.stderr
 
 
 def test_a_profile_names_operators_and_leaves_a_trace(run, tmp_path):
@@ -121,7 +132,9 @@ def test_each_way_to_write_a_text_is_measured(run):
     (['--mode=foo'], "mode='foo'"), (['--rounds=0'], 'rounds=0'), (['--n_head=5'], 'n_head=5'),
     (['--batch_sizes=[0]'], 'batch_sizes=[0]'), (['--mode=sample', '--prompt_tokens=40'], 'prompt_tokens=40'),
     (['--mode=plan', '--gpu=v100'], "gpu='v100'"), (['--mode=plan'], 'v100-16gb'),
-    (['--mode=plan', '--gpus=0'], 'gpus=0'), (['--json', '--sweep'], 'json'),
+    (['--mode=plan', '--gpus=0'], 'gpus=0'), (['--gpu=h100'], '--mode=plan'), (['--mode=plan', '--sweep'], 'mode=step'),
+    (['--mode=plan', '--fsdp', '--gpu=h100'], '--gpus=8'), (['--mode=plan', '--dtype=fp16'], 'fp16'),
+    (['--vocab_size=-1'], 'vocab_size=-1'), (['--json', '--sweep'], 'json'),
     (['--sweep=True', '--sweep_compile=[]'], 'empty'), (['--batchsize=3'], 'batch_size'),
     (['--real_data=True', '--dataset=nowhere'], 'nowhere')])
 def test_a_mistake_is_one_line_and_exit_code_2(run, args, expected):

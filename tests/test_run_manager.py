@@ -53,9 +53,10 @@ def place(tmp_path):
     manager.write_text(re.sub('PAUSE = 60', 'PAUSE = 0.2', manager.read_text()))
     source = open(os.path.join(ROOT, 'train.py')).read()
     settings = source[:source.index('exec(open(')]
-    (tmp_path / 'train.py').write_text(f"{settings}exec(open(os.path.join(root, 'configurator.py')).read())\n{STAND_IN}")
+    configuring = "exec(open(os.path.join(root, 'configurator.py')).read())\n"
+    (tmp_path / 'train.py').write_text(settings + configuring + STAND_IN)
     (tmp_path / 'config').mkdir()
-    (tmp_path / 'config' / 'toy.py').write_text('max_iters = 10\nn_layer = 1\nn_embd = 8\nn_head = 1\ndataset = "toy"\n')
+    (tmp_path / 'config' / 'toy.py').write_text('max_iters = 10\nn_layer = 1\nn_embd = 8\ndataset = "toy"\n')
     (tmp_path / 'data' / 'toy').mkdir(parents=True)
     for split in ('train', 'val'):
         (tmp_path / 'data' / 'toy' / f'{split}.bin').write_bytes(bytes(4096))
@@ -123,7 +124,7 @@ def test_a_list_is_worked_through_in_its_order_but_for_what_waits(place, manage)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.findall(r'(\S+): started', done.stdout) == ['a', 'c', 'b', 'toy-seed=3'] or \
         re.findall(r'(\S+): started', done.stdout) == ['a', 'c', 'toy-seed=3', 'b']
-    assert set(states(place).values()) == {'done'} and 'best val loss 1.5000' in done.stdout
+    assert set(states(place).values()) == {'done'} and 'best val loss 1.5000 in 1s' in done.stdout
     assert starts(place, 'a') == ['$ python train.py config/toy.py --seed=2 --out_dir=results/a']
     assert manage('run').returncode == 0 and len(starts(place, 'a')) == 1, 'what is done stays done'
 
@@ -168,7 +169,8 @@ def test_what_fails_is_tried_again_twice(place, manage):
 def test_three_that_fail_at_once_end_the_queue(place, manage):
     write_list(place, *(f'{name}: config/toy.py --wandb_run_name=fails' for name in 'abcd'))
     done = manage('run')
-    assert done.returncode == 1 and 'three in a row failed within 20 seconds; the last said: no such luck' in done.stdout
+    assert done.returncode == 1
+    assert 'three in a row failed within 20 seconds; the last said: no such luck' in done.stdout
     assert set(re.findall(r'(\w): started', done.stdout)) == set('abc') and states(place)['d'] == 'queued'
 
 
@@ -273,7 +275,8 @@ def test_status_knows_where_a_run_is(place, manage):
     manage.start('run')
     running_at(place, 'a', 3)
     wait_for(lambda: json_of(place)['a']['pid'])
-    assert re.search(r'^a +running +\d+ of 500, loss 2.000, 10 tok/s, \d+s left$', manage('status').stdout, re.MULTILINE)
+    status = manage('status').stdout
+    assert re.search(r'^a +running +\d+ of 500, loss 2.000, 10 tok/s, \d+s left$', status, re.MULTILINE)
     rows = {row['name']: row for row in json.loads(manage('status', '--json').stdout)}
     assert rows['a']['state'] == 'running' and rows['a']['loss'] == 2.0 and rows['b']['state'] == 'queued'
     assert manage('logs', 'a').stdout.startswith('$ python train.py config/toy.py')
@@ -342,14 +345,16 @@ def test_slurm_gets_a_job_for_each_and_is_asked_about_them(place, manage):
     env = dict(os.environ, SLURM_JOB_ID='101', PATH=path)
     (place / 'bin' / 'scontrol').write_text(SLURM.format(python=sys.executable, calls=calls, answers=str(answers)))
     (place / 'bin' / 'scontrol').chmod(0o755)
-    first = subprocess.Popen(['bash', '-c', script.replace('results/a', 'results/a --max_iters=100')], cwd=place, env=env)
+    longer = script.replace('results/a', 'results/a --max_iters=100')
+    first = subprocess.Popen(['bash', '-c', longer], cwd=place, env=env)
     running_at(place, 'a', 3)
     first.send_signal(signal.SIGUSR1)
     assert first.wait(timeout=30) == 75
     assert ['scontrol', ['requeue', '101'], ''] in [json.loads(line) for line in open(calls)]
     again = subprocess.run(['bash', '-c', script], cwd=place, env=dict(env, SLURM_RESTART_COUNT='1'), timeout=60)
     assert again.returncode == 0 and read_metrics(place / 'results' / 'a')[2]['done']
-    answers.write_text(json.dumps({'squeue': '102|RUNNING\n103|PENDING', 'sacct': '101|COMPLETED|0:0\n102|RUNNING|0:0'}))
+    accounted = '101|COMPLETED|0:0\n102|RUNNING|0:0'
+    answers.write_text(json.dumps({'squeue': '102|RUNNING\n103|PENDING', 'sacct': accounted}))
     status = manage('status', PATH=path).stdout
     assert re.search(r'^a +done', status, re.MULTILINE) and re.search(r'^c +running +job 102', status, re.MULTILINE)
     assert re.search(r'^b +pending +job 103', status, re.MULTILINE)
@@ -370,15 +375,16 @@ def test_the_list_in_the_project_can_be_pasted_and_needs_no_torch(tmp_path):
         assert python('train.py', *line.split()[2:], '--help', cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize('name', sorted(name for name in os.listdir(os.path.join(ROOT, 'config')) if name.endswith('.py')))
+@pytest.mark.parametrize('name', sorted(name for name in os.listdir(os.path.join(ROOT, 'config')) if name[-3:] == '.py'))
 def test_the_queue_knows_the_settings_of_every_config(name):
     known = experiments.resolve(ROOT, [f'config/{name}', '--n_layer=3'])
     assert known['n_layer'] == 3 and isinstance(known['dataset'], str)
 
 
 def test_real_runs_survive_the_manager(corpus_dir, tmp_path):
-    (tmp_path / 'mine.conf').write_text(f'a: {" ".join(TOY)} --dataset={corpus_dir} --max_iters=300 --lr_decay_iters=300\n'
-                                        f'b: {" ".join(TOY)} --dataset={corpus_dir} --init_from=results/a after=a\n')
+    toy = f'{" ".join(TOY)} --dataset={corpus_dir}'
+    (tmp_path / 'mine.conf').write_text(f'a: {toy} --max_iters=300 --lr_decay_iters=300\n'
+                                        f'b: {toy} --init_from=results/a after=a\n')
     words = [os.path.join(ROOT, 'run_manager.py'), 'run', '--list=mine.conf']
     manager = subprocess.Popen([sys.executable, *words], cwd=tmp_path, stdout=subprocess.DEVNULL)
     metrics = tmp_path / 'results' / 'a' / 'metrics.jsonl'
