@@ -104,7 +104,8 @@ def mistakes_between(experiments):
                 yield f'line {one.line}: after={name} names no experiment; there are {", ".join(names)}'
         if one in ancestors(one, names):
             yield f'line {one.line}: {one.name} waits for itself, by after={" after=".join(one.after)}'
-        source = folders.get(os.path.realpath(one.settings.get('init_from', '')))
+        place = os.path.realpath(one.settings.get('init_from', ''))
+        source = folders.get(place) or folders.get(os.path.dirname(place))  # a folder, or a checkpoint in it
         if source and source is not one and source not in ancestors(one, names):
             yield f'line {one.line}: it starts from what {source.name} writes; add after={source.name}'
 

@@ -67,7 +67,7 @@ def differing(runs):
     return {key: column for key, column in values.items() if any(value != column[0] for value in column)}
 
 
-def columns(runs, target=None):
+def figures(runs, target=None):
     """What there is to say about each run, {heading: [text of each run]}; unknown is '-'."""
     def text(value, form):
         return '-' if value is None else format(value, form)
@@ -88,13 +88,15 @@ def columns(runs, target=None):
             result[f'{heading} to {target:g}'] = [
                 'not reached' if line is None else form(line[key])
                 + (f' ({line[key] / first[key]:.2f}x)' if first and first[key] else '') for line in reached]
-    for key, values in differing(runs).items():
-        result[key] = [str(value) for value in values]
     return result
 
 
-def table(columns):
+def table(runs, target=None):
     """The lines of a table for a terminal."""
+    differ = differing(runs).items()
+    changes = [' '.join(f'{key}={values[i]}' for key, values in differ if values[i] != values[0])
+               for i in range(len(runs))]
+    columns = {**figures(runs, target), **({'differs from the first by': changes} if differ else {})}
     widths = {heading: max(map(len, [heading, *texts])) for heading, texts in columns.items()}
     yield '  '.join(heading.ljust(width) for heading, width in widths.items()).rstrip()
     for row in zip(*columns.values()):
@@ -150,7 +152,8 @@ def page(runs, target=None, live=False):
     for run in runs:
         for at in thinned(sorted(run.samples), 6):
             shown.setdefault(at, {})[run.name] = [text[:TEXT] for text in run.samples[at]]
-    data = dict(columns=columns(runs, target), differing=list(differing(runs)), curves=curves(runs),
+    settings = {key: [str(value) for value in values] for key, values in differing(runs).items()}
+    data = dict(columns={**figures(runs, target), **settings}, differing=list(settings), curves=curves(runs),
                 labels=list(groups(runs)), target=target, live=live,
                 samples=[dict(iter=at, texts=texts) for at, texts in sorted(shown.items())])
     with open(os.path.join(os.path.dirname(__file__), 'report.html'), encoding='utf-8') as f:
@@ -228,7 +231,7 @@ def main(folders, options):
     if not runs:
         where = ', '.join(folders) or 'any folder of the list'
         raise ValueError(f'no metrics.jsonl in {where}; give the out_dir of a run')
-    print('\n'.join(table(columns(runs, options.target))))
+    print('\n'.join(table(runs, options.target)))
     try:
         if options.serve:
             return serve(folders, options.target, options.port)

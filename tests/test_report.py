@@ -49,16 +49,18 @@ def runs(tmp_path):
 
 
 def test_the_table_says_what_came_out_and_what_differs(runs):
-    columns = report.columns(report.read_all(runs), target=2.5)
+    read = report.read_all(runs)
+    columns = report.figures(read, target=2.5)
     assert columns['run'] == ['slow', 'fast', 'fast-2 (not done)']
     assert columns['best val loss'] == ['2.0000', '1.0000', '1.5000'] and columns['perplexity'][1] == '2.72'
     assert columns['parameters'][0] == '0.80M' and columns['accuracy'][0] == '50.0%'
-    assert columns['n_layer'] == ['2', '4', '4'] and 'seed' not in columns and 'out_dir' not in columns
+    assert report.differing(read) == {'n_layer': [2, 4, 4]}, 'neither seeds nor folders'
     assert columns['time to 2.5'] == ['20s (1.00x)', '1s (0.05x)', '1s (0.05x)']
     assert columns['tokens to 2.5'] == ['2,000 (1.00x)', '1,000 (0.50x)', '1,000 (0.50x)']
-    assert report.columns(report.read_all(runs), target=1.2)['time to 1.2'] == ['not reached', '2s', 'not reached']
-    lines = list(report.table(columns))
+    assert report.figures(read, target=1.2)['time to 1.2'] == ['not reached', '2s', 'not reached']
+    lines = list(report.table(read))
     assert len(lines) == 4 and len({line.index('0.80M') for line in lines[1:]}) == 1
+    assert lines[1].endswith('100') and lines[2].endswith('n_layer=4')
 
 
 def test_seeds_share_a_curve_with_their_range(runs):
@@ -74,7 +76,7 @@ def test_a_run_without_settings_or_losses_is_shown_as_far_as_it_is_known(tmp_pat
     folder = tmp_path / 'old'
     folder.mkdir()
     (folder / 'metrics.jsonl').write_text('')
-    columns = report.columns(report.read_all([str(folder)]), target=1.0)
+    columns = report.figures(report.read_all([str(folder)]), target=1.0)
     assert columns['best val loss'] == ['-'] and columns['time to 1'] == ['not reached']
 
 
