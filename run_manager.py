@@ -50,15 +50,24 @@ def main():
     command.add_argument('--failed', action='store_true', help='all that failed')
     report.add_arguments(add('report', 'compare runs: a table, report.html, report.png'))
     options = parser.parse_args()
+    queue = runstate.Queue(options.list)
+    options.list = find_list(options.list)
     try:
-        sys.exit(COMMANDS[options.command](options, runstate.Queue(options.list)))
+        sys.exit(COMMANDS[options.command](options, queue))
     except (ValueError, OSError) as error:
         print(f'run_manager.py: {error}', file=sys.stderr)
         sys.exit(2)
 
 
+def find_list(path):
+    """A list as it is named: from here, or in the project's folder, as config files are."""
+    return path if os.path.exists(path) else os.path.join(root, path)
+
+
 def find_slots(gpus, processes):
     """The GPUs of each place for an experiment, as CUDA_VISIBLE_DEVICES has them; [None]: one place, whatever it is."""
+    if processes < 1:
+        raise ValueError(f'--nproc_per_node={processes} is below 1')
     numbers = gpus.split(',') if gpus else []
     if not all(number.isdecimal() for number in numbers):
         raise ValueError(f'--gpus={gpus} is not like 0,1')
@@ -80,12 +89,15 @@ def run_queue(options, queue):
     listed = experiments.read(options.list, root)
     slots = find_slots(options.gpus, options.nproc_per_node)
     runs = queue.read()
+    for one in listed:
+        run = runs.get(one.name, runstate.NEW)
+        if run['state'] == 'done' and run.get('words', one.words) != one.words:
+            print(f'{one.name}: its line has changed since it was done; python run_manager.py retry {one.name} '
+                  'trains it anew')
     left = [one for one in listed if runs.get(one.name, runstate.NEW)['state'] != 'done']
     experiments.check(left, root, options.nproc_per_node)
     if options.dry_run:
-        for one in left:
-            resumes = bool(runs.get(one.name, runstate.NEW)['started'])
-            print(shlex.join(experiments.command(one, root, options.nproc_per_node, resumes)))
+        print('\n'.join(shlex.join(experiments.command(one, root, options.nproc_per_node)) for one in left))
         return 0
     with queue.lock_for_manager():
         if options.launcher == 'slurm':
@@ -95,20 +107,22 @@ def run_queue(options, queue):
 
 def submit(listed, queue, options):
     """A Slurm job for each experiment that is queued."""
+    names = {one.name: one for one in listed}
     with queue.changing() as runs:
         slurm.update(runs)
-        names = {one.name: one for one in listed}
-        # those that others wait for come first
-        for one in sorted(listed, key=lambda one: len(experiments.ancestors(one, names))):
+    # those that others wait for come first
+    for one in sorted(listed, key=lambda one: len(experiments.ancestors(one, names))):
+        with queue.changing() as runs:  # one after the other: what was submitted is noted, whatever happens next
             run = runs.setdefault(one.name, dict(runstate.NEW, out_dir=one.out_dir))
             before = [runs[name] for name in one.after if runs[name]['state'] != 'done']
             if run['state'] != 'queued' or any(other['state'] != 'submitted' for other in before):
                 continue
-            words = experiments.command(one, root, options.nproc_per_node, bool(run['started']))
-            os.makedirs(one.out_dir, exist_ok=True)
+            if not run['started']:
+                experiments.begin(one)
+            words = experiments.command(one, root, options.nproc_per_node)
             job = slurm.submit(one.name, words, one.out_dir, [other['job'] for other in before], options.sbatch)
-            run.update(state='submitted', job=job, started=time.time(), out_dir=one.out_dir,
-                       max_iters=one.settings['max_iters'])
+            run.update(state='submitted', job=job, started=time.time(), out_dir=one.out_dir, words=one.words,
+                       max_iters=one.settings['max_iters'], slurm='PENDING')
             say(f'{one.name}: job {job}')
     return 0
 
@@ -121,6 +135,8 @@ def show_status(options, queue):
     try:
         listed = experiments.read(options.list)
     except ValueError as error:
+        if not runs:
+            raise
         print(f'run_manager.py: {error}', file=sys.stderr)
         listed = []
     for one in listed:
@@ -146,6 +162,8 @@ def find_run(runs, name):
 
 def show_log(options, queue):
     path = os.path.join(find_run(queue.read(), options.name)['out_dir'], 'log.txt')
+    if not os.path.exists(path):
+        raise ValueError(f'{options.name} has printed nothing yet')
     with open(path, encoding='utf-8', errors='replace') as f:
         try:
             while True:
@@ -165,6 +183,7 @@ def stop(options, queue):
             runstate.stop(run, then='stopped')
             print(f'{options.name} saves and ends after the iteration at hand')
         elif run['state'] == 'submitted':
+            slurm.update(runs)  # whether it runs by now, and saves first
             slurm.stop(run)
             run['state'] = 'stopped'
         elif run['state'] in ('queued', 'running'):  # not, or no longer, at work
@@ -182,18 +201,21 @@ def retry(options, queue):
             raise ValueError('retry what? a NAME, or --failed')
         for name in names:
             run = find_run(runs, name)
-            if run['state'] in ('running', 'submitted'):
+            at_work = run['state'] == 'running' and (runstate.is_alive(run) or queue.has_manager())
+            if at_work or run['state'] == 'submitted':
                 raise ValueError(f'{name} is {run["state"]}')
             # what was done begins anew, what was not goes on
             run.update(runstate.NEW, started=None if run['state'] == 'done' else run['started'])
             print(f'{name} is in the queue again')
-    if not queue.has_manager():
+    if not names:
+        print('nothing has failed')
+    elif not queue.has_manager():
         print('python run_manager.py run starts it')
     return 0
 
 
 def make_report(options, queue):
-    folders = options.out_dir or [run['out_dir'] for run in queue.read().values()]
+    folders = options.out_dir or [run['out_dir'] for run in queue.read().values() if run['started']]
     return report.main(folders, options)
 
 

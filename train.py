@@ -346,4 +346,4 @@ while True:
 
 if rank == 0 and not eval_only:
     log.close(done, iter_num, best_val_loss, train_s)
-hardware.leave(0 if eval_only or done else guard.RESUMABLE)
+hardware.leave(0 if eval_only or done else settings.RESUMABLE)

@@ -12,7 +12,9 @@ import shutil
 import sys
 from dataclasses import dataclass, field
 
-from common import bins, settings as train_settings
+from common import settings as train_settings
+
+STATES = 'last.pt', 'last.pt.new', 'prev.pt'  # what a run resumes from
 
 
 @dataclass
@@ -36,10 +38,14 @@ def read(path, root=None):
     with open(path, encoding='utf-8') as f:
         for number, line in enumerate(f, 1):
             try:
-                words = shlex.split(line, comments=True)
+                words = split(line)
                 if words:
-                    experiments.append(parse(words, number))
-                    experiments[-1].settings = resolve(root, experiments[-1].words) if root else {}
+                    one = parse(words, number)
+                    experiments.append(one)
+                    one.settings = resolve(root, one.words) if root else {}
+                    if one.settings.get('out_dir', one.out_dir) != one.out_dir:
+                        raise ValueError(f'a config file sets out_dir={one.settings["out_dir"]!r} after --out_dir; '
+                                         'put --out_dir behind it')
             except ValueError as error:
                 mistakes.append(f'line {number}: {error}')
     mistakes += mistakes_between(experiments)
@@ -48,6 +54,14 @@ def read(path, root=None):
     if not experiments:
         raise ValueError(f'{path} has no experiment in it yet: one a line, exactly what follows `python train.py`')
     return experiments
+
+
+def split(line):
+    """The words of a line, as a shell has them: # begins a comment where a word could begin."""
+    words = shlex.shlex(line, posix=True)
+    words.whitespace_split, words.commenters = True, ''
+    words = list(words)
+    return words[:next((i for i, word in enumerate(words) if word.startswith('#')), len(words))]
 
 
 def parse(words, number):
@@ -123,6 +137,7 @@ def ancestors(one, names):
 
 def check(experiments, root, processes):
     """ValueError, a line for each, if one of these cannot work here: its settings, its dataset, the disk."""
+    from common import bins  # here, for numpy: a look at the status needs no more than Python
     mistakes, needed = [], {}
     for one in experiments:
         try:
@@ -136,12 +151,15 @@ def check(experiments, root, processes):
             mistakes.append(f'line {one.line}: {error}')
             continue
         place = os.path.abspath(one.out_dir)
-        while not os.path.isdir(place):
+        while not os.path.exists(place):
             place = os.path.dirname(place)
+        if not os.path.isdir(place) or not os.access(place, os.W_OK):
+            mistakes.append(f'line {one.line}: out_dir={one.out_dir!r} cannot be written in {place}')
+            continue
         disk = needed.setdefault(os.stat(place).st_dev, [place, 0])
-        there = os.scandir(one.out_dir) if os.path.isdir(one.out_dir) else []  # to be replaced
+        there = [os.path.join(one.out_dir, name) for name in STATES if resumes(one)]  # to be replaced
         disk[1] += (train_settings.disk_bytes(one.settings, vocab_size)
-                    - sum(entry.stat().st_size for entry in there if entry.name.endswith('.pt')))
+                    - sum(os.path.getsize(path) for path in there if os.path.exists(path)))
     for place, size in needed.values():
         free = shutil.disk_usage(place).free
         if size > free:
@@ -151,8 +169,23 @@ def check(experiments, root, processes):
         raise ValueError('\n'.join(mistakes))
 
 
-def command(one, root, processes=1, resumes=False):
-    """The words of the command that starts an experiment; `resumes`: or that goes on with it, if it saved a state."""
+def begin(one):
+    """Make the folder of an experiment that starts from its beginning, and note when: in an empty file there."""
+    os.makedirs(one.out_dir, exist_ok=True)
+    with open(os.path.join(one.out_dir, '.begun'), 'w'):
+        pass
+
+
+def resumes(one):
+    """Whether an experiment saved a state since it last began: an older one is of another run in the same folder."""
+    begun = os.path.join(one.out_dir, '.begun')
+    states = [os.path.join(one.out_dir, name) for name in STATES]
+    return os.path.exists(begun) and any(os.path.exists(path) and os.path.getmtime(path) > os.path.getmtime(begun)
+                                         for path in states)
+
+
+def command(one, root, processes=1):
+    """The words of the command that starts an experiment, or goes on with it if it saved a state since it began."""
     launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
-    auto = ['--init_from=auto'] if resumes and os.path.exists(os.path.join(one.out_dir, 'last.pt')) else []
+    auto = ['--init_from=auto'] if resumes(one) else []
     return ['python', *launcher, os.path.relpath(os.path.join(root, 'train.py')), *one.words, *auto]

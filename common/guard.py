@@ -15,8 +15,6 @@ import torch.distributed as dist
 
 from common import hardware, planner
 
-RESUMABLE = 75  # exit code of a run that was stopped and saved: EX_TEMPFAIL, try again later
-
 
 def check_modern(asked, is_modern, source):
     """ValueError if the modern model was `asked` for, but the weights from `source` are a classic one's."""

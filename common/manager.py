@@ -2,6 +2,7 @@
 A list of experiments worked through on one machine: each started when there is a place for it, watched, started again
 if it fails, gone on with if it was interrupted. What must outlive this process is in the queue's file.
 """
+import contextlib
 import os
 import shlex
 import shutil
@@ -11,11 +12,11 @@ import sys
 import time
 
 from common import experiments, runstate
+from common.settings import RESUMABLE
 
-RESUMABLE = 75     # train.py's exit code after a signal and a checkpoint
-ATTEMPTS = 3       # a run that fails is started again twice
-PAUSE = 60         # seconds between
-AT_ONCE = 20       # seconds: three experiments in a row that fail this soon have one reason, and end the queue
+ATTEMPTS = 3   # a run that fails is started again twice
+PAUSE = 60     # seconds between
+AT_ONCE = 20   # seconds: three experiments in a row that fail this soon have one reason, and end the queue
 
 
 class Manager:
@@ -29,9 +30,11 @@ class Manager:
         self.queue, self.slots, self.processes, self.root = queue, slots, processes, root
         self.children = {}  # name: Popen; an earlier manager's are not among them
         self.interrupts = 0
-        self.failed_at_once = set()  # names, in a row; with three nothing more is started
+        self.failed_at_once = set()  # names, in a row
+        self.broken = False          # three of them: nothing more is started
         for name in ('SIGINT', 'SIGTERM'):
             signal.signal(getattr(signal, name), self.note)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it outlives its terminal
 
     def note(self, number, frame):
         """Ctrl-C: once, what runs may finish; twice, or SIGTERM: it is stopped, with a checkpoint."""
@@ -47,16 +50,8 @@ class Manager:
             if os.path.exists(path) and os.path.getmtime(path) != changed:
                 changed = os.path.getmtime(path)
                 listed = self.read_again(listed, path)
-            with self.queue.changing() as runs:
-                for one in listed:
-                    runs.setdefault(one.name, dict(runstate.NEW)).update(out_dir=one.out_dir, after=one.after)
-                for name, run in runs.items():
-                    if run['state'] == 'running':
-                        self.look_after(name, run)
-                    to_stop = self.interrupts >= 2 and run['state'] == 'running' and not run['wanted']
-                    if to_stop and runstate.is_alive(run):
-                        runstate.stop(run, then='queued')
-            waiting = not self.interrupts and len(self.failed_at_once) < 3 and self.start_what_can(listed)
+            self.look_after_all(listed)
+            waiting = not self.interrupts and not self.broken and self.start_what_can(listed)
             runs = self.queue.read()
             running = {name: run for name, run in runs.items() if run['state'] == 'running'}
             if not running and not waiting:
@@ -64,7 +59,7 @@ class Manager:
             show_progress(running)
             time.sleep(0.5)
         names = [one.name for one in listed]
-        print('\n'.join(runstate.status_lines(names, runs)))
+        print_lines('\n'.join(runstate.status_lines(names, runs)))
         if all(runs[name]['state'] == 'done' for name in names):
             return 0
         return RESUMABLE if self.interrupts else 1
@@ -80,34 +75,60 @@ class Manager:
             say(f'{error}\n(the list as it was goes on)')
             return listed
 
+    def look_after_all(self, listed):
+        """Note what is new in the list, and which runs have ended."""
+        with self.queue.changing() as runs:
+            for one in listed:
+                run = runs.setdefault(one.name, dict(runstate.NEW, out_dir=one.out_dir))
+                run['after'] = one.after
+                if run['state'] == 'queued':
+                    run['out_dir'] = one.out_dir
+            for name, run in runs.items():
+                if run['state'] == 'running':
+                    self.look_after(name, run)
+                to_stop = self.interrupts >= 2 and run['state'] == 'running' and not run['wanted']
+                if to_stop and runstate.is_alive(run):
+                    runstate.stop(run, then='queued')
+
     def start_what_can(self, listed):
         """Fill the free slots. True if an experiment is left that can still be started, now or later."""
-        waiting = False
+        waiting, names = False, {one.name: one for one in listed}
         for one in listed:
             with self.queue.changing() as runs:
                 run = runs[one.name]
-                if run['state'] != 'queued' or any(runs[name]['state'] in ('failed', 'stopped') for name in one.after):
+                before = [runs[other.name]['state'] for other in experiments.ancestors(one, names)]
+                if run['state'] != 'queued' or not set(before) <= {'queued', 'running', 'done'}:
                     continue
+                waiting = True
                 taken = [other['slot'] for other in runs.values() if other['state'] == 'running']
-                free = [slot for slot in self.slots if slot not in taken][:max(0, len(self.slots) - len(taken))]
-                ready = all(runs[name]['state'] == 'done' for name in one.after) and run['not_before'] <= time.time()
+                free = [slot for slot in self.slots if not any(overlap(slot, other) for other in taken)]
+                ready = set(before) <= {'done'} and run['not_before'] <= time.time()
                 if not ready or not free or runstate.is_busy(one.out_dir):
-                    waiting = True
                     continue
-                words = experiments.command(one, self.root, self.processes, resumes=bool(run['started']))
+                fresh = not run['started']
                 run.update(state='running', pid=None, slot=free[0], started=time.time(), wanted=None,
-                           max_iters=one.settings['max_iters'])
-            waiting = True
-            self.start(one, words, free[0])  # it is in the file already: should this process end here, nothing is lost
+                           out_dir=one.out_dir, words=one.words, max_iters=one.settings['max_iters'])
+                try:
+                    if fresh:
+                        experiments.begin(one)
+                except OSError as error:
+                    self.failed(one.name, run, f'not started: {error}')
+                    continue
+            self.start(one, free[0])  # it is in the file already: should this process end here, nothing is lost
         return waiting
 
-    def start(self, one, words, slot):
-        os.makedirs(one.out_dir, exist_ok=True)
-        env = dict(os.environ, **({'CUDA_VISIBLE_DEVICES': slot} if slot else {}))
-        with open(os.path.join(one.out_dir, 'log.txt'), 'a', encoding='utf-8') as log:
-            print(f'$ {shlex.join(words)}', file=log, flush=True)
-            child = subprocess.Popen([sys.executable, *words[1:]], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                     env=env, start_new_session=True)  # Ctrl-C here is not for it
+    def start(self, one, slot):
+        """Start the process of an experiment, from its beginning or its last state."""
+        try:
+            words = experiments.command(one, self.root, self.processes)
+            env = dict(os.environ, **({'CUDA_VISIBLE_DEVICES': slot} if slot else {}))
+            with open(os.path.join(one.out_dir, 'log.txt'), 'a', encoding='utf-8') as log:
+                print(f'$ {shlex.join(words)}', file=log, flush=True)
+                child = subprocess.Popen([sys.executable, *words[1:]], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                         env=env, start_new_session=True)  # Ctrl-C here is not for it
+        except OSError as error:
+            with self.queue.changing() as runs:
+                return self.failed(one.name, runs[one.name], f'not started: {error}')
         self.children[one.name] = child
         with self.queue.changing() as runs:
             runs[one.name].update(pid=child.pid, start_time=runstate.start_time(child.pid))
@@ -125,33 +146,52 @@ class Manager:
             starting = run['pid'] is None and time.time() < run['started'] + AT_ONCE  # it died before it noted the pid
             if starting or runstate.is_alive(run) or runstate.is_busy(run['out_dir']):
                 return
-        seconds = time.time() - run['started']
-        if code in (0, None) and runstate.is_done(run, since=0.0 if code == 0 else run['started']):
+        if code in (0, None) and runstate.ended(run, 'done'):
             self.failed_at_once.clear()
             run.update(state='done', error=None)
-            return say(f'{name}: done, {runstate.outcome(run)}')
-        if run['wanted'] is not None:
+            say(f'{name}: done, {runstate.outcome(run)}')
+        elif run['wanted'] is not None:
             run.update(state=run['wanted'], wanted=None)
-            return say(f'{name}: stopped' + ', with a checkpoint' * (code == RESUMABLE))
-        if code in (RESUMABLE, None):
-            run.update(state='queued', not_before=time.time() + (PAUSE if seconds < AT_ONCE and code else 0))
-            return say(f'{name}: ended before it was done, and goes on from its checkpoint')
-        if seconds >= AT_ONCE:
-            self.failed_at_once.clear()
-        self.failed_at_once.add(name)
-        error = runstate.last_line(run)[:300] if code > 0 else f'killed by signal {-code}'
+            say(f'{name}: stopped' + ', with a checkpoint' * runstate.ended(run, 'stopped'))
+        elif code in (RESUMABLE, None) or code != 0 and runstate.ended(run, 'stopped'):  # torchrun's code is 1
+            at_once = time.time() < run['started'] + AT_ONCE
+            run.update(state='queued', not_before=time.time() + (PAUSE if at_once and code else 0))
+            say(f'{name}: ended before it was done, and goes on from its checkpoint')
+        elif code == 0:
+            self.failed(name, run, 'it ended without a last line in its metrics.jsonl')
+        else:
+            self.failed(name, run, f'killed by signal {-code}' if code < 0 else runstate.last_line(run)[:300])
+
+    def failed(self, name, run, error):
+        """Count a failure: it is tried again, or given up."""
         attempts = run['attempts'] + 1
         run.update(state='failed' if attempts >= ATTEMPTS else 'queued', attempts=attempts, error=error,
                    not_before=time.time() + PAUSE)
-        say(f'{name}: failed with exit code {code}: {error}')
-        if len(self.failed_at_once) == 3:
+        say(f'{name}: failed: {error}')
+        if time.time() >= run['started'] + AT_ONCE:
+            self.failed_at_once.clear()
+        else:
+            self.failed_at_once.add(name)
+        if len(self.failed_at_once) == 3 and not self.broken:
+            self.broken = True
             say(f'nothing more is started: three in a row failed within {AT_ONCE} seconds; the last said: {error}')
+
+
+def overlap(slot, other):
+    """Whether two places for an experiment share a GPU, as CUDA_VISIBLE_DEVICES has them; None may use any."""
+    return slot is None or other is None or bool(set(slot.split(',')) & set(other.split(',')))
+
+
+def print_lines(text, **options):
+    """Print, unless the terminal is gone."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True, **options)
 
 
 def say(text):
     """A line with the time of the day, over the one of show_progress."""
     width = shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else 0
-    print(f'{time.strftime("%H:%M:%S")} {text}'.ljust(width), flush=True)
+    print_lines(f'{time.strftime("%H:%M:%S")} {text}'.ljust(width))
 
 
 def show_progress(running):
@@ -159,4 +199,4 @@ def show_progress(running):
     if sys.stdout.isatty():
         text = '; '.join(f'{name}: {runstate.brief(run)}' for name, run in running.items())
         width = shutil.get_terminal_size().columns - 1
-        print(text.ljust(width)[:width], end='\r', flush=True)
+        print_lines(text.ljust(width)[:width], end='\r')

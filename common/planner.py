@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from common.runlog import duration
+from common.settings import checkpoint_bytes
 
 GB = 1e9
 RESERVED = 2 * GB  # of a GPU's memory, for CUDA itself, the libraries' workspaces and fragmentation
@@ -122,9 +123,9 @@ def largest_batch(budget, **options):
 
 
 def disk_bytes(model, optimizer, kept):
-    """What a run's checkpoints take at most: the best weights, `kept` ones, two full states, a third being written."""
+    """What a run's checkpoints take at most, with `kept` weights that are kept for good."""
     weights, _, moments = state_bytes(model, optimizer)
-    return (1 + kept + 3) * weights + 3 * moments
+    return checkpoint_bytes(weights, moments, kept)
 
 
 def speed(model, gpu, gpus):

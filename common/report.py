@@ -3,8 +3,10 @@ What several runs came to, from the files in their folders: a table for the term
 that needs no network and no account. It knows no torch, and of a run only what it wrote.
 """
 import contextlib
+import glob
 import http.server
 import json
+import math
 import os
 import statistics
 from dataclasses import dataclass
@@ -12,11 +14,12 @@ from dataclasses import dataclass
 from common.runlog import SEPARATOR, duration, perplexity
 
 # settings that make no other experiment of a run
-ASIDE = {'out_dir', 'seed', 'init_from', 'wandb_log', 'wandb_project', 'wandb_run_name', 'tensorboard_log',
+ASIDE = {'out_dir', 'seed', 'wandb_log', 'wandb_project', 'wandb_run_name', 'tensorboard_log',
          'log_interval', 'sample_prompts', 'always_save_checkpoint', 'keep_interval', 'auto_prepare', 'parameters',
          'vocab_size', 'device'}
-POINTS = 6000  # of all curves together, so that a page stays below 1.5 MB
-TEXT = 800     # characters of a sample that a page shows
+# so that a page stays below 1.5 MB, of which Vega is 0.9
+POINTS = 6000   # of all curves together
+TEXTS = 66_000  # characters of all samples together, up to 3 bytes each
 
 
 @dataclass
@@ -40,7 +43,8 @@ class Run:
 
     def reaches(self, target):
         """The first evaluation whose validation loss is at most `target`; None if there is none yet."""
-        return next((line for line in self.evaluations if (line['val_loss'] or 9e9) <= target), None)
+        known = [line for line in self.evaluations if line['val_loss'] is not None]
+        return next((line for line in known if line['val_loss'] <= target), None)
 
 
 def read_run(folder):
@@ -50,19 +54,21 @@ def read_run(folder):
         for line in f:
             with contextlib.suppress(ValueError):  # the last one, while it is being written
                 lines.append(json.loads(line))
-    with contextlib.suppress(FileNotFoundError), open(os.path.join(folder, 'settings.json'), encoding='utf-8') as f:
+    path = os.path.join(folder, 'settings.json')
+    with contextlib.suppress(FileNotFoundError, ValueError), open(path, encoding='utf-8') as f:
         settings = json.load(f)
-    texts = os.path.join(folder, 'samples')
-    for name in sorted(os.listdir(texts)) if os.path.isdir(texts) else []:
-        with open(os.path.join(texts, name), encoding='utf-8') as f:
-            samples[int(name[5:-4])] = f.read().rstrip('\n').split(SEPARATOR)  # iter_000500.txt
+    for path in sorted(glob.glob(os.path.join(glob.escape(folder), 'samples', 'iter_*.txt'))):
+        number = os.path.basename(path)[5:-4]
+        if number.isdecimal():
+            with open(path, encoding='utf-8') as f:
+                samples[int(number)] = f.read().rstrip('\n').split(SEPARATOR)
     return Run(os.path.basename(os.path.normpath(folder)), settings, [line for line in lines if 'loss' in line],
                [line for line in lines if 'val_loss' in line], any('done' in line for line in lines), samples)
 
 
 def differing(runs):
     """The settings in which these runs differ, {name: [value of each run]}."""
-    keys = [key for key in runs[0].settings if key not in ASIDE]
+    keys = [key for key in dict.fromkeys(key for run in runs for key in run.settings) if key not in ASIDE]
     values = {key: [run.settings.get(key) for run in runs] for key in keys}
     return {key: column for key, column in values.items() if any(value != column[0] for value in column)}
 
@@ -73,7 +79,8 @@ def figures(runs, target=None):
         return '-' if value is None else format(value, form)
 
     result = {'run': [run.name + ('' if run.done else ' (not done)') for run in runs]}
-    result['parameters'] = [f'{run.settings["parameters"] / 1e6:.2f}M' if run.settings else '-' for run in runs]
+    millions = [run.settings.get('parameters', math.nan) / 1e6 for run in runs]
+    result['parameters'] = ['-' if math.isnan(count) else f'{count:.2f}M' for count in millions]
     result['best val loss'] = [text(run.best.get('val_loss'), '.4f') for run in runs]
     result['perplexity'] = [text(run.best and perplexity(run.best['val_loss']) or None, '.2f') for run in runs]
     result['accuracy'] = [text(run.best.get('val_acc'), '.1%') for run in runs]
@@ -107,7 +114,7 @@ def groups(runs):
     """The runs that differ in their seed alone together, {label: [runs]}."""
     found = {}
     for run in runs:
-        same = json.dumps([(key, value) for key, value in run.settings.items() if key not in ASIDE]) or run.name
+        same = json.dumps([(key, value) for key, value in run.settings.items() if key not in ASIDE])
         found.setdefault(same if run.settings else run.name, []).append(run)
     return {members[0].name + (f' ({len(members)} seeds)' if len(members) > 1 else ''): members
             for members in found.values()}
@@ -123,18 +130,20 @@ def thinned(items, limit):
 def curves(runs):
     """
     The points of all curves, rows of (label, kind, run, iterations, tokens, seconds, value, lowest, highest). Runs of
-    several seeds share one curve of validation: the mean where all of them have an evaluation, with their range.
+    several seeds share one curve of validation: the mean of those that have an evaluation there, with their range.
     """
     rows, labelled = [], groups(runs)
     limit = max(20, POINTS // (3 * len(runs)))
     for label, members in labelled.items():
-        shared = set.intersection(*({line['iter'] for line in run.evaluations} for run in members))
-        lines = [{line['iter']: line for line in run.evaluations if line['iter'] in shared} for run in members]
-        for at in thinned(sorted(shared), limit):
-            here = [by_iter[at] for by_iter in lines]
+        lines = {}
+        for run in members:
+            for line in run.evaluations:
+                lines.setdefault(line['iter'], []).append(line)
+        for at in thinned(sorted(lines), limit):
+            here = lines[at]
             for kind, key in (('validation loss', 'val_loss'), ('accuracy', 'val_acc')):
-                values = [line[key] for line in here]
-                if None not in values:
+                values = [line[key] for line in here if line[key] is not None]
+                if values:
                     seconds = statistics.mean(line['train_s'] for line in here)
                     rows.append((label, kind, '', at, here[0]['tokens'], seconds, statistics.mean(values), min(values),
                                  max(values)))
@@ -151,7 +160,10 @@ def page(runs, target=None, live=False):
     shown = {}
     for run in runs:
         for at in thinned(sorted(run.samples), 6):
-            shown.setdefault(at, {})[run.name] = [text[:TEXT] for text in run.samples[at]]
+            shown.setdefault(at, {})[run.name] = run.samples[at]
+    longest = min(800, TEXTS // max(1, sum(len(texts) for by_run in shown.values() for texts in by_run.values())))
+    shown = {at: {name: [text[:longest] for text in texts] for name, texts in by_run.items()}
+             for at, by_run in shown.items()}
     settings = {key: [str(value) for value in values] for key, values in differing(runs).items()}
     data = dict(columns={**figures(runs, target), **settings}, differing=list(settings), curves=curves(runs),
                 labels=list(groups(runs)), target=target, live=live,
@@ -213,8 +225,14 @@ def serve(folders, target, port):
 
 
 def read_all(folders):
-    """The runs in those of the folders that have one."""
-    return [read_run(folder) for folder in folders if os.path.exists(os.path.join(folder, 'metrics.jsonl'))]
+    """The runs in those of the folders that have one, by names that tell them apart."""
+    folders = [folder for folder in dict.fromkeys(map(os.path.normpath, folders))
+               if os.path.exists(os.path.join(folder, 'metrics.jsonl'))]
+    runs = [read_run(folder) for folder in folders]
+    if len({run.name for run in runs}) < len(runs):
+        for run, folder in zip(runs, folders):
+            run.name = folder
+    return runs
 
 
 def add_arguments(parser):
@@ -227,16 +245,18 @@ def add_arguments(parser):
 
 def main(folders, options):
     """Print the table, write the page and the picture, or serve the page. Returns the exit code."""
+    none = [folder for folder in options.out_dir if not os.path.exists(os.path.join(folder, 'metrics.jsonl'))]
     runs = read_all(folders)
-    if not runs:
-        where = ', '.join(folders) or 'any folder of the list'
+    if none or not runs:
+        where = ', '.join(none) or 'any folder of the list'
         raise ValueError(f'no metrics.jsonl in {where}; give the out_dir of a run')
     print('\n'.join(table(runs, options.target)))
     try:
+        content = page(runs, options.target)
         if options.serve:
             return serve(folders, options.target, options.port)
         with open(f'{options.out}.html', 'w', encoding='utf-8') as f:
-            f.write(page(runs, options.target))
+            f.write(content)
         picture(runs, f'{options.out}.png', options.target)
     except ImportError as error:
         package = {'vl_convert': 'vl-convert-python'}.get(error.name, error.name)

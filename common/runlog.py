@@ -34,8 +34,7 @@ class RunLog:
         self.s_per_iter, self.shown_at = None, 0.0  # of the progress line
         self.wandb = start_wandb(config) if config['wandb_log'] else None
         self.board = start_tensorboard(self.out_dir, first_iter) if config['tensorboard_log'] else None
-        with whatever_the_disk_says(), open(os.path.join(self.out_dir, 'settings.json'), 'w', encoding='utf-8') as f:
-            json.dump(config, f, indent=1)
+        write_settings(os.path.join(self.out_dir, 'settings.json'), config)
         path = os.path.join(self.out_dir, 'metrics.jsonl')
         cut(path, first_iter, evaluated_at)
         cut(os.path.join(self.out_dir, 'spikes.jsonl'), first_iter, evaluated_at)
@@ -91,6 +90,8 @@ class RunLog:
         """The end of a process: of the run (`done`) with its last line and what to do next, or one to resume from."""
         if done:
             self.write(iter=iter_num, done=True, best_val_loss=best_val_loss, train_s=train_s)
+        else:  # torchrun hides the exit code that says so
+            self.write(iter=iter_num, stopped=True, train_s=train_s)
         with whatever_the_disk_says():
             self.file.close()
         if self.wandb:
@@ -123,6 +124,18 @@ class RunLog:
             for key, value in values.items():
                 if key != 'iter' and value is not None:
                     self.board.add_scalar(key, value, values['iter'])
+
+
+def write_settings(path, config):
+    """All settings as JSON, whole or not at all; of a run that goes on, init_from is what it began with."""
+    with whatever_the_disk_says():
+        if config.get('init_from') in ('auto', 'resume'):
+            config = {**config, 'init_from': 'scratch'}
+            with contextlib.suppress(FileNotFoundError, ValueError), open(path, encoding='utf-8') as f:
+                config['init_from'] = json.load(f)['init_from']
+        with open(f'{path}.tmp', 'w', encoding='utf-8') as f:
+            json.dump(config, f, indent=1)
+        os.replace(f'{path}.tmp', path)
 
 
 @contextlib.contextmanager

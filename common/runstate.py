@@ -5,6 +5,7 @@ state (queued, running, done, failed, stopped; submitted to Slurm), out_dir, pid
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 
@@ -23,7 +24,8 @@ class Queue:
     """The runs by name, in results/NAME.json for the list config/NAME.conf. Several processes may change it in turn."""
 
     def __init__(self, list_path):
-        self.path = os.path.join('results', os.path.splitext(os.path.basename(list_path))[0] + '.json')
+        name = os.path.splitext(os.path.relpath(list_path))[0].removeprefix(f'config{os.sep}')
+        self.path = os.path.join('results', re.sub(r'[^\w.-]+', '_', name) + '.json')
 
     def read(self):
         """All runs as they are now; {} if there is no file."""
@@ -107,7 +109,7 @@ def is_busy(out_dir):
 
 
 def stop(run, then):
-    """Ask a run to save and to end; `then` is its state afterwards."""
+    """Ask a run to save and to end; `then` is its state afterwards. ValueError if it has no process."""
     if not is_alive(run):
         raise ValueError('it is just starting, or has just ended; look at its status, and try again')
     run['wanted'] = then
@@ -123,9 +125,12 @@ def tail(path, size=2**16):
 
 
 def last_line(run):
-    """The last line that a run printed: what it died of, if it did."""
-    lines = [line for line in tail(os.path.join(run['out_dir'], 'log.txt')) if line.strip()]
-    return lines[-1].strip() if lines else 'it printed nothing'
+    """The last line that a run printed; what it died of, if it says so before torchrun or advice follow."""
+    lines = [line.strip() for line in tail(os.path.join(run['out_dir'], 'log.txt')) if line.strip()]
+    begun = max((i for i, line in enumerate(lines) if line.startswith('$ ')), default=-1)  # of the last attempt
+    errors = [line for line in lines[begun + 1:] if re.match(r'train\.py: |out of memory|stopped: |[\w.]*Error\b', line)
+              and 'ChildFailedError' not in line]
+    return (errors or lines[begun + 1:] or ['it printed nothing'])[-1]
 
 
 def newest(run):
@@ -137,10 +142,12 @@ def newest(run):
     return values
 
 
-def is_done(run, since=0.0):
-    """Whether a run reached its end, in a file that was written after `since`."""
+def ended(run, how):
+    """Whether metrics.jsonl ends with a line that says `how`, done or stopped, written since the run was started."""
     path = os.path.join(run['out_dir'], 'metrics.jsonl')
-    return bool(newest(run).get('done')) and os.path.getmtime(path) >= since
+    with contextlib.suppress(IndexError, ValueError):
+        return how in json.loads(tail(path)[-1]) and os.path.getmtime(path) >= run['started']
+    return False
 
 
 def progress(run):
@@ -149,7 +156,8 @@ def progress(run):
     found = {key: values.get(key) for key in ('iter', 'loss', 'val_loss', 'tok_s', 'best_val_loss', 'train_s')}
     ms, at = values.get('ms'), values.get('iter')
     left = (run.get('max_iters', 0) - at - 1) * ms / 1000 if ms and at is not None else None
-    found['left_s'] = max(0.0, left) if left is not None and run['state'] == 'running' else None
+    at_work = run['state'] == 'running' or run.get('slurm') == 'RUNNING'
+    found['left_s'] = max(0.0, left) if left is not None and at_work else None
     return found
 
 

@@ -5,6 +5,8 @@ through its experiments at once.
 import importlib.util
 import math
 
+RESUMABLE = 75  # exit code of a run that was stopped and saved: EX_TEMPFAIL, try again later
+
 
 def check(settings, world_size):
     """ValueError, with what to type instead, for settings of train.py (its globals) that cannot work together."""
@@ -52,6 +54,11 @@ def check(settings, world_size):
 def disk_bytes(settings, vocab_size):
     """What a run's checkpoints take at most, about: the number of parameters is that of a classic model."""
     width, block = settings['n_embd'], settings['block_size']
-    parameters = (vocab_size + block) * width + 12 * settings['n_layer'] * width**2
+    weights = 4 * ((vocab_size + block) * width + 12 * settings['n_layer'] * width**2)
     kept = settings['max_iters'] // settings['keep_interval'] if settings['keep_interval'] else 0
-    return 4 * parameters * (1 + kept + 3 * 3)  # the best weights, those kept, three states with AdamW's two moments
+    return checkpoint_bytes(weights, 2 * weights, kept)
+
+
+def checkpoint_bytes(weights, moments, kept):
+    """Of weights and an optimizer's moments so large: the best weights, `kept` ones, two states, a third in writing."""
+    return (1 + kept + 3) * weights + 3 * moments

@@ -4,18 +4,20 @@ Experiments as jobs of a Slurm cluster, which does the queueing: sbatch, squeue,
 import os
 import shlex
 import subprocess
+import sys
 
 from common import runstate
 
+ENDED = {'FAILED', 'CANCELLED', 'TIMEOUT', 'OUT_OF_MEMORY', 'NODE_FAIL', 'BOOT_FAIL', 'DEADLINE', 'PREEMPTED'}
 # Two minutes before its time limit a job gets SIGUSR1. It saves and puts itself back into the queue, and resumes when
-# it is started again. The first wait ends when a signal comes, the second when the process does.
+# it is started again: from a state newer than .begun. A wait ends when a signal comes, too, hence the loop.
 SCRIPT = '''#!/bin/bash
-trap 'kill -TERM $pid; stopped=yes; again=yes' USR1
-trap 'kill -TERM $pid; stopped=yes' TERM
-if [ "$SLURM_RESTART_COUNT" ] && [ -e {last} ]; then {again} & else {first} & fi
+trap 'kill -TERM $pid; again=yes' USR1
+trap 'kill -TERM $pid' TERM
+if [ {last} -nt {begun} ]; then {again} & else {first} & fi
 pid=$!
 wait $pid; code=$?
-if [ "$stopped" ]; then wait $pid; code=$?; fi
+while kill -0 $pid 2> /dev/null; do wait $pid; code=$?; done
 if [ "$again" ]; then scontrol requeue $SLURM_JOB_ID; fi
 exit $code
 '''
@@ -33,7 +35,9 @@ def call(*words, **options):
 
 def submit(name, words, out_dir, after, more):
     """Submit a command; returns its job's number. after: jobs that must end well before it; more: words for sbatch."""
-    script = SCRIPT.format(last=shlex.quote(os.path.join(out_dir, 'last.pt')), first=shlex.join(words),
+    words = [sys.executable, *words[1:]]
+    last, begun = (shlex.quote(os.path.join(out_dir, file)) for file in ('last.pt', '.begun'))
+    script = SCRIPT.format(last=last, begun=begun, first=shlex.join(words),
                            again=shlex.join([*words, '--init_from=auto']))
     dependency = [f'--dependency=afterok:{":".join(after)}', '--kill-on-invalid-dep=yes'] if after else []
     log = os.path.join(out_dir, 'log.txt')
@@ -48,21 +52,24 @@ def update(runs):
     if not jobs:
         return
     states = {}
-    for line in call('sacct', '-n', '-X', '-P', '-j', ','.join(jobs), '-o', 'JobID,State,ExitCode').splitlines():
-        job, state, code = line.split('|')
-        states[job] = state.split()[0], code  # CANCELLED by 1000
+    try:
+        for line in call('sacct', '-n', '-X', '-P', '-j', ','.join(jobs), '-o', 'JobID,State,ExitCode').splitlines():
+            job, state, code = line.split('|')
+            states[job] = state.split()[0], code  # CANCELLED by 1000
+    except ValueError:
+        pass  # a cluster that keeps no accounts: what has left the queue is judged by its files
     # of jobs that have left the queue, squeue -j would know nothing, and fail
-    for line in call('squeue', '-h', '--me', '-o', '%i|%T').splitlines():
-        job, state = line.split('|')
-        states[job] = state, ''
+    waiting = dict(line.split('|') for line in call('squeue', '-h', '--me', '-o', '%i|%T').splitlines())
     for job, run in jobs.items():
-        state, code = states.get(job, ('PENDING', ''))  # not known to sacct yet
+        state, code = (waiting[job], '') if job in waiting else states.get(job, ('COMPLETED', ''))
         run['slurm'] = state
-        if state == 'COMPLETED' and runstate.is_done(run):
+        if job in waiting or state not in ENDED | {'COMPLETED'}:
+            continue
+        if runstate.ended(run, 'done'):
             run.update(state='done', error=None)
-        elif state == 'COMPLETED':
-            run.update(state='failed', error=f'ended before it was done: {runstate.last_line(run)}')
-        elif state not in ('PENDING', 'RUNNING', 'REQUEUED', 'COMPLETING', 'CONFIGURING', 'SUSPENDED'):
+        elif code == '75:0' or runstate.ended(run, 'stopped'):
+            run.update(state='queued')  # the next run submits it again, and it resumes
+        else:
             run.update(state='failed', error=f'{state} {code}: {runstate.last_line(run)}')
 
 

@@ -84,8 +84,28 @@ def test_many_long_runs_make_a_page_below_1500_kb(tmp_path):
     pytest.importorskip('vl_convert')
     losses = [3.0 + j / 1e4 for j in range(2000)]
     folders = [make_run(tmp_path / str(i), losses, n_layer=i) for i in range(20)]
+    wordy = 20 * ['\u4f60' * 2000]
+    folders += [make_run(tmp_path / f'wordy-{i}', losses[:8], n_head=i, samples=wordy) for i in range(6)]
     page = report.page(report.read_all(folders))
     assert len(page.encode()) < 1_500_000
+
+
+def test_runs_of_one_name_and_from_other_weights_are_kept_apart(tmp_path):
+    folders = [make_run(tmp_path / 'old' / 'muon', [2.0], init_from='scratch'),
+               make_run(tmp_path / 'new' / 'muon', [1.0], init_from='gpt2')]
+    read = report.read_all(folders)
+    assert [run.name for run in read] == folders and len(report.groups(read)) == 2
+    assert report.differing(read) == {'init_from': ['scratch', 'gpt2']}
+
+
+def test_what_is_half_written_or_foreign_is_left_out(runs):
+    with open(os.path.join(runs[0], 'settings.json'), 'w') as f:
+        f.write('{"n_layer"')
+    with open(os.path.join(runs[0], 'samples', 'iter_old.txt'), 'w') as f:
+        f.write('notes')
+    read = report.read_all(runs)
+    assert read[0].settings == {} and sorted(read[0].samples) == [0, 100, 200]
+    assert report.figures(read)['parameters'][0] == '-'
 
 
 def test_a_report_writes_a_table_a_page_and_a_picture(runs, tmp_path):
@@ -95,7 +115,7 @@ def test_a_report_writes_a_table_a_page_and_a_picture(runs, tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'time to 2.5' in done.stdout and 'wrote report.html and report.png' in done.stdout
     assert (tmp_path / 'report.png').read_bytes().startswith(b'\x89PNG')
-    missing = python(os.path.join(ROOT, 'run_manager.py'), 'report', 'nowhere', cwd=tmp_path)
+    missing = python(os.path.join(ROOT, 'run_manager.py'), 'report', runs[0], 'nowhere', cwd=tmp_path)
     assert missing.returncode == 2 and 'no metrics.jsonl in nowhere' in missing.stderr
 
 

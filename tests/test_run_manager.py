@@ -57,6 +57,7 @@ def place(tmp_path):
     (tmp_path / 'train.py').write_text(settings + configuring + STAND_IN)
     (tmp_path / 'config').mkdir()
     (tmp_path / 'config' / 'toy.py').write_text('max_iters = 10\nn_layer = 1\nn_embd = 8\ndataset = "toy"\n')
+    (tmp_path / 'config' / 'there.py').write_text('out_dir = "there"\n')
     (tmp_path / 'data' / 'toy').mkdir(parents=True)
     for split in ('train', 'val'):
         (tmp_path / 'data' / 'toy' / f'{split}.bin').write_bytes(bytes(4096))
@@ -114,7 +115,7 @@ def wait_for(condition, seconds=20):
 def running_at(place, name, iteration):
     """Wait until an experiment is at an iteration."""
     path = place / 'results' / name / 'last.pt'
-    wait_for(lambda: path.exists() and (path.read_text() or '0') >= str(iteration))
+    wait_for(lambda: path.exists() and int(path.read_text() or 0) >= iteration)
 
 
 def test_a_list_is_worked_through_in_its_order_but_for_what_waits(place, manage):
@@ -174,6 +175,38 @@ def test_three_that_fail_at_once_end_the_queue(place, manage):
     assert set(re.findall(r'(\w): started', done.stdout)) == set('abc') and states(place)['d'] == 'queued'
 
 
+def test_what_waits_for_what_waits_for_a_failure_is_not_waited_for(place, manage):
+    write_list(place, 'a: config/toy.py --wandb_run_name=fails', 'b: config/toy.py after=a', 'c: config/toy.py after=b')
+    assert manage('run').returncode == 1
+    assert states(place) == {'a': 'failed', 'b': 'queued', 'c': 'queued'}
+
+
+def test_an_older_run_in_the_folder_is_not_taken_for_this_one(place, manage):
+    (place / 'results' / 'a').mkdir(parents=True)
+    (place / 'results' / 'a' / 'last.pt').write_text('7')
+    (place / 'results' / 'a' / 'metrics.jsonl').write_text('{"iter": 10, "done": true}\n')
+    write_list(place, 'a: config/toy.py --wandb_run_name="fails once"')
+    assert manage('run').returncode == 0
+    assert [line.endswith('--init_from=auto') for line in starts(place, 'a')] == [False, False]
+
+
+def test_a_line_that_changes_while_it_runs_changes_nothing(place, manage):
+    write_list(place, 'a: config/toy.py --max_iters=60')
+    manager = manage.start('run')
+    running_at(place, 'a', 2)
+    write_list(place, 'a: config/toy.py --max_iters=60 --out_dir=elsewhere')
+    manager.communicate(timeout=30)
+    assert states(place) == {'a': 'done'} and not (place / 'elsewhere').exists()
+    assert 'its line has changed since it was done' in manage('run').stdout
+
+
+def test_what_cannot_be_started_fails_alone(place, manage):
+    write_list(place, 'a: config/toy.py', 'b: config/toy.py')
+    (place / 'results' / 'a' / 'log.txt').mkdir(parents=True)
+    assert manage('run').returncode == 1
+    assert states(place) == {'a': 'failed', 'b': 'done'} and 'not started' in json_of(place)['a']['error']
+
+
 def test_a_preempted_run_goes_on_and_that_is_no_failure(place, manage):
     write_list(place, 'a: config/toy.py --wandb_run_name=preempted --max_iters=30')
     assert manage('run').returncode == 0
@@ -227,14 +260,18 @@ def test_one_manager_at_a_time(place, manage):
 
 
 def test_lines_may_come_while_it_works_and_a_wrong_one_harms_nothing(place, manage):
-    write_list(place, 'a: config/toy.py --max_iters=80')
+    write_list(place, 'a: config/toy.py --max_iters=1000')
     manager = manage.start('run')
     running_at(place, 'a', 2)
-    write_list(place, 'a: config/toy.py --max_iters=80', 'b: config/toy.py --max_itres=3')
+    write_list(place, 'a: config/toy.py --max_iters=1000', 'b: config/toy.py --max_itres=3')
+    output = ''
+    while 'max_itres' not in output:
+        output += manager.stdout.readline()
+    write_list(place, 'b: config/toy.py', 'a: config/toy.py --max_iters=1000')
     time.sleep(1.2)
-    write_list(place, 'a: config/toy.py --max_iters=80', 'b: config/toy.py')
-    output = manager.communicate(timeout=30)[0]
-    assert manager.returncode == 0 and states(place) == {'a': 'done', 'b': 'done'}
+    assert manage('stop', 'a').returncode == 0
+    output += manager.communicate(timeout=30)[0]
+    assert states(place) == {'a': 'stopped', 'b': 'done'}
     assert output.count("unknown setting --max_itres=3; did you mean max_iters") == 1
 
 
@@ -294,6 +331,8 @@ def test_status_knows_where_a_run_is(place, manage):
     (['a: config/toy.py --n_embd=1000000 --n_layer=1000'], 'GB free'),
     (['a: config/toy.py --warmup_iters=9 --lr_decay_iters=5'], 'warmup_iters=9 is not below'),
     (['a: config/toy.py --eval_only=True'], 'eval_only trains nothing'),
+    (['a: --out_dir=x config/there.py'], "a config file sets out_dir='there' after --out_dir"),
+    (['a: config/toy.py --out_dir=config/toy.py/a'], 'cannot be written'),
     (["a: config/toy.py --out_dir='x"], 'No closing quotation'), (['# nothing'], 'no experiment in it yet')])
 def test_a_mistake_is_named_and_nothing_starts(place, manage, lines, expected):
     write_list(place, *lines)
@@ -351,7 +390,7 @@ def test_slurm_gets_a_job_for_each_and_is_asked_about_them(place, manage):
     first.send_signal(signal.SIGUSR1)
     assert first.wait(timeout=30) == 75
     assert ['scontrol', ['requeue', '101'], ''] in [json.loads(line) for line in open(calls)]
-    again = subprocess.run(['bash', '-c', script], cwd=place, env=dict(env, SLURM_RESTART_COUNT='1'), timeout=60)
+    again = subprocess.run(['bash', '-c', script], cwd=place, env=env, timeout=60)
     assert again.returncode == 0 and read_metrics(place / 'results' / 'a')[2]['done']
     accounted = '101|COMPLETED|0:0\n102|RUNNING|0:0'
     answers.write_text(json.dumps({'squeue': '102|RUNNING\n103|PENDING', 'sacct': accounted}))
@@ -365,6 +404,27 @@ def test_slurm_gets_a_job_for_each_and_is_asked_about_them(place, manage):
     assert re.search(r'^b +failed +OUT_OF_MEMORY 0:125: Killed', manage('status', PATH=path).stdout, re.MULTILINE)
 
 
+def test_what_slurm_refuses_makes_nothing_submitted_twice(place, manage):
+    calls = place / 'calls'
+    (place / 'bin').mkdir()
+    (place / 'bin' / 'sbatch').write_text(f'#!/bin/sh\necho "$*" >> {calls}\n'
+                                          'case "$*" in *name=b*) echo "QOS limit" >&2; exit 1;; esac; echo 7\n')
+    for name in ('squeue', 'sacct'):
+        (place / 'bin' / name).write_text('#!/bin/sh\n[ $(basename $0) = squeue ] && echo "7|PENDING"\n')
+    for path in (place / 'bin').iterdir():
+        path.chmod(0o755)
+    write_list(place, 'a: config/toy.py', 'b: config/toy.py')
+    for _ in range(2):
+        done = manage('run', '--launcher=slurm', PATH=f'{place / "bin"}:{os.environ["PATH"]}')
+        assert done.returncode == 2 and 'sbatch: QOS limit' in done.stderr
+    assert calls.read_text().count('name=a') == 1 and states(place)['a'] == 'submitted'
+
+
+def test_a_line_is_split_as_a_shell_would():
+    words = experiments.split("a: x.py --start='a b' --name=x#y # and so on")
+    assert words == ['a:', 'x.py', '--start=a b', '--name=x#y']
+
+
 def test_the_list_in_the_project_can_be_pasted_and_needs_no_torch(tmp_path):
     blocker = tmp_path / 'torch.py'
     blocker.write_text('raise SystemExit("torch was imported")')
@@ -375,7 +435,7 @@ def test_the_list_in_the_project_can_be_pasted_and_needs_no_torch(tmp_path):
         assert python('train.py', *line.split()[2:], '--help', cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize('name', sorted(name for name in os.listdir(os.path.join(ROOT, 'config')) if name[-3:] == '.py'))
+@pytest.mark.parametrize('name', sorted(set(os.listdir(os.path.join(ROOT, 'config'))) - {'experiment_list.conf'}))
 def test_the_queue_knows_the_settings_of_every_config(name):
     known = experiments.resolve(ROOT, [f'config/{name}', '--n_layer=3'])
     assert known['n_layer'] == 3 and isinstance(known['dataset'], str)
@@ -393,4 +453,19 @@ def test_real_runs_survive_the_manager(corpus_dir, tmp_path):
     manager.wait()
     done = python(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(read_metrics(tmp_path / 'results' / 'a')[0]) == 300 and read_metrics(tmp_path / 'results' / 'b')[2]['done']
+    assert len(read_metrics(tmp_path / 'results' / 'a')[0]) == 300
+    assert read_metrics(tmp_path / 'results' / 'b')[2]['done']
+    assert (tmp_path / 'results' / 'a' / 'log.txt').read_text().count('$ python') == 1, 'it was found alive'
+
+
+def test_a_run_under_torchrun_that_was_told_to_stop_goes_on(corpus_dir, tmp_path):
+    toy = f'{" ".join(TOY)} --dataset={corpus_dir} --max_iters=120 --lr_decay_iters=120 --eval_interval=120'
+    (tmp_path / 'mine.conf').write_text(f'a: {toy}\n')
+    words = [os.path.join(ROOT, 'run_manager.py'), 'run', '--list=mine.conf', '--nproc_per_node=2']
+    manager = subprocess.Popen([sys.executable, *words], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    metrics = tmp_path / 'results' / 'a' / 'metrics.jsonl'
+    wait_for(lambda: metrics.exists() and '"iter": 3,' in metrics.read_text(), seconds=120)
+    os.kill(json.loads((tmp_path / 'results' / 'mine.json').read_text())['a']['pid'], signal.SIGTERM)
+    output = manager.communicate(timeout=240)[0]
+    assert 'goes on from its checkpoint' in output and manager.returncode == 0, output
+    assert read_metrics(tmp_path / 'results' / 'a')[2]['done']

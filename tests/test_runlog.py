@@ -64,8 +64,12 @@ def test_durations_are_as_exact_as_a_person_needs(seconds, text):
 
 
 def test_all_settings_are_beside_the_run(tmp_path):
+    path = tmp_path / 'settings.json'
     make_log(tmp_path)
-    assert json.loads((tmp_path / 'settings.json').read_text())['max_iters'] == 100
+    assert json.loads(path.read_text())['max_iters'] == 100
+    for asked, kept in (('gpt2', 'gpt2'), ('auto', 'gpt2'), ('resume', 'gpt2')):
+        runlog.write_settings(str(path), {'init_from': asked})
+        assert json.loads(path.read_text())['init_from'] == kept, 'what the run began with'
 
 
 def test_the_progress_line_is_for_terminals_alone(tmp_path, capsys, monkeypatch):
