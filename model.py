@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint as recompute_in_backward
 from common import checkpoint as checkpoint_file
 from common import generate, huggingface
 from common.muon import MuonAdamW
+from common.settings import check_shape
 
 LOSS_CHUNK = 1024  # tokens whose logits are in memory at once: with GPT-2's vocabulary 0.2 GB in float32
 
@@ -43,16 +44,7 @@ class GPTConfig:
                               # layer; what each of them brings stands in README
 
     def __post_init__(self):
-        if self.n_embd % self.n_head != 0:
-            divisors = [n for n in range(1, self.n_head) if self.n_embd % n == 0]
-            raise ValueError(f'n_embd={self.n_embd} is not divisible by n_head={self.n_head}; '
-                             f'try --n_head={divisors[-1]} or --n_embd={-(-self.n_embd // self.n_head) * self.n_head}')
-        if self.modern and self.n_embd // self.n_head % 2 != 0:
-            raise ValueError(f'n_embd={self.n_embd} and n_head={self.n_head} give heads of '
-                             f'{self.n_embd // self.n_head} channels; modern=True turns them in pairs, so that it '
-                             'needs an even number')
-        if self.activation not in ('gelu', 'gelu_tanh'):
-            raise ValueError(f'activation={self.activation!r} is not one of gelu, gelu_tanh')
+        check_shape(self.n_embd, self.n_head, self.modern, self.activation)
 
 
 def rotary(positions, head_dim):

@@ -31,7 +31,7 @@ def main():
 
     def add(name, help):
         command = commands.add_parser(name, help=help)
-        command.add_argument('--list', default='config/experiment_list.conf', help='the experiments, one a line')
+        command.add_argument('--list', default=runstate.DEFAULT_LIST, help='the experiments, one a line')
         return command
 
     command = add('run', 'work through the list')
@@ -92,10 +92,10 @@ def run_queue(options, queue):
     for one in listed:
         run = runs.get(one.name, runstate.NEW)
         if run['state'] == 'done' and run.get('words', one.words) != one.words:
-            print(f'{one.name}: its line has changed since it was done; python run_manager.py retry {one.name} '
-                  'trains it anew')
+            print(f'{one.name}: its line has changed since it was done; python run_manager.py retry {one.name}'
+                  f'{queue.hint} trains it anew')
     left = [one for one in listed if runs.get(one.name, runstate.NEW)['state'] != 'done']
-    experiments.check(left, root, options.nproc_per_node)
+    experiments.check(left, options.list, root, options.nproc_per_node)
     if options.dry_run:
         print('\n'.join(shlex.join(experiments.command(one, root, options.nproc_per_node)) for one in left))
         return 0
@@ -150,7 +150,7 @@ def show_status(options, queue):
         return 0
     print('\n'.join(runstate.status_lines(names, runs)))
     if any(runs[name]['state'] in ('queued', 'running') for name in names) and not queue.has_manager():
-        print('nobody works through this list now: python run_manager.py run')
+        print(f'nobody works through this list now: python run_manager.py run{queue.hint}')
     return 0
 
 
@@ -169,7 +169,8 @@ def show_log(options, queue):
             while True:
                 sys.stdout.write(f.read())
                 sys.stdout.flush()
-                if not options.follow:
+                ended = find_run(queue.read(), options.name)['state'] in ('done', 'failed', 'stopped')
+                if not options.follow or ended:
                     return 0
                 time.sleep(0.5)
         except KeyboardInterrupt:
@@ -177,11 +178,16 @@ def show_log(options, queue):
 
 
 def stop(options, queue):
+    listed = {one.name: one for one in experiments.read(options.list)}
     with queue.changing() as runs:
+        if options.name in listed:
+            runs.setdefault(options.name, dict(runstate.NEW, out_dir=listed[options.name].out_dir))
         run = find_run(runs, options.name)
+        if run['wanted'] is not None:
+            raise ValueError(f'{options.name} is told to stop already')
         if run['state'] == 'running' and (runstate.is_alive(run) or queue.has_manager()):
             runstate.stop(run, then='stopped')
-            print(f'{options.name} saves and ends after the iteration at hand')
+            print(f'{options.name} saves and ends after the iteration at hand, if it has got that far')
         elif run['state'] == 'submitted':
             slurm.update(runs)  # whether it runs by now, and saves first
             slurm.stop(run)
@@ -190,7 +196,7 @@ def stop(options, queue):
             run['state'] = 'stopped'
         else:
             raise ValueError(f'{options.name} is {run["state"]} already')
-    print(f'python run_manager.py retry {options.name} goes on with it')
+    print(f'python run_manager.py retry {options.name}{queue.hint} goes on with it')
     return 0
 
 
@@ -210,12 +216,17 @@ def retry(options, queue):
     if not names:
         print('nothing has failed')
     elif not queue.has_manager():
-        print('python run_manager.py run starts it')
+        print(f'python run_manager.py run{queue.hint} starts it')
     return 0
 
 
 def make_report(options, queue):
-    folders = options.out_dir or [run['out_dir'] for run in queue.read().values() if run['started']]
+    def folders():
+        """Those that were named, else those of the list as it is now."""
+        runs = queue.read()
+        return options.out_dir or [runs[one.name]['out_dir'] for one in experiments.read(options.list)
+                                   if runs.get(one.name, runstate.NEW)['started']]
+
     return report.main(folders, options)
 
 

@@ -197,7 +197,7 @@ def estimate_loss():
     result = []
     for split in ('train', 'val'):
         sums = [torch.zeros(3, device=device)]
-        for starts in tqdm(eval_batches(split), f'evaluating {split}', delay=5, leave=False, disable=rank > 0):
+        for starts in tqdm(eval_batches(split), f'evaluating {split}', delay=5, leave=False, disable=rank > 0 or None):
             x, y = get_batch(split, starts)
             with ctx:
                 logits, loss = compiled_model(x, y)

@@ -35,8 +35,12 @@ def read(path, root=None):
     experiments, mistakes = [], []
     if not os.path.isfile(path):
         raise ValueError(f'there is no list {path!r}; --list=FILE names one, and config/experiment_list.conf shows how')
-    with open(path, encoding='utf-8') as f:
-        for number, line in enumerate(f, 1):
+    with open(path, encoding='utf-8-sig') as f:
+        try:
+            lines = f.read().splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f'{path} is not text in UTF-8 ({error})') from None
+        for number, line in enumerate(lines, 1):
             try:
                 words = split(line)
                 if words:
@@ -69,6 +73,8 @@ def parse(words, number):
     after = [word.removeprefix('after=') for word in words if word.startswith('after=')]
     words = [word for word in words if not word.startswith('after=')]
     name = words.pop(0)[:-1] if words and words[0].endswith(':') else None
+    if name is not None and not re.fullmatch(r'[\w.+=][\w.+=-]*', name):
+        raise ValueError(f'the name {name!r} is not of letters, digits and any of . _ + = -')
     given = re.findall(r'(?:^|\0)--out_dir[=\0]([^\0]+)', '\0'.join(words))
     if name is None:  # results/tiny12 is called tiny12, config/quickstart.py --seed=2 quickstart-seed=2
         said = [os.path.splitext(os.path.basename(word))[0] if word.endswith('.py') else word.lstrip('-')
@@ -120,7 +126,8 @@ def mistakes_between(experiments):
             yield f'line {one.line}: {one.name} waits for itself, by after={" after=".join(one.after)}'
         place = os.path.realpath(one.settings.get('init_from', ''))
         source = folders.get(place) or folders.get(os.path.dirname(place))  # a folder, or a checkpoint in it
-        if source and source is not one and source not in ancestors(one, names):
+        named = one.settings.get('init_from') not in (None, 'scratch', 'resume', 'auto')
+        if named and source and source is not one and source not in ancestors(one, names):
             yield f'line {one.line}: it starts from what {source.name} writes; add after={source.name}'
 
 
@@ -135,7 +142,7 @@ def ancestors(one, names):
     return found
 
 
-def check(experiments, root, processes):
+def check(experiments, path, root, processes):
     """ValueError, a line for each, if one of these cannot work here: its settings, its dataset, the disk."""
     from common import bins  # here, for numpy: a look at the status needs no more than Python
     mistakes, needed = [], {}
@@ -148,13 +155,13 @@ def check(experiments, root, processes):
             makes_it = one.settings['auto_prepare'] and os.path.isfile(os.path.join(folder, 'prepare.py'))
             vocab_size = 50257 if makes_it else bins.read_meta(folder)['vocab_size']
         except (ValueError, OSError) as error:
-            mistakes.append(f'line {one.line}: {error}')
+            mistakes.append(f'{path}, line {one.line}: {error}')
             continue
         place = os.path.abspath(one.out_dir)
         while not os.path.exists(place):
             place = os.path.dirname(place)
         if not os.path.isdir(place) or not os.access(place, os.W_OK):
-            mistakes.append(f'line {one.line}: out_dir={one.out_dir!r} cannot be written in {place}')
+            mistakes.append(f'{path}, line {one.line}: out_dir={one.out_dir!r} cannot be written in {place}')
             continue
         disk = needed.setdefault(os.stat(place).st_dev, [place, 0])
         there = [os.path.join(one.out_dir, name) for name in STATES if resumes(one)]  # to be replaced

@@ -30,6 +30,7 @@ class Manager:
         self.queue, self.slots, self.processes, self.root = queue, slots, processes, root
         self.children = {}  # name: Popen; an earlier manager's are not among them
         self.interrupts = 0
+        self.busy = set()  # names that wait for a process that trains in their folder
         self.failed_at_once = set()  # names, in a row
         self.broken = False          # three of them: nothing more is started
         for name in ('SIGINT', 'SIGTERM'):
@@ -69,7 +70,8 @@ class Manager:
         try:
             new = experiments.read(path, self.root)
             known = {one.name: one.words for one in listed}
-            experiments.check([one for one in new if known.get(one.name) != one.words], self.root, self.processes)
+            changed = [one for one in new if known.get(one.name) != one.words]
+            experiments.check(changed, path, self.root, self.processes)
             return new
         except (ValueError, OSError) as error:
             say(f'{error}\n(the list as it was goes on)')
@@ -103,7 +105,12 @@ class Manager:
                 taken = [other['slot'] for other in runs.values() if other['state'] == 'running']
                 free = [slot for slot in self.slots if not any(overlap(slot, other) for other in taken)]
                 ready = set(before) <= {'done'} and run['not_before'] <= time.time()
-                if not ready or not free or runstate.is_busy(one.out_dir):
+                if not ready or not free:
+                    continue
+                if runstate.is_busy(one.out_dir):
+                    if one.name not in self.busy:
+                        say(f'{one.name}: another process trains in {one.out_dir}; waiting for its end')
+                    self.busy.add(one.name)
                     continue
                 fresh = not run['started']
                 run.update(state='running', pid=None, slot=free[0], started=time.time(), wanted=None,
@@ -120,6 +127,7 @@ class Manager:
     def start(self, one, slot):
         """Start the process of an experiment, from its beginning or its last state."""
         try:
+            os.makedirs(one.out_dir, exist_ok=True)
             words = experiments.command(one, self.root, self.processes)
             env = dict(os.environ, **({'CUDA_VISIBLE_DEVICES': slot} if slot else {}))
             with open(os.path.join(one.out_dir, 'log.txt'), 'a', encoding='utf-8') as log:
@@ -132,7 +140,8 @@ class Manager:
         self.children[one.name] = child
         with self.queue.changing() as runs:
             runs[one.name].update(pid=child.pid, start_time=runstate.start_time(child.pid))
-        say(f'{one.name}: started{f" on GPU {slot}" if slot else ""}; python run_manager.py logs {one.name} -f')
+        where = f' on GPU {slot}' if slot else ''
+        say(f'{one.name}: started{where}; python run_manager.py logs {one.name} -f{self.queue.hint}')
 
     def look_after(self, name, run):
         """Find out whether a run has ended, and how."""

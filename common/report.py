@@ -200,7 +200,7 @@ def picture(runs, path, target=None):
 
 
 def serve(folders, target, port):
-    """The page on this machine alone, made anew for each look at it, until Ctrl-C."""
+    """The page on this machine alone, made anew for each look at it, until Ctrl-C. folders: as of main()."""
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             # a page of another site may have its name point here: it shall not read along
@@ -208,7 +208,7 @@ def serve(folders, target, port):
                 return self.send_error(403)
             if self.path.partition('?')[0] != '/':
                 return self.send_error(404)
-            content = page(read_all(folders), target, live=True).encode()
+            content = page(read_all(folders()), target, live=True).encode()
             self.send_response(200)
             self.send_header('Content-Type', 'text/html; charset=utf-8')
             self.send_header('Content-Length', str(len(content)))
@@ -218,7 +218,11 @@ def serve(folders, target, port):
         def log_message(self, *args):
             pass
 
-    with http.server.ThreadingHTTPServer(('127.0.0.1', port), Handler) as server:
+    try:
+        server = http.server.ThreadingHTTPServer(('127.0.0.1', port), Handler)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f'--port={port}: {error}; --port=0 takes one that is free') from None
+    with server:
         print(f'http://127.0.0.1:{server.server_address[1]}/ shows the runs as they go on; Ctrl-C ends it', flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
@@ -244,11 +248,14 @@ def add_arguments(parser):
 
 
 def main(folders, options):
-    """Print the table, write the page and the picture, or serve the page. Returns the exit code."""
+    """
+    Print the table, write the page and the picture, or serve the page. Returns the exit code. folders: a function that
+    lists those of the runs.
+    """
     none = [folder for folder in options.out_dir if not os.path.exists(os.path.join(folder, 'metrics.jsonl'))]
-    runs = read_all(folders)
+    runs = read_all(folders())
     if none or not runs:
-        where = ', '.join(none) or 'any folder of the list'
+        where = ', '.join(none) or f'any folder of {options.list}'
         raise ValueError(f'no metrics.jsonl in {where}; give the out_dir of a run')
     print('\n'.join(table(runs, options.target)))
     try:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 
@@ -16,6 +17,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+DEFAULT_LIST = 'config/experiment_list.conf'
 # of a run that was not started yet
 NEW = {'state': 'queued', 'attempts': 0, 'not_before': 0.0, 'wanted': None, 'error': None, 'started': None}
 
@@ -25,6 +27,8 @@ class Queue:
 
     def __init__(self, list_path):
         name = os.path.splitext(os.path.relpath(list_path))[0].removeprefix(f'config{os.sep}')
+        # what a command needs to mean this list
+        self.hint = '' if list_path == DEFAULT_LIST else f' --list={shlex.quote(list_path)}'
         self.path = os.path.join('results', re.sub(r'[^\w.-]+', '_', name) + '.json')
 
     def read(self):
@@ -164,7 +168,8 @@ def progress(run):
 def brief(run):
     """Where a running run is, in a few words."""
     now = progress(run)
-    parts = [f'{now["iter"]:,} of {run["max_iters"]:,}' if now['iter'] is not None else 'starting']
+    nothing = 'starting' if run['state'] == 'running' else 'nothing saved'
+    parts = [f'{now["iter"]:,} of {run["max_iters"]:,}' if now['iter'] is not None else nothing]
     parts += [f'loss {now["loss"]:.3f}'] if now['loss'] is not None else []
     parts += [f'{now["tok_s"]:,.0f} tok/s'] if now['tok_s'] is not None else []
     parts += [f'{duration(now["left_s"])} left'] if now['left_s'] is not None else []
@@ -184,13 +189,15 @@ def describe(run, runs):
     if state == 'running':
         if is_alive(run) or run['pid'] is None:
             return state, brief(run) + (', asked to stop' if run['wanted'] else '')
-        return 'interrupted', 'its process is gone; python run_manager.py run goes on with it'
+        return 'interrupted', 'its process has ended; the next run looks how, and goes on with it'
     if state == 'done':
         return state, outcome(run)
     if state == 'failed':
         return state, error
     if state == 'submitted':
         return run.get('slurm', state).lower(), f'job {run["job"]}, {brief(run)}'
+    if state == 'queued' and is_busy(run['out_dir']):
+        return state, 'another process trains in its folder'
     if run['started']:
         return state, brief(run) + (f'; failed {run["attempts"]} times: {error}' if run['attempts'] else '')
     return state, ', '.join(f'after {name} ({runs.get(name, NEW)["state"]})' for name in missing)

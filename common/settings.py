@@ -8,12 +8,26 @@ import math
 RESUMABLE = 75  # exit code of a run that was stopped and saved: EX_TEMPFAIL, try again later
 
 
+def check_shape(n_embd, n_head, modern, activation):
+    """ValueError, with what to type instead, for a model that cannot be."""
+    if n_embd % n_head != 0:
+        divisors = [n for n in range(1, n_head) if n_embd % n == 0]
+        raise ValueError(f'n_embd={n_embd} is not divisible by n_head={n_head}; '
+                         f'try --n_head={divisors[-1]} or --n_embd={-(-n_embd // n_head) * n_head}')
+    if modern and n_embd // n_head % 2 != 0:
+        raise ValueError(f'n_embd={n_embd} and n_head={n_head} give heads of {n_embd // n_head} channels; modern=True '
+                         'turns them in pairs, so that it needs an even number')
+    if activation not in ('gelu', 'gelu_tanh'):
+        raise ValueError(f'activation={activation!r} is not one of gelu, gelu_tanh')
+
+
 def check(settings, world_size):
     """ValueError, with what to type instead, for settings of train.py (its globals) that cannot work together."""
     for key in ('n_layer', 'n_head', 'n_embd', 'batch_size', 'block_size', 'gradient_accumulation_steps',
                 'eval_interval', 'log_interval', 'max_skips'):
         if settings[key] < 1:
             raise ValueError(f'{key}={settings[key]} is below 1')
+    check_shape(*(settings[key] for key in ('n_embd', 'n_head', 'modern', 'activation')))
     for key in ('dropout', 'beta1', 'beta2'):
         if settings[key] >= 1:
             raise ValueError(f'{key}={settings[key]} is not below 1')

@@ -185,8 +185,11 @@ def encode_prompts(meta, prompts):
     if not prompts:
         return []
     if prompts.startswith('FILE:'):
-        with open(prompts.removeprefix('FILE:'), encoding='utf-8') as f:
-            texts = f.read().splitlines()
+        try:
+            with open(prompts.removeprefix('FILE:'), encoding='utf-8') as f:
+                texts = f.read().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f'sample_prompts={prompts!r} cannot be read: {error}') from None
     else:
         texts = prompts.split('|')
     tokenizer = from_meta(meta)

@@ -35,7 +35,8 @@ if wandb_run_name == 'fails' or (wandb_run_name == 'fails once' and first == 0 a
 for i in range(first, max_iters):
     write(iter=i, loss=2.0, ms=20.0, tok_s=10.0, tokens=i, train_s=0.0)
     time.sleep(0.02)
-    open(last, 'w').write(str(i + 1))
+    open(last + '.tmp', 'w').write(str(i + 1))
+    os.replace(last + '.tmp', last)
     if stopped or (wandb_run_name == 'preempted' and i == 3):
         sys.exit(75)
 write(iter=max_iters, val_loss=1.5, train_loss=1.4, val_ppl=4.5, val_acc=0.5, tokens=max_iters, train_s=1.0)
@@ -56,7 +57,7 @@ def place(tmp_path):
     configuring = "exec(open(os.path.join(root, 'configurator.py')).read())\n"
     (tmp_path / 'train.py').write_text(settings + configuring + STAND_IN)
     (tmp_path / 'config').mkdir()
-    (tmp_path / 'config' / 'toy.py').write_text('max_iters = 10\nn_layer = 1\nn_embd = 8\ndataset = "toy"\n')
+    (tmp_path / 'config' / 'toy.py').write_text('max_iters = 10\nn_embd = 8\nn_head = 1\ndataset = "toy"\n')
     (tmp_path / 'config' / 'there.py').write_text('out_dir = "there"\n')
     (tmp_path / 'data' / 'toy').mkdir(parents=True)
     for split in ('train', 'val'):
@@ -291,6 +292,7 @@ def test_stop_saves_and_retry_goes_on(place, manage):
     assert manage('retry', 'a').returncode == 0 and manage('run').returncode == 0
     assert not starts(place, 'a')[-1].endswith('--init_from=auto'), 'what was done begins anew'
     assert manage('stop', 'a').returncode == 2 and manage('retry', 'nobody').returncode == 2
+    assert 'nothing has failed' in manage('retry', '--failed').stdout
 
 
 @pytest.mark.parametrize('times, expected', [(1, 'done'), (2, 'queued')])
@@ -321,13 +323,15 @@ def test_status_knows_where_a_run_is(place, manage):
 
 @pytest.mark.parametrize('lines, expected', [
     (['config/toy.py --bath_size=3'], 'line 1: unknown setting --bath_size=3; did you mean batch_size'),
+    (['-x: config/toy.py'], "the name '-x'"), ([': config/toy.py'], "the name ''"),
+    (['config/toy.py --n_head=3'], 'n_embd=8 is not divisible by n_head=3'),
     (['config/toys.py'], "no config file 'config/toys.py'; did you mean config/toy.py"),
     (['config/toy.py', 'config/toy.py'], 'is the name of line 1 too'),
     (['a: config/toy.py --out_dir=x', 'b: config/toy.py --out_dir=./x'], 'line 2: line 1 writes to'),
     (['a: config/toy.py after=b', 'b: config/toy.py after=a'], 'a waits for itself'),
     (['a: config/toy.py after=z'], 'after=z names no experiment'),
     (['a: config/toy.py', 'b: config/toy.py --init_from=results/a'], 'add after=a'),
-    (['a: config/toy.py --dataset=none'], "line 1: dataset 'none' has no train.bin"),
+    (['a: config/toy.py --dataset=none'], "experiment_list.conf, line 1: dataset 'none' has no train.bin"),
     (['a: config/toy.py --n_embd=1000000 --n_layer=1000'], 'GB free'),
     (['a: config/toy.py --warmup_iters=9 --lr_decay_iters=5'], 'warmup_iters=9 is not below'),
     (['a: config/toy.py --eval_only=True'], 'eval_only trains nothing'),
