@@ -35,7 +35,7 @@ def run(command, values, sequences, out=''):
             row.update(json.loads(done.stdout.splitlines()[-1]))
         else:
             lines = done.stderr.strip().splitlines() or [f'ended with {done.returncode}, without a word']
-            row['error'] = next((line for line in lines if line.startswith('out of memory')), lines[-1])
+            row['error'] = next((line for line in lines if 'out of memory' in line or 'to allocate' in line), lines[-1])
         rows.append(row)
         if out:
             with open(out, 'a', encoding='utf-8') as f:

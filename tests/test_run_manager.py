@@ -26,6 +26,10 @@ last, first = os.path.join(out_dir, 'last.pt'), 0
 if init_from == 'auto' and os.path.exists(last):
     first = int(open(last).read())
 log = open(os.path.join(out_dir, 'metrics.jsonl'), 'a')
+while os.environ.get('RANK', '0') != '0':  # under torchrun the first process does it all
+    if stopped or '"done"' in open(log.name).read():
+        sys.exit(75 if stopped else 0)
+    time.sleep(0.02)
 print('GPU', os.environ.get('CUDA_VISIBLE_DEVICES'), 'from', first, flush=True)
 def write(**line):
     print(json.dumps(line), file=log, flush=True)
@@ -38,6 +42,7 @@ for i in range(first, max_iters):
     open(last + '.tmp', 'w').write(str(i + 1))
     os.replace(last + '.tmp', last)
     if stopped or (wandb_run_name == 'preempted' and i == 3):
+        write(iter=i + 1, stopped=True, train_s=0.0)
         sys.exit(75)
 write(iter=max_iters, val_loss=1.5, train_loss=1.4, val_ppl=4.5, val_acc=0.5, tokens=max_iters, train_s=1.0)
 write(iter=max_iters, done=True, best_val_loss=1.5, train_s=1.0)
@@ -113,10 +118,10 @@ def wait_for(condition, seconds=20):
         time.sleep(0.02)
 
 
-def running_at(place, name, iteration):
+def running_at(place, name, iteration, seconds=20):
     """Wait until an experiment is at an iteration."""
     path = place / 'results' / name / 'last.pt'
-    wait_for(lambda: path.exists() and int(path.read_text() or 0) >= iteration)
+    wait_for(lambda: path.exists() and int(path.read_text() or 0) >= iteration, seconds)
 
 
 def test_a_list_is_worked_through_in_its_order_but_for_what_waits(place, manage):
@@ -214,6 +219,17 @@ def test_a_preempted_run_goes_on_and_that_is_no_failure(place, manage):
     assert json_of(place)['a']['attempts'] == 0
     assert [line.endswith('--init_from=auto') for line in starts(place, 'a')] == [False, True]
     assert 'from 4' in (place / 'results' / 'a' / 'log.txt').read_text()
+
+
+def test_a_run_that_was_stopped_under_torchrun_goes_on(place, manage):
+    """torchrun's own exit code is 1 then, as after a failure."""
+    write_list(place, 'a: config/toy.py --max_iters=150')
+    manager = manage.start('run', '--nproc_per_node=2')
+    running_at(place, 'a', 3, seconds=60)
+    os.kill(json_of(place)['a']['pid'], signal.SIGTERM)
+    output = manager.communicate(timeout=120)[0]
+    assert 'goes on from its checkpoint' in output and states(place) == {'a': 'done'}, output
+    assert 'torch.distributed.run' in starts(place, 'a')[0] and starts(place, 'a')[1].endswith('--init_from=auto')
 
 
 def test_a_killed_manager_finds_its_run_alive(place, manage):
@@ -460,16 +476,3 @@ def test_real_runs_survive_the_manager(corpus_dir, tmp_path):
     assert len(read_metrics(tmp_path / 'results' / 'a')[0]) == 300
     assert read_metrics(tmp_path / 'results' / 'b')[2]['done']
     assert (tmp_path / 'results' / 'a' / 'log.txt').read_text().count('$ python') == 1, 'it was found alive'
-
-
-def test_a_run_under_torchrun_that_was_told_to_stop_goes_on(corpus_dir, tmp_path):
-    toy = f'{" ".join(TOY)} --dataset={corpus_dir} --max_iters=120 --lr_decay_iters=120 --eval_interval=120'
-    (tmp_path / 'mine.conf').write_text(f'a: {toy}\n')
-    words = [os.path.join(ROOT, 'run_manager.py'), 'run', '--list=mine.conf', '--nproc_per_node=2']
-    manager = subprocess.Popen([sys.executable, *words], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    metrics = tmp_path / 'results' / 'a' / 'metrics.jsonl'
-    wait_for(lambda: metrics.exists() and '"iter": 3,' in metrics.read_text(), seconds=120)
-    os.kill(json.loads((tmp_path / 'results' / 'mine.json').read_text())['a']['pid'], signal.SIGTERM)
-    output = manager.communicate(timeout=240)[0]
-    assert 'goes on from its checkpoint' in output and manager.returncode == 0, output
-    assert read_metrics(tmp_path / 'results' / 'a')[2]['done']

@@ -28,9 +28,11 @@ def test_an_unknown_character_is_named():
         tokenizer.from_meta(CHAR).encode('axby')
 
 
-def test_an_empty_prompt_starts_a_text():
-    assert tokenizer.encode_prompts(CHAR, ['', 'ab']) == [[0], [1, 2]]
-    assert tokenizer.encode_prompts(CHAR, []) == []
+def test_prompts_are_split_and_an_empty_one_starts_a_text(tmp_path):
+    assert tokenizer.encode_prompts(CHAR, '|ab') == [[0], [1, 2]]
+    assert tokenizer.encode_prompts(CHAR, '') == []
+    (tmp_path / 'prompts.txt').write_text('ab\nb\n')
+    assert tokenizer.encode_prompts(CHAR, f'FILE:{tmp_path}/prompts.txt') == [[1, 2], [2]]
 
 
 def test_gpt2_text_comes_back(gpt2):

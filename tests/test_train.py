@@ -442,7 +442,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(train, tmp_path, args, exp
 def test_settings_that_cannot_work_are_refused(key, value, processes, expected):
     these = dict(optimizer='muon', schedule='wsd', cooldown=0.3, learning_rate=1e-3, muon_lr=1e-2, modern=True,
                  activation='gelu', wandb_log=False, tensorboard_log=False,
-                 n_layer=1, n_head=1, n_embd=1, batch_size=1, block_size=1, gradient_accumulation_steps=6,
+                 n_layer=1, n_head=1, n_embd=2, batch_size=1, block_size=1, gradient_accumulation_steps=6,
                  eval_interval=10, log_interval=1, max_skips=1, dropout=0.0, beta1=0.9, beta2=0.9, decay_lr=True,
                  warmup_iters=2, lr_decay_iters=20, keep_interval=20, fsdp=False)
     if expected is None:
