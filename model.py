@@ -318,10 +318,12 @@ class GPT(nn.Module):
 def load_weights(source, **overrides):
     """
     (model, checkpoint): a GPT by the name that a user gives it, which is a checkpoint file, a run's out_dir, or what
-    from_pretrained takes. The checkpoint's dict is None for the last. `overrides` as in from_checkpoint.
+    from_pretrained takes. For the last the checkpoint's dict has what is known of its tokenizer ('meta'), or is None.
+    `overrides` as in from_checkpoint.
     """
     is_run = os.path.isdir(source) and not os.path.exists(os.path.join(source, 'config.json'))
     if not is_run and not os.path.isfile(source) and not source.endswith('.pt'):
-        return GPT.from_pretrained(source, overrides), None
+        meta = huggingface.read_meta(source) if os.path.isdir(source) else None
+        return GPT.from_pretrained(source, overrides), meta and {'meta': meta}
     checkpoint = checkpoint_file.load(checkpoint_file.weights_path(source))
     return GPT.from_checkpoint(checkpoint, **overrides), checkpoint

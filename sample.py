@@ -161,21 +161,10 @@ from common.tokenizer import check_same, from_meta
 from model import load_weights
 
 
-def find_meta(model, checkpoint):
-    """What the model's ids mean: as its checkpoint says, or as the dataset says that an older one was trained on."""
-    if checkpoint is not None and checkpoint.get('meta'):
-        return checkpoint['meta']
-    if model.config.vocab_size in (50257, 50304):
-        return {'tokenizer': 'gpt2', 'vocab_size': 50257}
-    if checkpoint is None or 'dataset' not in checkpoint.get('config', {}):
-        raise ValueError(f'no tokenizer is known for these weights, which have {model.config.vocab_size} ids')
-    return bins.read_meta(bins.find(root, checkpoint['config']['dataset']))
-
-
 def load(name):
     """(model, tokenizer, meta) of a model, ready to generate."""
     model, checkpoint = load_weights(name, dropout=0.0)
-    meta = find_meta(model, checkpoint)
+    meta = bins.meta_of(root, checkpoint, model.config.vocab_size)
     check_same(meta, None, model.config.vocab_size)
     tokenizer = from_meta(meta)
     model.eval().to(device, getattr(torch, dtype))

@@ -50,6 +50,20 @@ def read_meta(folder):
     return meta
 
 
+def meta_of(root, checkpoint, vocab_size):
+    """
+    What the ids of a model mean: as its checkpoint (a dict, or None) says, or the dataset that an older one was trained
+    on; else GPT-2's, if their number is that. ValueError if nobody knows.
+    """
+    if checkpoint is not None and checkpoint.get('meta'):
+        return checkpoint['meta']
+    if vocab_size in (50257, 50304):
+        return {'tokenizer': 'gpt2', 'vocab_size': 50257}
+    if checkpoint is None or 'dataset' not in checkpoint.get('config', {}):
+        raise ValueError(f'no tokenizer is known for these weights, which have {vocab_size} ids')
+    return read_meta(find(root, checkpoint['config']['dataset']))
+
+
 def how_to_prepare(folder):
     """What to type for a dataset that is not there."""
     script = os.path.join(folder, 'prepare.py')

@@ -11,6 +11,7 @@ best_val_loss, config; and of ours: scaler, meta (the dataset's meta.json), form
 evaluated_at, since_best, recent_losses.
 """
 import contextlib
+import json
 import os
 import pickle
 import re
@@ -104,6 +105,8 @@ def load(path):
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint {path}')
+    if path.endswith('.safetensors'):
+        return load_safetensors(path)
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load does not look at the checksums that torch.save wrote
@@ -122,6 +125,29 @@ def load(path):
     checkpoint['model'] = {clean_key(key): value for key, value in checkpoint['model'].items()
                            if not key.endswith(('.attn.bias', '.attn.masked_bias'))}
     return checkpoint
+
+
+def save_safetensors(model, checkpoint, path):
+    """The weights of a model alone, with what the checkpoint says of them in the file's metadata, as JSON."""
+    from safetensors.torch import save_file
+    about = {key: checkpoint[key] for key in ('model_args', 'config', 'meta', 'iter_num') if key in checkpoint}
+    about.update(best_val_loss=float(checkpoint['best_val_loss'])) if 'best_val_loss' in checkpoint else None
+    weights = {name: p.detach() for name, p in model.named_parameters()}  # a tied head once
+    save_file(weights, path, metadata={'format': 'pt', 'checkpoint': json.dumps(about)})
+
+
+def load_safetensors(path):
+    """What save_safetensors wrote, as load() gives a checkpoint. ValueError if it is another's, or damaged."""
+    from safetensors import safe_open
+    try:
+        with safe_open(path, 'pt') as f:
+            checkpoint = json.loads(f.metadata()['checkpoint'])
+            weights = {name: f.get_tensor(name) for name in f.keys()}
+    except Exception as error:  # SafetensorError has no base of its own
+        raise ValueError(f'{path} is damaged, or was not written by export.py ({error})') from None
+    if not checkpoint['model_args'].get('modern'):
+        weights['lm_head.weight'] = weights['transformer.wte.weight']
+    return {**checkpoint, 'model': weights}
 
 
 def clean_key(key):

@@ -1,10 +1,12 @@
 """
-GPT-2 as Hugging Face keeps it: a folder with config.json and safetensors, here or in its repositories. It knows files
-and names, no model.
+GPT-2 as Hugging Face keeps it: a folder with config.json and safetensors, here or in its repositories; read and
+written. It knows files and names.
 """
 import difflib
 import json
 import os
+
+from common.tokenizer import END_OF_TEXT
 
 # OpenAI's four: n_layer, n_head, n_embd; 124M, 350M, 774M, 1558M parameters
 OPENAI = {'gpt2': (12, 12, 768), 'gpt2-medium': (24, 16, 1024), 'gpt2-large': (36, 20, 1280), 'gpt2-xl': (48, 25, 1600)}
@@ -45,6 +47,19 @@ def read(folder):
         raise ValueError(f'{os.path.join(folder, name)} cannot be read ({error})') from None
 
 
+def read_meta(folder):
+    """The meta.json of a folder that write_gpt2 wrote, as bins.read_meta gives it; None in a folder of others."""
+    path = os.path.join(folder, 'meta.json')
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding='utf-8') as f:
+        meta = json.load(f)
+    if meta['tokenizer'] == 'bpe':
+        with open(os.path.join(folder, 'tokenizer.json'), encoding='utf-8') as f:
+            meta['tokenizer_json'] = f.read()
+    return meta
+
+
 def gpt2_config(theirs, model_type):
     """GPTConfig's arguments from a Hugging Face config.json; ValueError for what GPT-2 here does not do."""
     if theirs.get('model_type') != 'gpt2':
@@ -65,3 +80,44 @@ def gpt2_config(theirs, model_type):
     return dict(n_layer=theirs['n_layer'], n_head=theirs['n_head'], n_embd=theirs['n_embd'],
                 block_size=theirs['n_positions'], vocab_size=theirs['vocab_size'], bias=True,
                 activation=ACTIVATIONS[theirs.get('activation_function', 'gelu_new')])
+
+
+def gpt2_weights(model, vocab_size):
+    """
+    The weights of a GPT as a GPT2LMHeadModel names and keeps them, one by one, (name, tensor): matrices turned round,
+    zeros where it has biases and the model has none, the vocabulary without its padding.
+    """
+    for name, p in model.named_parameters():
+        p = p.detach()
+        if name == 'transformer.wte.weight':
+            p = p[:vocab_size]
+        elif name.endswith(('c_attn.weight', 'c_proj.weight', 'c_fc.weight')):
+            p = p.t()  # its Conv1D keeps them (in, out)
+        yield name, p.contiguous()
+        is_embedding = name.startswith(('transformer.wte', 'transformer.wpe'))
+        if not model.config.bias and not is_embedding:
+            yield name.removesuffix('weight') + 'bias', p.new_zeros(p.size(-1))
+
+
+def write_gpt2(model, tokenizer, meta, folder):
+    """Write a folder that transformers opens as GPT2LMHeadModel, with its tokenizer. The model is a classic one."""
+    from safetensors.torch import save_file
+    c = model.config
+    ids = dict(bos_token_id=tokenizer.end_id, eos_token_id=tokenizer.end_id)
+    config = dict(
+        architectures=['GPT2LMHeadModel'], model_type='gpt2', vocab_size=tokenizer.vocab_size, n_positions=c.block_size,
+        n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, n_inner=None, layer_norm_epsilon=1e-5,
+        activation_function={'gelu': 'gelu', 'gelu_tanh': 'gelu_new'}[c.activation], attn_pdrop=c.dropout,
+        embd_pdrop=c.dropout, resid_pdrop=c.dropout, tie_word_embeddings=True, dtype='float32', **ids)
+    settings = dict(tokenizer_class='PreTrainedTokenizerFast', model_max_length=c.block_size,
+                    clean_up_tokenization_spaces=False)
+    if tokenizer.end_id is not None:
+        settings.update(bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+    for name, content in (('config.json', config), ('generation_config.json', ids), ('tokenizer_config.json', settings),
+                          ('meta.json', {k: v for k, v in meta.items() if k != 'tokenizer_json'})):
+        with open(os.path.join(folder, name), 'w', encoding='utf-8') as f:
+            json.dump(content, f, indent=1, ensure_ascii=False)
+    with open(os.path.join(folder, 'tokenizer.json'), 'w', encoding='utf-8') as f:
+        f.write(tokenizer.to_json())
+    save_file(dict(gpt2_weights(model, tokenizer.vocab_size)), os.path.join(folder, 'model.safetensors'),
+              metadata={'format': 'pt'})

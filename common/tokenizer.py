@@ -33,6 +33,13 @@ class CharTokenizer:
     def decode(self, ids):
         return ''.join(self.chars[i] for i in ids)
 
+    def to_json(self):
+        """The same as a tokenizer.json of Hugging Face's tokenizers."""
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+        same = Tokenizer(models.WordLevel(self.ids))
+        same.pre_tokenizer, same.decoder = pre_tokenizers.Split(Regex(r'[\s\S]'), 'isolated'), decoders.Fuse()
+        return same.to_str()
+
 
 # How GPT-2 splits text into words: tiktoken's pattern, with all that needs no look ahead in a group. A faster engine
 # takes that group, which makes the whole 1.5 times as fast; the ids are the same.
@@ -88,12 +95,25 @@ class GPT2Tokenizer:
     def decode(self, ids):
         return self.bpe.decode(list(ids))
 
+    def to_json(self):
+        """The same as a tokenizer.json of Hugging Face's tokenizers, from OpenAI's own two files."""
+        from json import loads
+        from tiktoken.load import read_file_cached
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+        merges = read_file_cached(f'{self.url}vocab.bpe').decode().splitlines()[1:]
+        ids = loads(read_file_cached(f'{self.url}encoder.json'))
+        same = Tokenizer(models.BPE(ids, [tuple(merge.split(' ')) for merge in merges]))
+        same.pre_tokenizer, same.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+        same.add_special_tokens([END_OF_TEXT])
+        return same.to_str()
+
 
 class BPETokenizer:
     """A byte-level byte-pair encoding of one's own; `content` is a tokenizer.json of Hugging Face's tokenizers."""
 
     def __init__(self, content):
         from tokenizers import Tokenizer
+        self.content = content
         self.bpe, self.corpus_bpe = Tokenizer.from_str(content), Tokenizer.from_str(content)
         self.corpus_bpe.encode_special_tokens = True  # as text like any other
         self.vocab_size = self.bpe.get_vocab_size()
@@ -108,6 +128,9 @@ class BPETokenizer:
 
     def decode(self, ids):
         return self.bpe.decode(list(ids), skip_special_tokens=False)
+
+    def to_json(self):
+        return self.content
 
 
 def train_bpe(texts, vocab_size):

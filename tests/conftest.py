@@ -28,7 +28,8 @@ def make_dataset(folder, text, *args):
     """A dataset of one text in `folder`, one id a character unless `args` say otherwise; returns its path."""
     (folder / 'mine.txt').write_text(text, encoding='utf-8', newline='')
     script = os.path.join(ROOT, 'data', 'text', 'prepare.py')
-    done = python(script, '--input=mine.txt', '--out=.', '--tokenizer=char', *args, cwd=folder)
+    kind = [] if any(arg.startswith('--vocab_size') for arg in args) else ['--tokenizer=char']
+    done = python(script, '--input=mine.txt', '--out=.', *kind, *args, cwd=folder)
     assert done.returncode == 0, done.stderr
     return str(folder)
 

@@ -1,0 +1,203 @@
+"""
+export.py as a user runs it, on small models of every vocabulary. What it writes is opened by the library it is for, and
+the proof that it prints is seen to fail where an export is wrong.
+"""
+import json
+import os
+
+import pytest
+import torch
+
+from common import checkpoint as checkpoint_file
+from conftest import ROOT, TOY, make_dataset, python
+from model import GPT, GPTConfig, load_weights
+
+WORDS = 'the cat sees one bird. a dog hears that horse. my fish follows the cat. '
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory, corpus_dir):
+    """{name: out_dir} of small trained models: classic and modern in characters, classic in a vocabulary of its own."""
+    bpe_dir = tmp_path_factory.mktemp('bpe')
+    make_dataset(bpe_dir, '\n\n'.join(40 * [WORDS]), '--vocab_size=300')
+    place, found = tmp_path_factory.mktemp('runs'), {}
+    for name, data, more in (('char', corpus_dir, ['--activation=gelu_tanh']), ('bpe', bpe_dir, ['--bias=True']),
+                             ('modern', corpus_dir, ['--modern=True'])):
+        done = python(os.path.join(ROOT, 'train.py'), *TOY, f'--dataset={data}', f'--out_dir={name}', *more, cwd=place)
+        assert done.returncode == 0, done.stderr
+        found[name] = str(place / name)
+    return found
+
+
+@pytest.fixture(scope='module')
+def openai_sized(tmp_path_factory):
+    """A checkpoint file of a small random model with GPT-2's padded vocabulary; skips without that vocabulary."""
+    if 'TIKTOKEN_CACHE_DIR' not in os.environ:
+        pytest.skip("GPT-2's vocabulary is not here: TIKTOKEN_CACHE_DIR is not set")
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=16, vocab_size=50304, n_layer=1, n_head=2, n_embd=16, bias=False))
+    path = tmp_path_factory.mktemp('gpt2') / 'ckpt.pt'
+    torch.save({'model': model.state_dict(), 'model_args': vars(model.config), 'iter_num': 1, 'best_val_loss': 1.0,
+                'config': {'dataset': 'openwebtext'}}, path)  # as the original nanoGPT has it: no meta
+    return str(path)
+
+
+def export(run, *args):
+    done = run('export.py', *args)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize('name', ['char', 'bpe'])
+def test_transformers_opens_what_was_exported_and_it_comes_back_unchanged(runs, run, tmp_path, name):
+    transformers = pytest.importorskip('transformers')
+    said = export(run, f'--out_dir={runs[name]}', '--to=hf')
+    assert 'tokens are the same' in said and 'differ by' in said
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'hf').eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
+    ours, checkpoint = load_weights(runs[name])
+    ids = tokenizer(WORDS, return_tensors='pt').input_ids[:, :16]
+    from common.tokenizer import from_meta
+    mine = from_meta(checkpoint['meta'])
+    assert ids[0].tolist() == mine.encode(WORDS)[:16] and tokenizer.decode(ids[0]) == mine.decode(ids[0].tolist())
+    logits = ours.eval()(ids, targets=ids)[0][..., :mine.vocab_size]
+    assert theirs.config.vocab_size == mine.vocab_size and (theirs(ids).logits - logits).abs().max() < 1e-4
+    back, source = load_weights(str(tmp_path / 'hf'))
+    assert source['meta']['tokenizer'] == name and back.config.activation == ours.config.activation
+    for key, value in back.state_dict().items():
+        if key in ours.state_dict():
+            assert torch.equal(value, ours.state_dict()[key][:len(value)]), key
+        else:
+            assert key.endswith('bias') and not value.any()
+    card = (tmp_path / 'hf' / 'README.md').read_text()
+    assert 'best validation loss' in card and 'learning_rate: 0.01' in card and str(tmp_path) not in card
+
+
+def test_sample_and_train_take_what_was_exported(runs, run, tmp_path, corpus_dir):
+    export(run, f'--out_dir={runs["char"]}', '--to=hf')
+    done = run('sample.py', '--init_from=hf', '--num_samples=1', '--max_new_tokens=5', '--start=the ', '--device=cpu')
+    assert done.returncode == 0 and done.stdout.startswith('the '), done.stderr
+    done = run('train.py', *TOY, f'--dataset={corpus_dir}', '--init_from=hf', '--out_dir=more', '--max_iters=1')
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('name', ['char', 'bpe', 'modern'])
+def test_onnxruntime_computes_the_same_logits_whatever_the_shape(runs, run, tmp_path, name):
+    pytest.importorskip('onnxscript')
+    onnxruntime = pytest.importorskip('onnxruntime')
+    said = export(run, f'--out_dir={runs[name]}', '--format=onnx', '--to=onnx')
+    assert said.count('differ by') == 6 and '15 of 15 tokens are the same' in said
+    model, checkpoint = load_weights(runs[name])
+    c, vocab_size = model.config, checkpoint['meta']['vocab_size']
+    session = onnxruntime.InferenceSession(tmp_path / 'onnx' / 'model.onnx')
+    for batch in (1, 3):
+        for length in (1, 7, 16):
+            ids = torch.randint(vocab_size, (batch, length))
+            ours = model.eval()(ids, targets=ids)[0][..., :vocab_size].detach()
+            keys = torch.zeros(c.n_layer, batch, c.n_head, 0, c.n_embd // c.n_head).numpy()
+            past = dict(past_keys=keys, past_values=keys, past_embedding=torch.zeros(batch, 1, c.n_embd).numpy())
+            names = [i.name for i in session.get_inputs()]
+            theirs = session.run(['logits'], {k: v for k, v in dict(past, input_ids=ids.numpy()).items() if k in names})
+            assert (torch.from_numpy(theirs[0]) - ours).abs().max() < 1e-4
+            if length > 1:  # one token at a time, by the cache
+                for i in range(length):
+                    feed = {k: v for k, v in dict(past, input_ids=ids[:, [i]].numpy()).items() if k in names}
+                    logits, *present = session.run(None, feed)
+                    past = dict(zip(('past_keys', 'past_values', 'past_embedding'), present))
+                    assert (torch.from_numpy(logits[:, 0]) - ours[:, i]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize('name', ['char', 'bpe', 'modern'])
+def test_safetensors_come_back_to_the_bit(runs, run, tmp_path, name):
+    export(run, f'--out_dir={runs[name]}', '--format=safetensors', '--to=st')
+    theirs, ours = (GPT.from_checkpoint(source) for source in (str(tmp_path / 'st' / 'model.safetensors'), runs[name]))
+    assert theirs.config == ours.config
+    assert all(torch.equal(value, ours.state_dict()[key]) for key, value in theirs.state_dict().items())
+    again = run('export.py', '--init_from=st/model.safetensors', '--format=safetensors', '--to=again')
+    assert again.returncode == 0 and (tmp_path / 'again' / 'README.md').exists(), again.stderr
+
+
+def test_gpt2s_vocabulary_loses_its_padding_and_keeps_its_ids(openai_sized, run, tmp_path):
+    transformers = pytest.importorskip('transformers')
+    export(run, f'--init_from={openai_sized}', '--to=hf')
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
+    from common.tokenizer import GPT2Tokenizer
+    text = "It's  12 o'clock\n\n— naïve 漢字 🙂<|endoftext|>"
+    assert tokenizer(text).input_ids == GPT2Tokenizer().encode(text)
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    weights = load_weights(str(tmp_path / 'hf'))[0].transformer.wte.weight
+    assert weights.size(0) == 50257
+    assert torch.equal(weights, torch.load(openai_sized)['model']['transformer.wte.weight'][:50257])
+
+
+def test_the_names_and_shapes_are_those_that_gguf_knows(runs, run, tmp_path):
+    """What llama.cpp's converter looks up, by its own table."""
+    gguf = pytest.importorskip('gguf')
+    from safetensors import safe_open
+    export(run, f'--out_dir={runs["bpe"]}', '--to=hf', '--verify=False')
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, 2)
+    with safe_open(tmp_path / 'hf' / 'model.safetensors', 'pt') as f:
+        shapes = {names.get_name(key, try_suffixes=('.weight', '.bias')): f.get_slice(key).get_shape()
+                  for key in f.keys()}
+    assert None not in shapes and len(shapes) == 2 * 12 + 4
+    assert shapes['blk.0.attn_qkv.weight'] == [32, 96] and shapes['token_embd.weight'][1] == 32
+    config = json.loads((tmp_path / 'hf' / 'config.json').read_text())
+    tokens = json.loads((tmp_path / 'hf' / 'tokenizer.json').read_text())['model']['vocab']
+    assert shapes['token_embd.weight'][0] == config['vocab_size'] == len(tokens)
+
+
+BREAK = '''
+import sys
+sys.path.insert(0, {root!r})
+from common import huggingface, onnx_graph, checkpoint
+weights = huggingface.gpt2_weights
+def broken(model, vocab_size):
+    for name, value in weights(model, vocab_size):
+        yield name, value.t().contiguous() if name == 'transformer.h.1.attn.c_proj.weight' else value
+huggingface.gpt2_weights = broken
+forward = onnx_graph.Past.before
+onnx_graph.Past.before = lambda self, x: forward(self, x) * 1.01
+sys.argv[0] = {root!r} + '/export.py'
+exec(compile(open(sys.argv[0]).read(), sys.argv[0], 'exec'), {{'__file__': sys.argv[0], '__name__': '__main__'}})
+'''
+
+
+@pytest.mark.parametrize('name, format', [('char', 'hf'), ('modern', 'onnx')])
+def test_a_wrong_export_is_found_out(runs, tmp_path, name, format):
+    pytest.importorskip({'hf': 'transformers', 'onnx': 'onnxscript'}[format])
+    (tmp_path / 'break.py').write_text(BREAK.format(root=ROOT))
+    done = python('break.py', f'--out_dir={runs[name]}', f'--format={format}', '--to=out', cwd=tmp_path)
+    assert done.returncode == 1 and 'NOT THE SAME MODEL' in done.stderr, done.stdout + done.stderr
+    assert 'in the logit of id' in done.stdout and os.listdir(tmp_path / 'out')
+
+
+@pytest.mark.parametrize('args, expected', [
+    (['--out_dir=none'], 'none'), (['--format=gguf'], "format='gguf' is not one of hf, onnx, safetensors"),
+    (['--out_dir={modern}'], '--format=onnx'), (['--out_dir={char}', '--to=full'], 'full is not empty'),
+    (['--out_dri=x'], 'did you mean out_dir')])
+def test_a_mistake_is_one_line_and_writes_nothing(runs, run, tmp_path, args, expected):
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'file').write_text('')
+    done = run('export.py', *(arg.format(**runs) for arg in args))
+    assert done.returncode == 2 and expected in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert os.listdir(tmp_path) == ['full'] and os.listdir(tmp_path / 'full') == ['file']
+
+
+def test_a_missing_package_is_named_and_so_is_a_small_disk(runs, run, tmp_path):
+    (tmp_path / 'sitecustomize.py').write_text(
+        'import importlib.util, shutil\nfind = importlib.util.find_spec\n'
+        'importlib.util.find_spec = lambda name, *a: None if name == "onnxruntime" else find(name, *a)\n'
+        'shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10, 9, 1)\n')
+    done = run('export.py', f'--out_dir={runs["char"]}', '--format=onnx', PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2 and 'pip install onnxruntime' in done.stderr
+    done = run('export.py', f'--out_dir={runs["char"]}', '--format=safetensors', '--to=st', PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2 and 'its disk has 0 MB free' in done.stderr and not (tmp_path / 'st').exists()
+
+
+def test_a_damaged_or_foreign_safetensors_file_is_no_checkpoint(tmp_path):
+    from safetensors.torch import save_file
+    save_file({'a': torch.zeros(1)}, tmp_path / 'foreign.safetensors')
+    (tmp_path / 'damaged.safetensors').write_bytes(b'\0' * 100)
+    for name in ('foreign', 'damaged'):
+        with pytest.raises(ValueError, match='damaged, or was not written by export.py'):
+            checkpoint_file.load(str(tmp_path / f'{name}.safetensors'))
