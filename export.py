@@ -38,11 +38,36 @@ from common import bins, checkpoint as checkpoint_file, hardware, huggingface, m
 from common.tokenizer import check_same, from_meta
 from model import load_weights
 
-TOLERANCE = 1e-4      # of the logits, relative to the largest of them where that is above 1
-GREEDY = 64           # tokens
-MOST_LOGITS = 2**26   # in memory at once: 0.27 GB; with GPT-2's vocabulary not 3 times 1,024 tokens
-PACKAGES = {'hf': ['safetensors', 'tokenizers', 'transformers'], 'onnx': ['onnx', 'onnxscript', 'onnxruntime'],
-            'safetensors': ['safetensors']}
+TOLERANCE = 1e-4     # of the logits, relative to their standard deviation where that is above 1
+GREEDY = 64          # tokens
+MOST_LOGITS = 2**26  # of several sequences at once: 0.27 GB
+TO_WRITE = {'hf': ['safetensors', 'tokenizers'], 'onnx': ['onnx', 'onnxscript'], 'safetensors': ['safetensors']}
+TO_VERIFY = {'hf': ['transformers'], 'onnx': ['onnxruntime'], 'safetensors': []}
+TEXT = """It was a quiet evening in the harbour. Two ships had come in with the tide, and 12 men were carrying
+sacks of grain ashore; "Hurry up," said the old captain, "the rain won't wait for us!" Nobody answered him.
+"""
+
+
+def check_packages():
+    """ValueError with the line to type if a package is missing."""
+    if format not in TO_WRITE:
+        raise ValueError(f'format={format!r} is not one of {", ".join(TO_WRITE)}')
+    needed = TO_WRITE[format] + (TO_VERIFY[format] if verify else [])
+    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ValueError(f'--format={format} needs packages that are not here: pip install {" ".join(missing)}')
+
+
+def find_places():
+    """(what to load, the folder to write). ValueError if the one is not there, or the other not empty."""
+    source = out_dir if init_from == 'resume' else init_from
+    if init_from == 'resume' and not os.path.isdir(out_dir):
+        raise ValueError(f'no folder {out_dir!r} with a trained model here; --out_dir=FOLDER names one')
+    name = os.path.basename(os.path.normpath(source)).removesuffix('.pt').removesuffix('.safetensors')
+    folder = to or (os.path.join(out_dir, format) if init_from == 'resume' else f'{name}-{format}')
+    if os.path.isdir(folder) and os.listdir(folder):
+        raise ValueError(f'{folder} is not empty; --to=FOLDER names another one')
+    return source, os.path.normpath(folder)
 
 
 def check_disk(folder, model):
@@ -56,8 +81,11 @@ def check_disk(folder, model):
         raise ValueError(f'{folder} needs about {needed / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB free')
 
 
-def some_text(model, tokenizer, meta, settings):
-    """block_size ids (1, T) of text: of the run's validation split if that is here, else such as the model writes."""
+def real_text(model, tokenizer, meta, settings):
+    """
+    block_size ids (1, T): of the run's validation split if that is here, else of TEXT, or where the vocabulary has no
+    letters for it, such as the model writes.
+    """
     count = model.config.block_size
     try:
         folder = bins.find(root, settings['dataset'])
@@ -67,111 +95,132 @@ def some_text(model, tokenizer, meta, settings):
                 return torch.from_numpy(tokens.astype(np.int64))[None]
     except (KeyError, ValueError, OSError):
         pass
-    generator = torch.Generator().manual_seed(0)
-    return model.generate(torch.tensor([[tokenizer.start_id]]), count - 1, vocab_size=tokenizer.vocab_size,
-                          generator=generator)
+    try:
+        return torch.tensor([tokenizer.encode(TEXT * count)[:count]])
+    except ValueError:
+        generator = torch.Generator().manual_seed(0)
+        return model.generate(torch.tensor([[tokenizer.start_id]]), count - 1, vocab_size=tokenizer.vocab_size,
+                              generator=generator)
 
 
 def expected(model, text, vocab_size):
     """
-    What the model makes of a text (1, block_size): ([(ids, logits)] of 1 and 3 sequences of several lengths, the ids of
-    a greedy continuation, how many of them are its prompt).
+    What the model makes of a text (1, block_size): ([(ids, logits)] of 1 and 3 sequences of several lengths; the ids of
+    a greedy continuation, how many of them are its prompt, and the logits of all of them).
     """
     cases, T = [], text.size(1)
     for batch, length in itertools.product((1, 3), sorted({1, min(7, T), T})):
-        if batch * length * vocab_size <= MOST_LOGITS:
-            ids = torch.cat([text.roll(-7 * row, dims=1)[:, :length] for row in range(batch)])
-            cases.append((ids, model(ids, targets=ids)[0][..., :vocab_size]))
+        if batch > 1:
+            length = min(length, MOST_LOGITS // (batch * vocab_size))
+        ids = torch.cat([text.roll(-7 * row, dims=1)[:, :length] for row in range(batch)])
+        cases.append((ids, model(ids, targets=ids)[0][..., :vocab_size].clone()))
     prompt = text[:, :max(1, min(16, T - GREEDY))]
-    count = min(GREEDY, T - prompt.size(1))
-    return cases, model.generate(prompt, count, temperature=0.0, vocab_size=vocab_size), prompt.size(1)
+    greedy = model.generate(prompt, min(GREEDY, T - prompt.size(1)), temperature=0.0, vocab_size=vocab_size)
+    return cases, greedy, prompt.size(1), model(greedy, targets=greedy)[0][0, :, :vocab_size].clone()
 
 
-def compare(theirs, cases, greedy, prompt_tokens):
+def compare(theirs, cases, greedy, prompt_tokens, logits):
     """Whether another library's model gives the same, within TOLERANCE; prints how far it is off, and where."""
-    same = True
+    same, allowed = True, TOLERANCE * max(1.0, logits.std().item())
     for ids, ours in cases:
         difference = (ours - theirs.logits(ids)).abs_()
-        allowed = TOLERANCE * max(1.0, ours.abs().max().item())
         right = bool(difference.max() <= allowed)  # not for nan
         row, at, token = (int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
         where = '' if right else f': more than {allowed:.1g}, at token {at} of text {row}, in the logit of id {token}'
         print(f'{ids.size(0)} x {ids.size(1)} tokens: logits differ by {difference.max():.2g}{where}', flush=True)
         same = same and right
-    count = greedy.size(1) - prompt_tokens
+    ours, count = greedy[0].tolist(), greedy.size(1) - prompt_tokens
     written = theirs.greedy(greedy[:, :prompt_tokens], count)
-    agreeing = next((i for i, (a, b) in enumerate(zip(greedy[0].tolist(), written)) if a != b), len(written))
+    agreeing = next((i for i, (a, b) in enumerate(zip(ours, written)) if a != b), min(len(ours), len(written)))
     print(f'greedy: {agreeing - prompt_tokens} of {count} tokens are the same', flush=True)
-    if agreeing < greedy.size(1):
-        print('(two tokens that are equally likely may change their places)')
-    return same and agreeing == greedy.size(1)
+    if agreeing < len(ours):
+        gap = logits[agreeing - 1, ours[agreeing]] - logits[agreeing - 1, written[agreeing]] \
+            if agreeing < len(written) else torch.tensor(torch.inf)
+        print(f'the first other one is less likely by {gap:.2g} in its logit', flush=True)
+        same = same and bool(gap <= 2 * allowed)  # as good as equally likely
+    return same
 
 
 class Reloaded:
-    """A folder that was exported, in this project or in transformers: the same to ask, as onnx_graph.Session."""
+    """A folder that was exported, in transformers or in this project: to ask as onnx_graph.Session."""
 
-    def __init__(self, folder, format, vocab_size):
+    def __init__(self, folder, vocab_size):
         self.vocab_size = vocab_size
         if format == 'hf':
             from transformers import AutoModelForCausalLM
             self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
         else:
-            self.model = load_weights(os.path.join(folder, 'model.safetensors'), dropout=0.0)[0].eval()
-        self.is_hf = format == 'hf'
+            self.model = load_weights(os.path.join(folder, 'model.safetensors'))[0].eval()
 
     def logits(self, ids):
-        return self.model(ids).logits if self.is_hf else self.model(ids, targets=ids)[0][..., :self.vocab_size]
+        """(B, T, vocab_size) of ids (B, T)."""
+        return self.model(ids).logits if format == 'hf' else self.model(ids, targets=ids)[0][..., :self.vocab_size]
 
     def greedy(self, ids, count):
-        if self.is_hf:
+        """ids (1, T) and their likeliest continuation, a list."""
+        if format == 'hf':
             return self.model.generate(ids, max_new_tokens=count, do_sample=False, eos_token_id=None)[0].tolist()
         return self.model.generate(ids, count, temperature=0.0, vocab_size=self.vocab_size)[0].tolist()
 
 
+def same_tokens(folder, tokenizer, text):
+    """Whether the tokenizer in an hf folder makes of a text what ours does, both ways."""
+    from transformers import AutoTokenizer
+    theirs = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer.encode(text)
+    same = theirs(text).input_ids == ids and theirs.decode(ids) == tokenizer.decode(ids)
+    same = same and theirs.eos_token_id == tokenizer.end_id
+    print(f'tokenizer: {"the same" if same else "NOT the same"} {len(ids)} ids and text', flush=True)
+    return same
+
+
 def export():
     """Write the folder, and prove it. False if it is not the same model."""
-    if format not in PACKAGES:
-        raise ValueError(f'format={format!r} is not one of {", ".join(PACKAGES)}')
-    missing = [package for package in PACKAGES[format] if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ValueError(f'--format={format} needs packages that are not here: pip install {" ".join(missing)}')
-    source = out_dir if init_from == 'resume' else init_from
-    folder = to or (os.path.join(out_dir, format) if init_from == 'resume'
-                    else f'{os.path.splitext(os.path.basename(os.path.normpath(source)))[0]}-{format}')
-    if os.path.isdir(folder) and os.listdir(folder):
-        raise ValueError(f'{folder} is not empty; --to=FOLDER names another one')
-    model, checkpoint = load_weights(source, dropout=0.0)
+    check_packages()
+    source, folder = find_places()
+    model, checkpoint = load_weights(source)
     model.eval()
     if format == 'hf' and model.config.modern:
         raise ValueError('a modern model fits no architecture of transformers exactly (each embedding has a share of '
                          'the one before, queries and keys have LayerNorm); --format=onnx and safetensors take it')
-    meta = bins.meta_of(root, checkpoint, model.config.vocab_size)
-    check_same(meta, None, model.config.vocab_size)
+    config, meta = model.config, bins.meta_of(root, checkpoint, model.config.vocab_size)
+    check_same(meta, None, config.vocab_size)
     tokenizer = from_meta(meta)
-    checkpoint = {key: value for key, value in (checkpoint or {}).items() if key != 'model'}  # frees the weights
+    about = {key: value for key, value in (checkpoint or {}).items()
+             if key in ('config', 'iter_num', 'best_val_loss')}  # not the weights and moments, whose memory it frees
+    about.update(model_args=asdict(config), meta=meta)
+    checkpoint = None
     check_disk(folder, model)
-    if verify:
-        text = some_text(model, tokenizer, meta, checkpoint.get('config', {}))
-        proof = expected(model, text, tokenizer.vocab_size)
-    begin = time.perf_counter()
-    os.makedirs(folder, exist_ok=True)
-    if format == 'hf':
-        huggingface.write_gpt2(model, tokenizer, meta, folder)
-    elif format == 'onnx':
-        print('writing the graph; this takes up to a minute', flush=True)
-        onnx_graph.write(model, tokenizer.vocab_size, folder)
-    else:
-        checkpoint_file.save_safetensors(model, {**checkpoint, 'model_args': asdict(model.config), 'meta': meta},
-                                         os.path.join(folder, 'model.safetensors'))
-    modelcard.write(folder, format, model.config, checkpoint, os.path.basename(os.path.normpath(source)))
+    text = real_text(model, tokenizer, meta, about.get('config', {}))
+    proof = expected(model, text, tokenizer.vocab_size) if verify else None
+    begin, partial = time.perf_counter(), f'{folder}.partial'
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was interrupted
+    os.makedirs(partial)
+    try:
+        if format == 'hf':
+            huggingface.write_gpt2(model, tokenizer, meta, partial)
+        elif format == 'onnx':
+            print('writing the graph; this takes up to a minute', flush=True)
+            onnx_graph.write(model, tokenizer.vocab_size, partial)
+        else:
+            checkpoint_file.save_safetensors(model, about, os.path.join(partial, 'model.safetensors'))
+        modelcard.write(partial, folder, format, config, about, tokenizer.decode(text[0, :4].tolist()), source)
+    except Exception as error:  # SafetensorError, for a full disk, and what ONNX raises have no common base
+        raise ValueError(f'{partial} could not be written ({type(error).__name__}: {error})') from None
+    os.replace(partial, folder)
     size = sum(entry.stat().st_size for entry in os.scandir(folder))
     print(f'wrote {folder}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s', flush=True)
     if not verify:
         return True
-    config = model.config
     del model
-    theirs = onnx_graph.Session(folder, config) if format == 'onnx' else Reloaded(folder, format, tokenizer.vocab_size)
-    return compare(theirs, *proof)
+    try:
+        vocab_size = tokenizer.vocab_size
+        theirs = onnx_graph.Session(folder, config) if format == 'onnx' else Reloaded(folder, vocab_size)
+        same = compare(theirs, *proof)
+        return same and (format != 'hf' or same_tokens(folder, tokenizer, tokenizer.decode(text[0].tolist())))
+    except Exception as error:  # whatever the other library raises
+        print(f'it cannot be read again ({type(error).__name__}: {error})', flush=True)
+        return False
 
 
 try:

@@ -323,7 +323,8 @@ def load_weights(source, **overrides):
     """
     is_run = os.path.isdir(source) and not os.path.exists(os.path.join(source, 'config.json'))
     if not is_run and not os.path.isfile(source) and not source.endswith('.pt'):
-        meta = huggingface.read_meta(source) if os.path.isdir(source) else None
-        return GPT.from_pretrained(source, overrides), meta and {'meta': meta}
+        model = GPT.from_pretrained(source, overrides)
+        meta = huggingface.read_meta(source if os.path.isdir(source) else huggingface.download(source))
+        return model, meta and {'meta': meta}
     checkpoint = checkpoint_file.load(checkpoint_file.weights_path(source))
     return GPT.from_checkpoint(checkpoint, **overrides), checkpoint

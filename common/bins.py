@@ -52,8 +52,8 @@ def read_meta(folder):
 
 def meta_of(root, checkpoint, vocab_size):
     """
-    What the ids of a model mean: as its checkpoint (a dict, or None) says, or the dataset that an older one was trained
-    on; else GPT-2's, if their number is that. ValueError if nobody knows.
+    What the ids of a model mean: as its checkpoint (a dict, or None) says; else GPT-2's, if their number is that; else
+    as the dataset says that an older one was trained on. ValueError if nobody knows.
     """
     if checkpoint is not None and checkpoint.get('meta'):
         return checkpoint['meta']

@@ -131,7 +131,8 @@ def save_safetensors(model, checkpoint, path):
     """The weights of a model alone, with what the checkpoint says of them in the file's metadata, as JSON."""
     from safetensors.torch import save_file
     about = {key: checkpoint[key] for key in ('model_args', 'config', 'meta', 'iter_num') if key in checkpoint}
-    about.update(best_val_loss=float(checkpoint['best_val_loss'])) if 'best_val_loss' in checkpoint else None
+    if 'best_val_loss' in checkpoint:  # a tensor in the original's
+        about['best_val_loss'] = float(checkpoint['best_val_loss'])
     weights = {name: p.detach() for name, p in model.named_parameters()}  # a tied head once
     save_file(weights, path, metadata={'format': 'pt', 'checkpoint': json.dumps(about)})
 

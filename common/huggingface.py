@@ -20,7 +20,8 @@ def download(model_type):
     from huggingface_hub import snapshot_download
     repo = f'openai-community/{model_type}' if model_type in OPENAI else model_type
     try:
-        return snapshot_download(repo, allow_patterns=['config.json', '*.safetensors', '*.safetensors.index.json'])
+        return snapshot_download(repo, allow_patterns=[
+            'config.json', '*.safetensors', '*.safetensors.index.json', 'meta.json', 'tokenizer.json'])
     except Exception as error:  # its errors for no network, no such name and no access have no common base
         reason = str(error).strip().split('\n')[0]
         close = difflib.get_close_matches(model_type, [*OPENAI, 'scratch', 'resume', 'auto'], n=1, cutoff=0.8)
@@ -54,6 +55,8 @@ def read_meta(folder):
         return None
     with open(path, encoding='utf-8') as f:
         meta = json.load(f)
+    if not isinstance(meta, dict) or meta.get('tokenizer') not in ('char', 'gpt2', 'bpe'):
+        return None
     if meta['tokenizer'] == 'bpe':
         with open(os.path.join(folder, 'tokenizer.json'), encoding='utf-8') as f:
             meta['tokenizer_json'] = f.read()
@@ -106,6 +109,7 @@ def write_gpt2(model, tokenizer, meta, folder):
     ids = dict(bos_token_id=tokenizer.end_id, eos_token_id=tokenizer.end_id)
     config = dict(
         architectures=['GPT2LMHeadModel'], model_type='gpt2', vocab_size=tokenizer.vocab_size, n_positions=c.block_size,
+        n_ctx=c.block_size,  # which llama.cpp reads
         n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, n_inner=None, layer_norm_epsilon=1e-5,
         activation_function={'gelu': 'gelu', 'gelu_tanh': 'gelu_new'}[c.activation], attn_pdrop=c.dropout,
         embd_pdrop=c.dropout, resid_pdrop=c.dropout, tie_word_embeddings=True, dtype='float32', **ids)

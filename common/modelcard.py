@@ -1,14 +1,15 @@
 """
 The README.md of an exported model: what it is, what it was trained on, what it reached, and how to use it.
 """
+import math
 import os
 
 USES = {
     'hf': '''from transformers import AutoModelForCausalLM, AutoTokenizer
 tokenizer = AutoTokenizer.from_pretrained('{folder}')
 model = AutoModelForCausalLM.from_pretrained('{folder}')
-ids = tokenizer('{prompt}', return_tensors='pt').input_ids
-print(tokenizer.decode(model.generate(ids, max_new_tokens=64, do_sample=True)[0]))''',
+ids = tokenizer({prompt!r}, return_tensors='pt').input_ids
+print(tokenizer.decode(model.generate(ids, max_new_tokens={new_tokens}, do_sample=True)[0]))''',
     'onnx': '''import numpy as np, onnxruntime
 session = onnxruntime.InferenceSession('{folder}/model.onnx')
 # of the tokens before: none. What comes back as present_* goes in again with the next token
@@ -23,23 +24,27 @@ SETTINGS = ('optimizer', 'learning_rate', 'muon_lr', 'schedule', 'warmup_iters',
             'gradient_accumulation_steps', 'weight_decay', 'dropout', 'seed', 'dtype')
 
 
-def write(folder, format, config, checkpoint, name):
-    """config: the model's GPTConfig. checkpoint: what the run saved with the weights, or None. name: of the model."""
-    checkpoint = checkpoint or {}
-    settings, meta = checkpoint.get('config', {}), checkpoint.get('meta') or {}
-    use = USES[format].format(folder=folder, prompt='The', head_dim=config.n_embd // config.n_head, **vars(config))
+def write(to, folder, format, config, about, prompt, source):
+    """
+    Write to/README.md of what will stand in `folder`. config: the model's GPTConfig. about: what the run saved with the
+    weights. prompt: a few words that the model knows. source: where the weights come from.
+    """
+    settings, meta, loss = about.get('config', {}), about['meta'], float(about.get('best_val_loss', math.inf))
+    use = USES[format].format(folder=folder, prompt=prompt, new_tokens=min(64, config.block_size - len(prompt)),
+                              head_dim=config.n_embd // config.n_head, **vars(config))
     kind = 'modern nanoGPT-V100 model' if config.modern else 'GPT-2'
     lines = ['---', 'library_name: transformers' if format == 'hf' else f'library_name: {format}',
-             'pipeline_tag: text-generation', '---', '', f'# {name}', '',
+             'pipeline_tag: text-generation', '---', '', f'# {os.path.basename(os.path.normpath(source))}', '',
              f'A {kind} of {config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels and a context of '
              f'{config.block_size} tokens, in float32, made with nanoGPT-V100.', '', '```python', use, '```', '']
     if settings:
-        lines += ['## Training', '', f'- data: {settings.get("dataset", "not known")}'
+        data = os.path.basename(os.path.normpath(settings.get('dataset', 'not known')))
+        lines += ['## Training', '', f'- data: {data}'
                   + (f' ({os.path.basename(meta["source"])})' if meta.get('source') else '')
                   + (f', {meta["train_tokens"]:,} tokens' if meta.get('train_tokens') else ''),
-                  f'- iterations: {checkpoint.get("iter_num", 0):,}',
-                  f'- best validation loss: {float(checkpoint["best_val_loss"]):.4f}' if 'best_val_loss' in checkpoint
-                  else '- validation loss: not known',
+                  f'- iterations: {about.get("iter_num", 0):,}',
+                  *([f'- best validation loss of the run: {loss:.4f}, perplexity {math.exp(loss):.2f}']
+                    if loss < 100 else []),
                   *(f'- {key}: {settings[key]}' for key in SETTINGS if key in settings)]
-    with open(os.path.join(folder, 'README.md'), 'w', encoding='utf-8') as f:
+    with open(os.path.join(to, 'README.md'), 'w', encoding='utf-8') as f:
         f.write('\n'.join(lines) + '\n')

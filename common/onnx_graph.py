@@ -81,8 +81,13 @@ class Session:
         return [torch.from_numpy(output) for output in outputs]
 
     def logits(self, ids):
-        """(B, T, vocab_size) of ids (B, T)."""
-        return self.run(ids, nothing_before(self.config, ids.size(0)))[0]
+        """(B, T, vocab_size) of ids (B, T); several texts in two pieces, the second with the cache of the first."""
+        pieces = ids.chunk(1 if ids.size(0) == 1 else 2, dim=1)
+        found, past = [], nothing_before(self.config, ids.size(0))
+        for piece in pieces:
+            logits, *past = self.run(piece, past)
+            found.append(logits)
+        return torch.cat(found, dim=1)
 
     def greedy(self, ids, count):
         """ids (1, T) and their likeliest continuation, a list; each step takes one token and the cache."""

@@ -343,7 +343,7 @@ def test_a_dataset_prepares_itself_where_the_config_says_so(train, corpus_dir, t
 
 
 def test_the_quick_start_prepares_trains_and_speaks(tmp_path):
-    ignore = shutil.ignore_patterns('.git', '*.bin', 'meta.json', 'out*', '__pycache__')
+    ignore = shutil.ignore_patterns('.git', '.venv', 'venv', '*.bin', 'meta.json', 'out*', 'results', '__pycache__')
     shutil.copytree(ROOT, tmp_path / 'copy', ignore=ignore)
     done = python('train.py', 'config/quickstart.py', '--max_iters=2', '--eval_iters=1', cwd=tmp_path / 'copy')
     assert done.returncode == 0, done.stderr
