@@ -34,13 +34,14 @@ from dataclasses import asdict
 import numpy as np
 import torch
 
-from common import bins, checkpoint as checkpoint_file, hardware, huggingface, modelcard, onnx_graph
+from common import bins, checkpoint as checkpoint_file, generate, hardware, huggingface, modelcard, onnx_graph
 from common.tokenizer import check_same, from_meta
 from model import load_weights
 
 TOLERANCE = 1e-4     # of the logits, relative to their standard deviation where that is above 1
 GREEDY = 64          # tokens
-MOST_LOGITS = 2**26  # of several sequences at once: 0.27 GB
+PIECE = 64           # tokens whose logits are in memory at once
+MOST_LOGITS = 2**24  # that are all compared; of more, those of every 16th token
 TO_WRITE = {'hf': ['safetensors', 'tokenizers'], 'onnx': ['onnx', 'onnxscript'], 'safetensors': ['safetensors']}
 TO_VERIFY = {'hf': ['transformers'], 'onnx': ['onnxruntime'], 'safetensors': []}
 TEXT = """It was a quiet evening in the harbour. Two ships had come in with the tide, and 12 men were carrying
@@ -103,31 +104,47 @@ def real_text(model, tokenizer, meta, settings):
                               generator=generator)
 
 
-def expected(model, text, vocab_size):
+def pieces_of(ids):
+    """ids (B, T) in pieces that are fed one after the other; several texts in two at least, for the cache's sake."""
+    B, T = ids.shape
+    return ids.split(PIECE if B == 1 else max(1, min(PIECE, T // 2)), dim=1)
+
+
+def thinned(logits, count):
+    """Of the logits (B, T, V) of a piece all positions or, where `count` says that there are many, every 16th."""
+    step = 1 if count <= MOST_LOGITS else 16
+    return logits[:, (logits.size(1) - 1) % step::step].clone()
+
+
+def expected(ours, text):
     """
-    What the model makes of a text (1, block_size): ([(ids, logits)] of 1 and 3 sequences of several lengths; the ids of
-    a greedy continuation, how many of them are its prompt, and the logits of all of them).
+    What our model makes of a text (1, block_size): ([(ids, how many logits they have, those that are compared, of each
+    piece)] of 1 and 3 sequences of several lengths; the ids of a greedy continuation, how many of them are its prompt,
+    and the logits of all of them).
     """
     cases, T = [], text.size(1)
     for batch, length in itertools.product((1, 3), sorted({1, min(7, T), T})):
-        if batch > 1:
-            length = min(length, MOST_LOGITS // (batch * vocab_size))
         ids = torch.cat([text.roll(-7 * row, dims=1)[:, :length] for row in range(batch)])
-        cases.append((ids, model(ids, targets=ids)[0][..., :vocab_size].clone()))
+        count = ids.numel() * ours.vocab_size
+        cases.append((ids, count, [thinned(logits, count) for logits in ours.logits(pieces_of(ids))]))
     prompt = text[:, :max(1, min(16, T - GREEDY))]
-    greedy = model.generate(prompt, min(GREEDY, T - prompt.size(1)), temperature=0.0, vocab_size=vocab_size)
-    return cases, greedy, prompt.size(1), model(greedy, targets=greedy)[0][0, :, :vocab_size].clone()
+    greedy = torch.tensor([ours.greedy(prompt, min(GREEDY, T - prompt.size(1)))])
+    return cases, greedy, prompt.size(1), torch.cat(list(ours.logits([greedy])), dim=1)[0]
 
 
 def compare(theirs, cases, greedy, prompt_tokens, logits):
     """Whether another library's model gives the same, within TOLERANCE; prints how far it is off, and where."""
     same, allowed = True, TOLERANCE * max(1.0, logits.std().item())
-    for ids, ours in cases:
-        difference = (ours - theirs.logits(ids)).abs_()
-        right = bool(difference.max() <= allowed)  # not for nan
-        row, at, token = (int(i) for i in torch.unravel_index(difference.argmax(), difference.shape))
-        where = '' if right else f': more than {allowed:.1g}, at token {at} of text {row}, in the logit of id {token}'
-        print(f'{ids.size(0)} x {ids.size(1)} tokens: logits differ by {difference.max():.2g}{where}', flush=True)
+    for ids, count, ours in cases:
+        worst = torch.zeros(())
+        for piece, found in zip(ours, theirs.logits(pieces_of(ids))):
+            difference = (piece - thinned(found, count)).abs_()
+            if not difference.max() <= worst:  # nan is worse than any
+                worst = difference.max()
+                token = difference.argmax().item() % difference.size(-1)
+        right = bool(worst <= allowed)
+        where = '' if right else f': more than {allowed:.1g}, most in the logit of id {token}'
+        print(f'{ids.size(0)} x {ids.size(1)} tokens: logits differ by {worst:.2g}{where}', flush=True)
         same = same and right
     ours, count = greedy[0].tolist(), greedy.size(1) - prompt_tokens
     written = theirs.greedy(greedy[:, :prompt_tokens], count)
@@ -141,26 +158,50 @@ def compare(theirs, cases, greedy, prompt_tokens, logits):
     return same
 
 
-class Reloaded:
-    """A folder that was exported, in transformers or in this project: to ask as onnx_graph.Session."""
+class Ours:
+    """A GPT of this project, to ask as onnx_graph.Session is asked."""
 
-    def __init__(self, folder, vocab_size):
-        self.vocab_size = vocab_size
-        if format == 'hf':
-            from transformers import AutoModelForCausalLM
-            self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
-        else:
-            self.model = load_weights(os.path.join(folder, 'model.safetensors'))[0].eval()
+    def __init__(self, model, vocab_size):
+        self.model, self.vocab_size = model.eval(), vocab_size
 
-    def logits(self, ids):
-        """(B, T, vocab_size) of ids (B, T)."""
-        return self.model(ids).logits if format == 'hf' else self.model(ids, targets=ids)[0][..., :self.vocab_size]
+    def logits(self, pieces):
+        """(B, T, vocab_size) of each of the pieces (B, T) of texts, which follow each other."""
+        cache = generate.KVCache(sum(piece.size(1) for piece in pieces))
+        for piece in pieces:
+            cache.expect(piece.size(1), piece.device)
+            yield self.model(piece, targets=piece, cache=cache)[0][..., :self.vocab_size]
+            cache.length += piece.size(1)
 
     def greedy(self, ids, count):
         """ids (1, T) and their likeliest continuation, a list."""
-        if format == 'hf':
-            return self.model.generate(ids, max_new_tokens=count, do_sample=False, eos_token_id=None)[0].tolist()
         return self.model.generate(ids, count, temperature=0.0, vocab_size=self.vocab_size)[0].tolist()
+
+
+class Transformers:
+    """A folder in transformers, to ask as Ours."""
+
+    def __init__(self, folder):
+        from transformers import AutoModelForCausalLM
+        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    def logits(self, pieces):
+        past = None
+        for piece in pieces:
+            found = self.model(piece, past_key_values=past, use_cache=True)
+            past = found.past_key_values
+            yield found.logits
+
+    def greedy(self, ids, count):
+        return self.model.generate(ids, max_new_tokens=count, do_sample=False, eos_token_id=None)[0].tolist()
+
+
+def reload(folder, config, vocab_size):
+    """The exported model, read again."""
+    if format == 'hf':
+        return Transformers(folder)
+    if format == 'onnx':
+        return onnx_graph.Session(folder, config)
+    return Ours(load_weights(os.path.join(folder, 'model.safetensors'))[0], vocab_size)
 
 
 def same_tokens(folder, tokenizer, text):
@@ -179,7 +220,6 @@ def export():
     check_packages()
     source, folder = find_places()
     model, checkpoint = load_weights(source)
-    model.eval()
     if format == 'hf' and model.config.modern:
         raise ValueError('a modern model fits no architecture of transformers exactly (each embedding has a share of '
                          'the one before, queries and keys have LayerNorm); --format=onnx and safetensors take it')
@@ -192,7 +232,7 @@ def export():
     checkpoint = None
     check_disk(folder, model)
     text = real_text(model, tokenizer, meta, about.get('config', {}))
-    proof = expected(model, text, tokenizer.vocab_size) if verify else None
+    proof = expected(Ours(model, tokenizer.vocab_size), text) if verify else None
     begin, partial = time.perf_counter(), f'{folder}.partial'
     shutil.rmtree(partial, ignore_errors=True)  # of an export that was interrupted
     os.makedirs(partial)
@@ -214,9 +254,7 @@ def export():
         return True
     del model
     try:
-        vocab_size = tokenizer.vocab_size
-        theirs = onnx_graph.Session(folder, config) if format == 'onnx' else Reloaded(folder, vocab_size)
-        same = compare(theirs, *proof)
+        same = compare(reload(folder, config, tokenizer.vocab_size), *proof)
         return same and (format != 'hf' or same_tokens(folder, tokenizer, tokenizer.decode(text[0].tolist())))
     except Exception as error:  # whatever the other library raises
         print(f'it cannot be read again ({type(error).__name__}: {error})', flush=True)

@@ -71,8 +71,11 @@ class Session:
 
     def __init__(self, folder, config):
         import onnxruntime
+        options = onnxruntime.SessionOptions()
+        options.enable_cpu_mem_arena = False  # which keeps what it has once taken
+        options.add_session_config_entry('session.disable_prepacking', '1')  # a second copy of all weights
         path = os.path.join(folder, 'model.onnx')
-        self.session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+        self.session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
         self.config = config
 
     def run(self, ids, past):
@@ -80,14 +83,12 @@ class Session:
         outputs = self.session.run(None, {i.name: values[i.name].numpy() for i in self.session.get_inputs()})
         return [torch.from_numpy(output) for output in outputs]
 
-    def logits(self, ids):
-        """(B, T, vocab_size) of ids (B, T); several texts in two pieces, the second with the cache of the first."""
-        pieces = ids.chunk(1 if ids.size(0) == 1 else 2, dim=1)
-        found, past = [], nothing_before(self.config, ids.size(0))
+    def logits(self, pieces):
+        """(B, T, vocab_size) of each of the pieces (B, T) of texts, which follow each other."""
+        past = nothing_before(self.config, pieces[0].size(0))
         for piece in pieces:
             logits, *past = self.run(piece, past)
-            found.append(logits)
-        return torch.cat(found, dim=1)
+            yield logits
 
     def greedy(self, ids, count):
         """ids (1, T) and their likeliest continuation, a list; each step takes one token and the cache."""
