@@ -42,7 +42,8 @@ TOLERANCE = 1e-4     # of the logits, relative to their standard deviation where
 GREEDY = 64          # tokens
 PIECE = 64           # tokens whose logits are in memory at once
 MOST_LOGITS = 2**24  # that are all compared; of more, those of every 16th token
-TO_WRITE = {'hf': ['safetensors', 'tokenizers'], 'onnx': ['onnx', 'onnxscript'], 'safetensors': ['safetensors']}
+TO_WRITE = {'hf': ['safetensors', 'tokenizers'], 'onnx': ['onnx', 'onnxscript', 'tokenizers'],
+            'safetensors': ['safetensors']}
 TO_VERIFY = {'hf': ['transformers'], 'onnx': ['onnxruntime'], 'safetensors': []}
 TEXT = """It was a quiet evening in the harbour. Two ships had come in with the tide, and 12 men were carrying
 sacks of grain ashore; "Hurry up," said the old captain, "the rain won't wait for us!" Nobody answered him.
@@ -66,8 +67,8 @@ def find_places():
         raise ValueError(f'no folder {out_dir!r} with a trained model here; --out_dir=FOLDER names one')
     name = os.path.basename(os.path.normpath(source)).removesuffix('.pt').removesuffix('.safetensors')
     folder = to or (os.path.join(out_dir, format) if init_from == 'resume' else f'{name}-{format}')
-    if os.path.isdir(folder) and os.listdir(folder):
-        raise ValueError(f'{folder} is not empty; --to=FOLDER names another one')
+    if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
+        raise ValueError(f'{folder} is not an empty folder; --to=FOLDER names another one')
     return source, os.path.normpath(folder)
 
 
@@ -242,11 +243,17 @@ def export():
         elif format == 'onnx':
             print('writing the graph; this takes up to a minute', flush=True)
             onnx_graph.write(model, tokenizer.vocab_size, partial)
+            huggingface.write_tokenizer(tokenizer, meta, config.block_size, partial)
         else:
             checkpoint_file.save_safetensors(model, about, os.path.join(partial, 'model.safetensors'))
         modelcard.write(partial, folder, format, config, about, tokenizer.decode(text[0, :4].tolist()), source)
+    except KeyboardInterrupt:
+        shutil.rmtree(partial)
+        raise
     except Exception as error:  # SafetensorError, for a full disk, and what ONNX raises have no common base
         raise ValueError(f'{partial} could not be written ({type(error).__name__}: {error})') from None
+    for entry in os.scandir(partial):
+        os.chmod(entry.path, 0o644)  # safetensors makes files for their owner alone
     os.replace(partial, folder)
     size = sum(entry.stat().st_size for entry in os.scandir(folder))
     print(f'wrote {folder}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s', flush=True)
@@ -267,6 +274,7 @@ try:
             print('NOT THE SAME MODEL: do not use what was written', file=sys.stderr)
             sys.exit(1)
 except KeyboardInterrupt:
+    print('stopped', file=sys.stderr)
     sys.exit(130)
 except (ValueError, OSError) as error:
     hardware.stop(error)

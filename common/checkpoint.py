@@ -252,10 +252,10 @@ def load_optimizer(optimizer, scaler, checkpoint):
 
 
 def weights_path(path):
-    """The file with the weights: `path` itself, or in a run's out_dir its ckpt.pt, else its newest state."""
+    """The file with the weights: `path` itself; in a run's out_dir its ckpt.pt, else its newest state; an export's."""
     if not os.path.isdir(path):
         return path
-    for name in ('ckpt.pt', 'last.pt', 'prev.pt'):
+    for name in ('ckpt.pt', 'last.pt', 'prev.pt', 'model.safetensors'):
         if os.path.isfile(os.path.join(path, name)):
             return os.path.join(path, name)
     raise FileNotFoundError(f'no checkpoint in {path} (looked for ckpt.pt, last.pt and prev.pt)')

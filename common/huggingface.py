@@ -102,6 +102,23 @@ def gpt2_weights(model, vocab_size):
             yield name.removesuffix('weight') + 'bias', p.new_zeros(p.size(-1))
 
 
+def write_json(content, folder, name):
+    with open(os.path.join(folder, name), 'w', encoding='utf-8') as f:
+        json.dump(content, f, indent=1, ensure_ascii=False)
+
+
+def write_tokenizer(tokenizer, meta, block_size, folder):
+    """Write the files of a tokenizer: transformers' two, and the meta.json by which this project knows it."""
+    settings = dict(tokenizer_class='PreTrainedTokenizerFast', model_max_length=block_size,
+                    clean_up_tokenization_spaces=False)
+    if tokenizer.end_id is not None:
+        settings.update(bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+    write_json(settings, folder, 'tokenizer_config.json')
+    write_json({key: value for key, value in meta.items() if key != 'tokenizer_json'}, folder, 'meta.json')
+    with open(os.path.join(folder, 'tokenizer.json'), 'w', encoding='utf-8') as f:
+        f.write(tokenizer.to_json())
+
+
 def write_gpt2(model, tokenizer, meta, folder):
     """Write a folder that transformers opens as GPT2LMHeadModel, with its tokenizer. The model is a classic one."""
     from safetensors.torch import save_file
@@ -113,15 +130,8 @@ def write_gpt2(model, tokenizer, meta, folder):
         n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, n_inner=None, layer_norm_epsilon=1e-5,
         activation_function={'gelu': 'gelu', 'gelu_tanh': 'gelu_new'}[c.activation], attn_pdrop=c.dropout,
         embd_pdrop=c.dropout, resid_pdrop=c.dropout, tie_word_embeddings=True, dtype='float32', **ids)
-    settings = dict(tokenizer_class='PreTrainedTokenizerFast', model_max_length=c.block_size,
-                    clean_up_tokenization_spaces=False)
-    if tokenizer.end_id is not None:
-        settings.update(bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
-    for name, content in (('config.json', config), ('generation_config.json', ids), ('tokenizer_config.json', settings),
-                          ('meta.json', {k: v for k, v in meta.items() if k != 'tokenizer_json'})):
-        with open(os.path.join(folder, name), 'w', encoding='utf-8') as f:
-            json.dump(content, f, indent=1, ensure_ascii=False)
-    with open(os.path.join(folder, 'tokenizer.json'), 'w', encoding='utf-8') as f:
-        f.write(tokenizer.to_json())
+    for name, content in (('config.json', config), ('generation_config.json', ids)):
+        write_json(content, folder, name)
+    write_tokenizer(tokenizer, meta, c.block_size, folder)
     save_file(dict(gpt2_weights(model, tokenizer.vocab_size)), os.path.join(folder, 'model.safetensors'),
               metadata={'format': 'pt'})

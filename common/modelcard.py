@@ -45,6 +45,7 @@ def write(to, folder, format, config, about, prompt, source):
                   f'- iterations: {about.get("iter_num", 0):,}',
                   *([f'- best validation loss of the run: {loss:.4f}, perplexity {math.exp(loss):.2f}']
                     if loss < 100 else []),
-                  *(f'- {key}: {settings[key]}' for key in SETTINGS if key in settings)]
+                  *(f'- {key}: {settings[key]}' for key in SETTINGS if key in settings
+                    and (key != 'muon_lr' or settings.get('optimizer') == 'muon'))]
     with open(os.path.join(to, 'README.md'), 'w', encoding='utf-8') as f:
         f.write('\n'.join(lines) + '\n')

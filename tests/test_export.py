@@ -113,7 +113,7 @@ def test_safetensors_come_back_to_the_bit(runs, run, tmp_path, name):
     theirs, ours = (GPT.from_checkpoint(source) for source in (str(tmp_path / 'st' / 'model.safetensors'), runs[name]))
     assert theirs.config == ours.config
     assert all(torch.equal(value, ours.state_dict()[key]) for key, value in theirs.state_dict().items())
-    again = run('export.py', '--init_from=st/model.safetensors', '--format=safetensors', '--to=again')
+    again = run('export.py', '--init_from=st', '--format=safetensors', '--to=again')
     assert again.returncode == 0 and (tmp_path / 'again' / 'README.md').exists(), again.stderr
 
 
@@ -184,7 +184,8 @@ def test_a_wrong_export_is_found_out(runs, tmp_path, name, format, more):
 @pytest.mark.parametrize('args, expected', [
     (['--out_dir=none'], "no folder 'none' with a trained model"),
     (['--format=gguf'], "format='gguf' is not one of hf, onnx, safetensors"),
-    (['--out_dir={modern}'], '--format=onnx'), (['--out_dir={char}', '--to=full'], 'full is not empty'),
+    (['--out_dir={modern}'], '--format=onnx'), (['--out_dir={char}', '--to=full'], 'full is not an empty folder'),
+    (['--out_dir={char}', '--to=full/file'], 'file is not an empty folder'),
     (['--out_dri=x'], 'did you mean out_dir')])
 def test_a_mistake_is_one_line_and_writes_nothing(runs, run, tmp_path, args, expected):
     (tmp_path / 'full').mkdir()
