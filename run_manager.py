@@ -178,18 +178,19 @@ def show_log(options, queue):
 
 
 def stop(options, queue):
-    listed = {one.name: one for one in experiments.read(options.list)}
     with queue.changing() as runs:
-        if options.name in listed:
-            runs.setdefault(options.name, dict(runstate.NEW, out_dir=listed[options.name].out_dir))
+        if options.name not in runs:  # in the list alone; what runs can be stopped whatever became of the list
+            runs.update({one.name: dict(runstate.NEW, out_dir=one.out_dir)
+                         for one in experiments.read(options.list) if one.name == options.name})
         run = find_run(runs, options.name)
+        if run['state'] == 'submitted':
+            slurm.update(runs)  # whether it runs by now, and saves first, or has ended
         if run['wanted'] is not None:
             raise ValueError(f'{options.name} is told to stop already')
         if run['state'] == 'running' and (runstate.is_alive(run) or queue.has_manager()):
             runstate.stop(run, then='stopped')
             print(f'{options.name} saves and ends after the iteration at hand, if it has got that far')
         elif run['state'] == 'submitted':
-            slurm.update(runs)  # whether it runs by now, and saves first
             slurm.stop(run)
             run['state'] = 'stopped'
         elif run['state'] in ('queued', 'running'):  # not, or no longer, at work
