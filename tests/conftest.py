@@ -1,8 +1,12 @@
 """What the tests share: a corpus that they make, and the scripts run as a user runs them, at toy size and offline."""
+import atexit
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -18,10 +22,35 @@ TOY = ['--device=cpu', '--dtype=float32', '--compile=False', '--n_layer=2', '--n
        '--warmup_iters=2', '--learning_rate=1e-2', '--eval_interval=10', '--eval_iters=5']
 
 
+TIMEOUT = 240  # seconds
+NEED_TORCH = ('train.py', 'sample.py', 'bench.py', 'export.py', 'broken.py')
+
+
 def python(*args, cwd, **env):
-    """Run `python args` in a folder; returns the CompletedProcess, with stdout and stderr as text."""
-    return subprocess.run([sys.executable, *map(str, args)], cwd=cwd, env={**os.environ, **env},
-                          capture_output=True, text=True, timeout=240)
+    """
+    Run `python args` in a folder; returns the CompletedProcess, with stdout and stderr as text. Scripts that need torch
+    are forked from a process that has imported it, unless the environment is another.
+    """
+    args = [*map(str, args)]
+    if env or os.path.basename(args[0]) not in NEED_TORCH or sys.platform != 'linux':
+        return subprocess.run([sys.executable, *args], cwd=cwd, env={**os.environ, **env}, capture_output=True,
+                              text=True, timeout=TIMEOUT)
+    server, folder = warm_python()
+    print(json.dumps([args, str(cwd), dict(os.environ), TIMEOUT]), file=server.stdin, flush=True)
+    code = int(server.stdout.readline())
+    output = [open(os.path.join(folder, name), encoding='utf-8').read() for name in ('stdout', 'stderr')]
+    return subprocess.CompletedProcess(args, code, *output)
+
+
+@functools.cache
+def warm_python():
+    """(process, folder) of tests/warm_python.py."""
+    folder = tempfile.mkdtemp()
+    server = subprocess.Popen([sys.executable, os.path.join(ROOT, 'tests', 'warm_python.py')], cwd=folder, text=True,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    atexit.register(shutil.rmtree, folder)
+    atexit.register(server.communicate)
+    return server, folder
 
 
 def make_dataset(folder, text, *args):
