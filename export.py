@@ -183,6 +183,8 @@ class Transformers:
 
     def __init__(self, folder):
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+        logging.disable_progress_bar()
         self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
 
     def logits(self, pieces):

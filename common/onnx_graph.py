@@ -2,6 +2,7 @@
 A model as an ONNX graph, and its use by onnxruntime. One graph does it all: ids and the keys and values of the tokens
 before them go in, logits and all keys and values come out; without any before, it is the plain model.
 """
+import logging
 import os
 import warnings
 
@@ -59,6 +60,7 @@ def write(model, vocab_size, folder):
         for part in nothing_before(config, 2))
     batch, tokens, past = (torch.export.Dim(name) for name in ('batch', 'tokens', 'past'))
     shapes = {0: batch, 1: tokens}, {1: batch, 3: past}, {1: batch, 3: past}, {0: batch}
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)  # or it says that torchvision is not installed
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         program = torch.onnx.export(Graph(model, vocab_size).eval(), example, dynamo=True, dynamic_shapes=shapes,

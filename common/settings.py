@@ -12,8 +12,9 @@ def check_shape(n_embd, n_head, modern, activation):
     """ValueError, with what to type instead, for a model that cannot be."""
     if n_embd % n_head != 0:
         divisors = [n for n in range(1, n_head) if n_embd % n == 0]
+        multiple = n_head * (2 if modern else 1)
         raise ValueError(f'n_embd={n_embd} is not divisible by n_head={n_head}; '
-                         f'try --n_head={divisors[-1]} or --n_embd={-(-n_embd // n_head) * n_head}')
+                         f'try --n_head={divisors[-1]} or --n_embd={-(-n_embd // multiple) * multiple}')
     if modern and n_embd // n_head % 2 != 0:
         raise ValueError(f'n_embd={n_embd} and n_head={n_head} give heads of {n_embd // n_head} channels; modern=True '
                          'turns them in pairs, so that it needs an even number')

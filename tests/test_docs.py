@@ -1,0 +1,289 @@
+"""
+README and the guides keep their word: every command in them works, at toy size and with stand-ins for what would be
+downloaded; their messages are what one sees, their code is quoted, their links lead somewhere.
+"""
+import ast
+import glob
+import os
+import re
+import shlex
+import shutil
+from collections import Counter
+
+import pytest
+
+from conftest import ROOT, python
+
+SCRIPTS = ('train.py', 'sample.py', 'bench.py', 'export.py')
+DOCS = sorted(os.path.relpath(path, ROOT) for pattern in ('*.md', 'docs/*.md', 'data/*/readme.md')
+              for path in glob.glob(os.path.join(ROOT, pattern)))
+
+# what a command is given on top of its own words, so that it takes a second
+TINY = ['--device=cpu', '--dtype=float32', '--compile=False', '--n_layer=1', '--n_head=2', '--n_embd=16',
+        '--block_size=16', '--batch_size=2', '--gradient_accumulation_steps=8', '--eval_interval=2', '--eval_iters=1',
+        '--wandb_log=False']
+SHORT = ['--max_iters=2', '--lr_decay_iters=2', '--warmup_iters=0']
+CELL = ['--sweep_dtype=["float32"]', '--sweep_compile=[False]', '--sweep_batch_size=[2]',
+        '--sweep_gradient_checkpointing=[False]']
+GENERATING = ['--max_new_tokens=3', '--rounds=1', '--use_huggingface=False']
+EXPERIMENTS = ''.join(f'{name}: config/quickstart.py {" ".join(TINY + SHORT)} --seed={seed}\n'
+                      for seed, name in enumerate(('classic', 'muon')))
+
+BEFORE = {'data/alpaca/readme.md': ['data/tinystories/readme.md']}  # the documents that one goes on from
+
+
+def read(path):
+    with open(os.path.join(ROOT, path), encoding='utf-8') as f:
+        return f.read()
+
+
+def blocks(text):
+    """The fenced blocks of a document, [(what stands behind its first fence, its lines)]."""
+    found = re.findall(r'^ *```([^\n]*)\n(.*?)^ *```$', text, re.MULTILINE | re.DOTALL)
+    return [(info, content.splitlines()) for info, content in found]
+
+
+def commands(path):
+    """The words of each command of the project in a document; what is of no `elsewhere`."""
+    for info, lines in blocks(read(path)):
+        if info.startswith('sh') and 'elsewhere' not in info:
+            yield from filter(None, (shlex.split(line, comments=True) for line in lines))
+        yield from (shlex.split(line[2:]) for line in lines if line.startswith('$ '))
+
+
+def toy(words):
+    """A command at toy size, as python()'s arguments; None for what is not the project's own to run."""
+    if words[0] == 'torchrun':  # the launcher itself is tested with tests/test_resume.py
+        words = ['python', *words[words.index('train.py'):]]
+    if words[0] != 'python' or words[1].startswith('-'):
+        assert words[0] in ('pip', 'source') or words[:2] == ['python', '-m'], f'{words} is not tested'
+        return None
+    script, *words = words[1:]
+    mode = next((word.partition('=')[2] for word in words if word.startswith('--mode=')), 'step')
+    if script == 'train.py':
+        words += TINY + SHORT
+    elif script == 'sample.py':
+        words += ['--device=cpu', '--max_new_tokens=3', '--num_samples=1']
+    elif script == 'bench.py' and mode in ('step', 'sample'):
+        words += [*TINY, '--vocab_size=64', *(CELL if '--sweep=True' in words else GENERATING * (mode == 'sample'))]
+    elif script.endswith('prepare.py') and not script.endswith('_char/prepare.py'):
+        if not any(word.startswith('--input') for word in words):
+            words += ['--input=corpus.jsonl']
+        words = [word for word in words if not word.startswith('--vocab_size')]
+        if not any(word.startswith('--tokenizer') for word in words):
+            words += ['--tokenizer=vocabulary']
+    return [script, *words]
+
+
+@pytest.fixture(scope='session')
+def world(tmp_path_factory):
+    """
+    A copy of the project with a text for each corpus, a dataset whose vocabulary stands for GPT-2's, and folders with a
+    tiny model under the names of OpenAI's.
+    """
+    place = tmp_path_factory.mktemp('world') / 'project'
+    ignored = shutil.ignore_patterns('.git', '__pycache__', '*.bin', 'meta.json', 'input.txt', 'out*', 'results')
+    shutil.copytree(ROOT, place, ignore=ignored)
+    text = '\n\n'.join(f'{word} said ROMEO: The value of x{i} is Returned, just a big quick fox. {"How lazy! " * (i % 5)}'
+                       for i in range(40) for word in ('Once upon a time', 'To the other'))
+    for name in ('pydoc_char', 'shakespeare_char', 'shakespeare', 'the_verdict'):
+        (place / 'data' / name / 'input.txt').write_text(text * 4)
+    line = '{"text": "%s", "instruction": "Name it.", "output": "%s"}\n'
+    rows = text.split('\n\n')
+    (place / 'corpus.jsonl').write_text(''.join(line % (row + str(i), row) for i, row in enumerate(rows * 3)))
+    (place / 'book.txt').write_text(text)
+    (place / 'prompt.txt').write_text('The other')
+    for folder, name in (('letters', 'a.txt'), ('notes', 'b.md'), ('stories', 'c.txt')):
+        (place / folder).mkdir()
+        (place / folder / name).write_text(text)
+    (place / 'config' / 'experiment_list.conf').write_text(EXPERIMENTS)
+    names = ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')
+    for command in (['data/text/prepare.py', '--input=book.txt', '--vocab_size=300', '--out=vocabulary'],
+                    ['train.py', *TINY, *SHORT, '--dataset=vocabulary', '--out_dir=out-tiny', '--bias=True'],
+                    *(['export.py', '--out_dir=out-tiny', f'--to={name}', '--verify=False'] for name in names)):
+        done = execute(command, place)
+        assert done.returncode == 0, done.stderr
+    shutil.rmtree(place / 'out-tiny')
+    return place
+
+
+def execute(words, place):
+    return python(os.path.join(place, words[0]), *words[1:], cwd=place)
+
+
+@pytest.mark.parametrize('path', [path for path in DOCS if path != 'README.ko.md' and any(commands(path))])
+def test_every_command_works(path, world, tmp_path):
+    place = tmp_path / 'project'
+    shutil.copytree(world, place)
+    for document in (*BEFORE.get(path, ()), path):
+        for words in commands(document):
+            short = toy(words)
+            if short is not None:
+                done = execute(short, place)
+                assert done.returncode == 0, f'{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr}'
+
+
+def mistakes():
+    """The rows of README's table of mistakes: (what one types, what one sees), in backticks where it is literal."""
+    table = read('README.md').partition('| you type | you see | |')[2].partition('\n\n')[0]
+    return [[cell.strip() for cell in row.split('|')[1:3]] for row in table.splitlines()[2:]]
+
+
+def test_the_mistakes_give_the_messages_that_readme_shows(world, tmp_path):
+    rows = mistakes()
+    assert len(rows) == 10
+    place = tmp_path / 'project'
+    shutil.copytree(world, place)
+    assert execute(['train.py', 'config/quickstart.py', *TINY, *SHORT, '--n_layer=4'], place).returncode == 0
+    sources = ''.join(read(path) for path in glob.glob('**/*.py', root_dir=ROOT, recursive=True) if 'tests' not in path)
+    ran = 0
+    for typed, seen in rows:
+        message = seen.strip('`')
+        if not re.fullmatch('`python [^`]+`', typed):  # needs another machine, so that the words must do
+            assert message in sources
+            continue
+        words = shlex.split(typed.strip('`'))[1:]
+        if '--init_from=auto' in words:
+            words[2:2] = TINY
+        done = execute(words, place)
+        assert done.returncode == 2 and message in done.stderr, f'{typed}\n{done.stderr}'
+        ran += 1
+    assert ran >= 5
+
+
+def slug(heading):
+    """GitHub's anchor of a heading."""
+    return re.sub(r'[^\w\- ]', '', heading.strip().lower()).replace(' ', '-')
+
+
+def links(text):
+    return re.findall(r'\]\(([^)\s]+)\)', re.sub(r'^ *```.*?^ *```$', '', text, flags=re.MULTILINE | re.DOTALL))
+
+
+@pytest.mark.parametrize('path', DOCS)
+def test_links_lead_somewhere(path):
+    for link in links(read(path)):
+        if re.match('https?:', link):
+            continue
+        file, _, anchor = link.partition('#')
+        target = os.path.normpath(os.path.join(os.path.dirname(path), file)) if file else path
+        assert os.path.exists(os.path.join(ROOT, target)), link
+        if anchor:
+            headings = re.findall(r'^#+ (.*)$', read(target), re.MULTILINE)
+            assert anchor in map(slug, headings), link
+
+
+def definition(path, name):
+    """The source of a function, class, method or assigned name of a file; None if it is not there."""
+    source = read(path)
+    body = ast.parse(source).body
+    for part in name.split('.'):
+        found = [node for node in body if getattr(node, 'name', None) == part or isinstance(node, ast.Assign)
+                 and getattr(node.targets[0], 'id', None) == part]
+        if not found:
+            return None
+        body = getattr(found[0], 'body', [])
+    return ast.get_source_segment(source, found[0])
+
+
+@pytest.mark.parametrize('path, pattern', [
+    ('README.md', r'(?P<names>(?:`[\w.]+`(?:, | and )?)+) in \[[^]]*\]\((?P<file>\S+\.py)\)'),
+    ('README.ko.md', r'\[[^]]*\]\((?P<file>\S+\.py)\)의 (?P<names>(?:`[\w.]+`(?:, )?)+)'),
+])
+def test_names_of_code_are_in_the_file_that_is_linked(path, pattern):
+    named = [(found['file'], name) for found in re.finditer(pattern, read(path))
+             for name in re.findall(r'`([\w.]+)`', found['names'])]
+    assert len(named) >= 18
+    for file, name in named:
+        assert definition(file, name), f'{file} has no {name}'
+
+
+def test_the_guide_quotes_code_that_is_there():
+    text = read('docs/training_guide.md')
+    quotes = re.findall(r'\[\S+\]\(\.\./(\S+\.py)\), `([^`]+)`:\n\n( *)```python\n(.*?)```', text, re.DOTALL)
+    assert len(quotes) == text.count('```python')
+    for file, name, indent, code in quotes:
+        source = definition(file, name) if re.fullmatch(r'[\w.]+', name) else read(file).partition(name)[2]
+        assert source, f'{file} has no {name}'
+        for line in filter(None, map(str.strip, code.splitlines())):
+            _, found, source = source.partition(line)
+            assert found, f'{name} in {file} has no line {line!r}, or not in this order'
+
+
+def outline(path):
+    """What two languages of one document share: levels of headings, code, links, and the figures of each section."""
+    text = read(path)
+    prose = re.sub(r'^ *```.*?^ *```$', '', text, flags=re.MULTILINE | re.DOTALL)
+    sections = re.split(r'^(#+) .*$', prose, flags=re.MULTILINE)
+    files = Counter(link.partition('#')[0] for link in links(text) if not link.startswith('README'))
+    figures = [Counter(re.findall(r'(?<![A-Za-z\d.,])\d+(?:[.,]\d+)*', section)) for section in sections[2::2]]
+    code = [Counter(re.findall(r'`([^`\n]+)`', section)) for section in sections[2::2]]
+    return {'headings': sections[1::2], 'blocks': blocks(text), 'links': files, 'figures': figures, 'code': code}
+
+
+def test_the_korean_readme_keeps_step():
+    english, korean = outline('README.md'), outline('README.ko.md')
+    for part in english:
+        if isinstance(english[part], list):
+            for i, (ours, theirs) in enumerate(zip(english[part], korean[part])):
+                assert ours == theirs, f'{part}, number {i}'
+        assert english[part] == korean[part], part
+
+
+def test_the_plan_of_the_house_names_every_file():
+    there = {path for pattern in ('*.py', 'common/*', 'data/*.py') for path in glob.glob(pattern, root_dir=ROOT)}
+    there = {path for path in there if os.path.isfile(os.path.join(ROOT, path)) and '__init__' not in path}
+    house = read('CONTRIBUTING.md').partition('## The house')[2].partition('\n## ')[0]
+    named = {link for link in links(house) if os.path.isfile(os.path.join(ROOT, link))}
+    assert there == named
+
+
+def test_common_imports_no_script_and_the_two_files_to_read_stay_short():
+    top = {os.path.basename(path)[:-3] for path in glob.glob(os.path.join(ROOT, '*.py'))}
+    for path in glob.glob('**/*.py', root_dir=ROOT, recursive=True):
+        imported = {name.partition('.')[0] for node in ast.walk(ast.parse(read(path)))
+                    for name in ([node.module or ''] if isinstance(node, ast.ImportFrom) else
+                                 [alias.name for alias in node.names] if isinstance(node, ast.Import) else [])}
+        allowed = set() if path.startswith(('common', 'data')) else {'model'}
+        assert imported & top <= allowed, path
+    assert all(len(read(path).splitlines()) <= 350 for path in ('train.py', 'model.py'))
+
+
+def settings(script):
+    """({setting: its comment}, the code behind the settings) of a script."""
+    source = read(script)
+    block = source.partition('config_keys = ')[0]
+    found = dict(re.findall(r'^(\w+) = [^#\n]*(?:# *(.*))?$', block, re.MULTILINE))
+    found.pop('root', None)
+    return found, source.partition('config_keys = ')[2]
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_every_setting_is_read_by_somebody(script):
+    names, code = settings(script)
+    assert len(names) > 4
+    read_by_name = {node.id for node in ast.walk(ast.parse(code.partition('\n')[2])) if isinstance(node, ast.Name)
+                    and isinstance(node.ctx, ast.Load)}
+    sources = code + ''.join(read(path) for path in glob.glob('common/*.py', root_dir=ROOT))
+    by_text = {name for name in names if re.search(rf'''['"]{name}['"]''', sources)}
+    assert set(names) <= read_by_name | by_text
+
+
+def test_a_setting_has_one_name_and_one_meaning_in_all_scripts():
+    meanings = {}
+    for script in SCRIPTS:
+        for name, comment in settings(script)[0].items():
+            meanings.setdefault(name, {})[script] = comment
+    for name in ('device', 'init_from', 'seed', 'dtype'):
+        assert len(meanings[name]) > 1
+    assert meanings['device']['train.py'] == meanings['device']['sample.py']
+    assert meanings['init_from']['sample.py'] == meanings['init_from']['export.py']
+
+
+@pytest.mark.parametrize('path', sorted(glob.glob('config/*.py', root_dir=ROOT)))
+def test_a_config_sets_what_it_says_and_nothing_twice(path):
+    names = settings('train.py')[0]
+    assigned = Counter(target.id for node in ast.parse(read(path)).body if isinstance(node, ast.Assign)
+                       for target in node.targets)
+    assert set(assigned) <= set(names) and max(assigned.values()) == 1
+    assert f'train.py {path}' in read(path).partition('\n\n')[0] + read(path)[:1500]
