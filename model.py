@@ -41,7 +41,7 @@ class GPTConfig:
     activation: str = 'gelu'  # 'gelu' is exact, as nanoGPT trained; 'gelu_tanh' is what OpenAI trained GPT-2 with
     modern: bool = False      # no longer GPT-2, but learns several times faster: RoPE, QK-norm, ReLU^2, each token's
                               # embedding with a share of the one before, norms without weights, an untied output
-                              # layer; what each of them brings stands in README
+                              # layer; what each of them brings: docs/recipe.md
 
     def __post_init__(self):
         check_shape(self.n_embd, self.n_head, self.modern, self.activation)

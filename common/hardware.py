@@ -6,6 +6,7 @@ A ValueError here is a mistake in the settings; its text says what to type inste
 """
 import os
 import re
+import shutil
 import sys
 import time
 from contextlib import nullcontext
@@ -81,6 +82,8 @@ def resolve_device(device):
     if device == 'auto':
         one_mac = torch.backends.mps.is_available() and world_size() == 1
         device = 'cuda' if torch.cuda.is_available() else 'mps' if one_mac else 'cpu'
+        if device == 'cpu' and shutil.which('nvidia-smi') and os.environ.get('CUDA_VISIBLE_DEVICES') != '':
+            print0('device: the CPU, though there is an NVIDIA driver here; python bench.py --mode=check says why')
     kind, _, index = device.partition(':')
     if kind not in ('cuda', 'mps', 'cpu') or (index and not index.isdigit()):
         raise ValueError(f'device={device!r} is not one of auto, cuda, cuda:N, mps, cpu')

@@ -50,7 +50,8 @@ def pytorch():
 def no_gpu():
     if shutil.which('nvidia-smi') and torch.version.cuda is not None:
         return Row(ERROR, 'GPU', 'there is an NVIDIA driver, but PyTorch finds no GPU through it',
-                   f'look at nvidia-smi; a V100 needs a driver of series 525 to {LAST_VOLTA_DRIVER}')
+                   f'a driver older than this build wants shows like this: see nvidia-smi. A V100 needs one of series '
+                   f'525 to {LAST_VOLTA_DRIVER}, and {hardware.CU126}')
     if shutil.which('nvidia-smi'):
         return Row(ERROR, 'GPU', 'there is an NVIDIA driver, but this PyTorch is built for the CPU only',
                    f'pip install torch==2.13.0; for a V100: {hardware.CU126}')

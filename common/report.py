@@ -254,11 +254,11 @@ def main(folders, options):
     """
     none = [folder for folder in options.out_dir if not os.path.exists(os.path.join(folder, 'metrics.jsonl'))]
     runs = read_all(folders())
-    if none or not runs:
-        if none:
-            raise ValueError(f'no metrics.jsonl in {", ".join(none)}; give the out_dir of a run')
-        raise ValueError(f'nothing of {options.list} has run yet; python run_manager.py run begins, or give the out_dir '
-                         'of a run')
+    if none:
+        raise ValueError(f'no metrics.jsonl in {", ".join(none)}; give the out_dir of a run')
+    if not runs:
+        raise ValueError(f'nothing of {options.list} has run yet; python run_manager.py run begins, or name the '
+                         'out_dir of a run')
     print('\n'.join(table(runs, options.target)))
     try:
         content = page(runs, options.target)

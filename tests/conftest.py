@@ -1,12 +1,10 @@
 """What the tests share: a corpus that they make, and the scripts run as a user runs them, at toy size and offline."""
-import atexit
 import functools
 import json
 import os
-import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 
 import pytest
 
@@ -23,34 +21,41 @@ TOY = ['--device=cpu', '--dtype=float32', '--compile=False', '--n_layer=2', '--n
 
 
 TIMEOUT = 240  # seconds
-NEED_TORCH = ('train.py', 'sample.py', 'bench.py', 'export.py', 'broken.py')
+NEED_TORCH = ('train.py', 'sample.py', 'bench.py', 'export.py', 'broken.py')  # the last is of tests/test_faults.py
 
 
 def python(*args, cwd, **env):
     """
     Run `python args` in a folder; returns the CompletedProcess, with stdout and stderr as text. Scripts that need torch
-    are forked from a process that has imported it, unless the environment is another.
+    are forked from a process that has imported it, unless their environment is another than its own.
     """
-    args = [*map(str, args)]
-    if env or os.path.basename(args[0]) not in NEED_TORCH or sys.platform != 'linux':
-        return subprocess.run([sys.executable, *args], cwd=cwd, env={**os.environ, **env}, capture_output=True,
-                              text=True, timeout=TIMEOUT)
-    server, folder = warm_python()
-    print(json.dumps([args, str(cwd), dict(os.environ), TIMEOUT]), file=server.stdin, flush=True)
-    code = int(server.stdout.readline())
-    output = [open(os.path.join(folder, name), encoding='utf-8').read() for name in ('stdout', 'stderr')]
-    return subprocess.CompletedProcess(args, code, *output)
+    args, env = [*map(str, args)], {**environment(), **env}
+    if env != ENVIRONMENT or os.path.basename(args[0]) not in NEED_TORCH or sys.platform != 'linux':
+        return subprocess.run([sys.executable, *args], cwd=cwd, env=env, capture_output=True, text=True,
+                              timeout=TIMEOUT)
+    server = warm_python()
+    print(json.dumps([args, str(cwd), TIMEOUT]), file=server.stdin, flush=True)
+    answer = server.stdout.readline()
+    assert answer, 'tests/warm_python.py has died; what it said stands in stderr'
+    done = subprocess.CompletedProcess(args, *json.loads(answer))
+    if done.returncode == -signal.SIGALRM:
+        raise subprocess.TimeoutExpired(args, TIMEOUT, done.stdout, done.stderr)
+    return done
+
+
+def environment():
+    """os.environ without pytest's own notes."""
+    return {key: value for key, value in os.environ.items() if not key.startswith('PYTEST_')}
+
+
+ENVIRONMENT = environment()
 
 
 @functools.cache
 def warm_python():
-    """(process, folder) of tests/warm_python.py."""
-    folder = tempfile.mkdtemp()
-    server = subprocess.Popen([sys.executable, os.path.join(ROOT, 'tests', 'warm_python.py')], cwd=folder, text=True,
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    atexit.register(shutil.rmtree, folder)
-    atexit.register(server.communicate)
-    return server, folder
+    """The process of tests/warm_python.py; it ends when its stdin does, with this process."""
+    return subprocess.Popen([sys.executable, os.path.join(ROOT, 'tests', 'warm_python.py')], text=True,
+                            env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 def make_dataset(folder, text, *args):

@@ -2,6 +2,7 @@
 from contextlib import nullcontext
 
 import pytest
+import shutil
 import torch
 
 from common import guard, hardware
@@ -104,6 +105,16 @@ def test_more_processes_than_gpus_are_refused_by_every_process(monkeypatch, loca
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match='4 processes.*2 GPUs.*--nproc_per_node=2'):
         hardware.resolve_device('auto')
+
+
+def test_a_driver_without_a_gpu_is_no_silent_cpu(monkeypatch, capsys):
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    monkeypatch.setattr(shutil, 'which', lambda name: '/usr/bin/' + name)
+    assert hardware.resolve_device('auto') == 'cpu' and '--mode=check says why' in capsys.readouterr().out
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')  # hidden on purpose
+    assert hardware.resolve_device('auto') == 'cpu' and capsys.readouterr().out == ''
 
 
 def test_processes_on_a_mac_share_its_cpu(monkeypatch):

@@ -83,7 +83,7 @@ def test_a_driver_and_a_pytorch_for_the_cpu_do_not_go_together(monkeypatch):
     monkeypatch.setattr(shutil, 'which', lambda name: '/usr/bin/' + name)
     assert readiness.no_gpu().state == ERROR and 'cu126' in readiness.no_gpu().remedy
     monkeypatch.setattr(torch.version, 'cuda', '12.6')
-    assert readiness.no_gpu().state == ERROR and '580' in readiness.no_gpu().remedy
+    assert readiness.no_gpu().state == ERROR and all(word in readiness.no_gpu().remedy for word in ('580', 'cu126'))
     monkeypatch.setattr(shutil, 'which', lambda name: None)
     assert readiness.no_gpu().state == WARNING
 

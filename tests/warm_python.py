@@ -1,28 +1,36 @@
 """
 A Python that has imported torch already, which is three quarters of the time of a toy run. For each line on stdin, the
-JSON of [arguments, folder, environment, seconds], it forks a process that runs the script as `python` would, with
-its output in the files stdout and stderr of its own working directory, and prints the exit code.
+JSON of [arguments, folder, seconds], it forks a process that runs the script as `python` would, for so many seconds at
+most, and prints the JSON of [exit code, stdout, stderr]. All of them hash strings alike, which new processes do not.
 """
 import json
 import os
 import runpy
 import signal
 import sys
+import tempfile
 
-import torch._dynamo  # noqa: what torch.optim imports when it is first used
-import torch.distributed.fsdp  # noqa
+import torch._dynamo  # noqa: torch.optim imports it when it is first used
+import torch.distributed.fsdp  # noqa: torch._dynamo does
+
+
+def run(args, folder, seconds, files):
+    """Become the script."""
+    signal.alarm(seconds)
+    for number, file in enumerate(files):
+        os.dup2(file.fileno(), number)
+    os.chdir(folder)
+    sys.argv, sys.path[0] = args, os.path.dirname(args[0])
+    runpy.run_path(args[0], run_name='__main__')
+
 
 for line in sys.stdin:
+    files = [open(os.devnull), *(tempfile.TemporaryFile('w+', encoding='utf-8') for _ in range(2))]
     child = os.fork()
     if child == 0:
-        args, folder, environment, seconds = json.loads(line)
-        signal.alarm(seconds)
-        for number, name in enumerate((os.devnull, 'stdout', 'stderr')):
-            os.dup2(os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        os.chdir(folder)
-        os.environ.clear()
-        os.environ.update(environment)
-        sys.argv, sys.path[0] = args, os.path.dirname(args[0])
-        runpy.run_path(args[0], run_name='__main__')
-        break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        run(*json.loads(line), files)
+        break  # and end as Python ends
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    for file in files:
+        file.seek(0)
+    print(json.dumps([code, *(file.read() for file in files[1:])]), flush=True)
