@@ -81,7 +81,7 @@ def toy(words):
         words = shrink(words, WRITING)
     elif script == 'bench.py' and mode in ('step', 'sample'):
         more = CELL if '--sweep=True' in words else GENERATING if mode == 'sample' else []
-        words = shrink(words, [*TINY, '--vocab_size=64', *more])
+        words = shrink(words, [*TINY, '--vocab_size=64', '--windows=1', *more])
     elif script.endswith('prepare.py') and not script.endswith('_char/prepare.py'):
         if not any(word.startswith('--input') for word in words):
             words += ['--input=corpus.jsonl']
@@ -305,6 +305,19 @@ def test_a_setting_has_one_name_and_one_meaning_in_all_scripts():
         assert len(meanings[name]) > 1
     assert meanings['device']['train.py'] == meanings['device']['sample.py']
     assert meanings['init_from']['sample.py'] == meanings['init_from']['export.py']
+
+
+# of pip and torchrun, an example of any setting, and one of the mistakes
+OTHERS = {'help', 'index', 'standalone', 'nproc_per_node', 'nnodes', 'key', 'batchsize'}
+
+
+@pytest.mark.parametrize('path', DOCS)
+def test_options_named_in_the_text_exist(path):
+    known = OTHERS.union(*(settings(script)[0] for script in SCRIPTS))
+    known |= set(re.findall(r"'--(\w+)'", ''.join(map(read, ('data/corpus.py', 'run_manager.py', 'common/report.py')))))
+    code = ' '.join(re.findall(r'`([^`\n]+)`', prose(read(path))))
+    assert set(re.findall(r'(?<!\S)--(\w+)', code)) <= known
+    assert all(os.path.exists(os.path.join(ROOT, script)) for script in re.findall(r'\bpython (\S+\.py)', code))
 
 
 @pytest.mark.parametrize('path', sorted(glob.glob('config/*.py', root_dir=ROOT)))
