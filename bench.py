@@ -194,8 +194,9 @@ def measure_step():
     flops = model.flops_per_token() * tokens / (statistics.median(ms) / 1000)
     peak, reached = hardware.peak_flops(device, dtype), roofline.matmul_flops(device, dtype)
     return dict(
-        gpu=torch.cuda.get_device_name(device) if device.startswith('cuda') else None, torch=torch.__version__,
-        n_layer=n_layer, n_head=n_head, n_embd=n_embd, vocab_size=vocab_size, modern=modern, optimizer=optimizer,
+        device_name=torch.cuda.get_device_name(device) if device.startswith('cuda') else None,
+        torch=torch.__version__, n_layer=n_layer, n_head=n_head, n_embd=n_embd, vocab_size=vocab_size, dropout=dropout,
+        bias=bias, activation=activation, modern=modern, optimizer=optimizer, real_data=real_data,
         device=device, dtype=dtype, compile=is_compiled, batch_size=batch_size, block_size=block_size,
         gradient_accumulation_steps=gradient_accumulation_steps, gradient_checkpointing=gradient_checkpointing,
         parameters=model.get_num_params(), warmup_s=warmup_s, ms=statistics.median(ms), ms_lowest=min(ms),

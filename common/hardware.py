@@ -74,6 +74,11 @@ def has_gpu():
     return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
+def gpus_hidden():
+    """True if the user keeps PyTorch from seeing any GPU."""
+    return os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1', 'NoDevFiles')
+
+
 def resolve_device(device):
     """
     'auto' becomes 'cuda', 'mps' or 'cpu'; under torchrun 'cuda' becomes this process's own GPU, 'cuda:1'.
@@ -82,7 +87,7 @@ def resolve_device(device):
     if device == 'auto':
         one_mac = torch.backends.mps.is_available() and world_size() == 1
         device = 'cuda' if torch.cuda.is_available() else 'mps' if one_mac else 'cpu'
-        if device == 'cpu' and shutil.which('nvidia-smi') and os.environ.get('CUDA_VISIBLE_DEVICES') != '':
+        if device == 'cpu' and shutil.which('nvidia-smi') and not gpus_hidden():
             print0('device: the CPU, though there is an NVIDIA driver here; python bench.py --mode=check says why')
     kind, _, index = device.partition(':')
     if kind not in ('cuda', 'mps', 'cpu') or (index and not index.isdigit()):

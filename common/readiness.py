@@ -48,10 +48,12 @@ def pytorch():
 
 
 def no_gpu():
+    if hardware.gpus_hidden():
+        return Row(WARNING, 'GPU', 'hidden by CUDA_VISIBLE_DEVICES', 'unset CUDA_VISIBLE_DEVICES to use it')
     if shutil.which('nvidia-smi') and torch.version.cuda is not None:
         return Row(ERROR, 'GPU', 'there is an NVIDIA driver, but PyTorch finds no GPU through it',
-                   f'a driver older than this build wants shows like this: see nvidia-smi. A V100 needs one of series '
-                   f'525 to {LAST_VOLTA_DRIVER}, and {hardware.CU126}')
+                   'most often the driver is older than this build wants (nvidia-smi shows it): update it. On a V100 '
+                   f'keep it at series 525 to {LAST_VOLTA_DRIVER} and take the build for it: {hardware.CU126}')
     if shutil.which('nvidia-smi'):
         return Row(ERROR, 'GPU', 'there is an NVIDIA driver, but this PyTorch is built for the CPU only',
                    f'pip install torch==2.13.0; for a V100: {hardware.CU126}')

@@ -253,9 +253,9 @@ def main(folders, options):
     lists those of the runs.
     """
     none = [folder for folder in options.out_dir if not os.path.exists(os.path.join(folder, 'metrics.jsonl'))]
-    runs = read_all(folders())
     if none:
         raise ValueError(f'no metrics.jsonl in {", ".join(none)}; give the out_dir of a run')
+    runs = read_all(folders())
     if not runs:
         raise ValueError(f'nothing of {options.list} has run yet; python run_manager.py run begins, or name the '
                          'out_dir of a run')
@@ -263,7 +263,8 @@ def main(folders, options):
     try:
         content = page(runs, options.target)
         if options.serve:
-            return serve(folders, options.target, options.port)
+            serve(folders, options.target, options.port)
+            return 0
         with open(f'{options.out}.html', 'w', encoding='utf-8') as f:
             f.write(content)
         picture(runs, f'{options.out}.png', options.target)

@@ -10,15 +10,15 @@ RESUMABLE = 75  # exit code of a run that was stopped and saved: EX_TEMPFAIL, tr
 
 def check_shape(n_embd, n_head, modern, activation):
     """ValueError, with what to type instead, for a model that cannot be."""
-    multiple = n_head * (2 if modern else 1)
-    wider = -(-n_embd // multiple) * multiple
+    unit = 2 if modern else 1  # rotary positions turn the channels of a head in pairs
+    fitting = [n for n in range(max(1, n_head // 2), n_head) if n_embd % (n * unit) == 0]
+    wider = -(-n_embd // (n_head * unit)) * n_head * unit
+    remedy = (f'--n_head={fitting[-1]} or ' if fitting else '') + f'--n_embd={wider}'
     if n_embd % n_head != 0:
-        divisors = [n for n in range(1, n_head) if n_embd % n == 0 and (not modern or n_embd // n % 2 == 0)]
-        fewer = f'--n_head={divisors[-1]} or ' if divisors else ''
-        raise ValueError(f'n_embd={n_embd} is not divisible by n_head={n_head}; try {fewer}--n_embd={wider}')
-    if modern and n_embd // n_head % 2 != 0:
+        raise ValueError(f'n_embd={n_embd} is not divisible by n_head={n_head}; try {remedy}')
+    if n_embd % (n_head * unit) != 0:
         raise ValueError(f'n_embd={n_embd} and n_head={n_head} give heads of {n_embd // n_head} channels; modern=True '
-                         f'turns them in pairs, so that it needs an even number; try --n_embd={wider}')
+                         f'turns them in pairs, so that it needs an even number; try {remedy}')
     if activation not in ('gelu', 'gelu_tanh'):
         raise ValueError(f'activation={activation!r} is not one of gelu, gelu_tanh')
 

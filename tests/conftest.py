@@ -44,8 +44,9 @@ def python(*args, cwd, **env):
 
 
 def environment():
-    """os.environ without pytest's own notes."""
-    return {key: value for key, value in os.environ.items() if not key.startswith('PYTEST_')}
+    """os.environ without what pytest and, once it is imported, torch._dynamo note there."""
+    return {key: value for key, value in os.environ.items()
+            if not key.startswith('PYTEST_') and key != 'TORCHINDUCTOR_CACHE_DIR'}
 
 
 ENVIRONMENT = environment()

@@ -23,7 +23,8 @@ def test_a_step_is_measured(run, args):
     row = json.loads(done.stdout.splitlines()[-1])
     assert row['ms_lowest'] <= row['ms'] <= row['ms_highest'] and 0 < row['mfu_measured'] < 1
     assert row['tok_s'] == pytest.approx(1000 * 2 * 4 * 32 / row['ms']) and row['mfu'] is None
-    assert row['gpu'] is None and row['torch'] == torch.__version__ and (row['n_layer'], row['n_embd']) == (1, 32)
+    assert row['device_name'] is None and row['torch'] == torch.__version__
+    assert (row['n_layer'], row['n_embd'], row['dropout']) == (1, 32, 0.1 if '--dropout=0.1' in args else 0.0)
     assert sys.platform == 'win32' or 0.05 < row['memory_gb'] < 4  # of the process
     shares = {key: value for key, value in row.items() if key.startswith('share_')}
     assert set(shares) == {'share_data', 'share_forward', 'share_backward', 'share_optimizer'}

@@ -1,8 +1,8 @@
 """What the machine is said to be, on machines that are not there: the V100's rules above all."""
+import shutil
 from contextlib import nullcontext
 
 import pytest
-import shutil
 import torch
 
 from common import guard, hardware
@@ -113,8 +113,9 @@ def test_a_driver_without_a_gpu_is_no_silent_cpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
     monkeypatch.setattr(shutil, 'which', lambda name: '/usr/bin/' + name)
     assert hardware.resolve_device('auto') == 'cpu' and '--mode=check says why' in capsys.readouterr().out
-    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')  # hidden on purpose
-    assert hardware.resolve_device('auto') == 'cpu' and capsys.readouterr().out == ''
+    for hidden in ('', '-1'):  # on purpose
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)
+        assert hardware.resolve_device('auto') == 'cpu' and capsys.readouterr().out == ''
 
 
 def test_processes_on_a_mac_share_its_cpu(monkeypatch):

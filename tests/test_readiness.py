@@ -79,11 +79,15 @@ def test_without_nvidia_smi_the_driver_is_not_known(gpus, monkeypatch, tmp_path)
 
 
 def test_a_driver_and_a_pytorch_for_the_cpu_do_not_go_together(monkeypatch):
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     monkeypatch.setattr(torch.version, 'cuda', None)
     monkeypatch.setattr(shutil, 'which', lambda name: '/usr/bin/' + name)
     assert readiness.no_gpu().state == ERROR and 'cu126' in readiness.no_gpu().remedy
     monkeypatch.setattr(torch.version, 'cuda', '12.6')
     assert readiness.no_gpu().state == ERROR and all(word in readiness.no_gpu().remedy for word in ('580', 'cu126'))
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
+    assert readiness.no_gpu().state == WARNING and 'hidden' in readiness.no_gpu().found
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES')
     monkeypatch.setattr(shutil, 'which', lambda name: None)
     assert readiness.no_gpu().state == WARNING
 

@@ -1,7 +1,7 @@
 """
-A Python that has imported torch already, which is three quarters of the time of a toy run. For each line on stdin, the
-JSON of [arguments, folder, seconds], it forks a process that runs the script as `python` would, for so many seconds at
-most, and prints the JSON of [exit code, stdout, stderr]. All of them hash strings alike, which new processes do not.
+A Python that has already imported torch, which takes three quarters of a toy run's time. For each line on stdin, the
+JSON of [arguments, folder, seconds], it forks a process that runs the script as `python` would, for at most so many
+seconds, and prints the JSON of [exit code, stdout, stderr]. All forks hash strings alike, which new processes do not.
 """
 import json
 import os
@@ -10,8 +10,8 @@ import signal
 import sys
 import tempfile
 
-import torch._dynamo  # noqa: torch.optim imports it when it is first used
-import torch.distributed.fsdp  # noqa: torch._dynamo does
+import torch._dynamo  # noqa: here, or the first optimizer does it in each fork
+import torch.distributed.fsdp  # noqa: likewise
 
 
 def run(args, folder, seconds, files):
