@@ -33,7 +33,8 @@ def _configure(settings, keys, argv):
         sys.exit(2)
 
     def nearest(name, known):
-        close = difflib.get_close_matches(name.replace('-', '_'), known, n=2)
+        name = name.lstrip('-').replace('-', '_')
+        close = difflib.get_close_matches(name, known, n=2) or [key for key in known if key.startswith(name)][:2]
         return f'; did you mean {" or ".join(close)}?' if close else f'; {script} --help lists them all'
 
     def assign(key, value, where):
@@ -66,6 +67,8 @@ def _configure(settings, keys, argv):
             folder = os.path.join(root, 'config')
             files = [f'config/{name}' for name in sorted(os.listdir(folder))] if os.path.isdir(folder) else []
             close = difflib.get_close_matches(path, files, n=2)
+            if path.partition('=')[0] in keys:
+                close = [f'--{path}']
             stop(f'no config file {path!r}' + (f'; did you mean {" or ".join(close)}?' if close else ''))
         namespace = {key: settings[key] for key in keys}
         namespace.update(__file__=found, __name__='config')

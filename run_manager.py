@@ -150,18 +150,19 @@ def show_status(options, queue):
         return 0
     print('\n'.join(runstate.status_lines(names, runs)))
     if any(runs[name]['state'] in ('queued', 'running') for name in names) and not queue.has_manager():
-        print(f'nobody works through this list now: python run_manager.py run{queue.hint}')
+        print(f'nobody works through this list now: python run_manager.py run{queue.hint}'
+              f'{queue.others()}')
     return 0
 
 
-def find_run(runs, name):
+def find_run(runs, name, queue):
     if name not in runs:
-        raise ValueError(f'{name!r} was not started yet; known are {", ".join(runs) or "none"}')
+        raise ValueError(f'{name!r} was not started yet; known are {", ".join(runs) or "none"}{queue.others()}')
     return runs[name]
 
 
 def show_log(options, queue):
-    path = os.path.join(find_run(queue.read(), options.name)['out_dir'], 'log.txt')
+    path = os.path.join(find_run(queue.read(), options.name, queue)['out_dir'], 'log.txt')
     if not os.path.exists(path):
         raise ValueError(f'{options.name} has printed nothing yet')
     with open(path, encoding='utf-8', errors='replace') as f:
@@ -169,7 +170,7 @@ def show_log(options, queue):
             while True:
                 sys.stdout.write(f.read())
                 sys.stdout.flush()
-                ended = find_run(queue.read(), options.name)['state'] in ('done', 'failed', 'stopped')
+                ended = find_run(queue.read(), options.name, queue)['state'] in ('done', 'failed', 'stopped')
                 if not options.follow or ended:
                     return 0
                 time.sleep(0.5)
@@ -182,7 +183,7 @@ def stop(options, queue):
         if options.name not in runs:  # in the list alone; what runs can be stopped whatever became of the list
             runs.update({one.name: dict(runstate.NEW, out_dir=one.out_dir)
                          for one in experiments.read(options.list) if one.name == options.name})
-        run = find_run(runs, options.name)
+        run = find_run(runs, options.name, queue)
         if run['state'] == 'submitted':
             slurm.update(runs)  # whether it runs by now, and saves first, or has ended
         if run['wanted'] is not None:
@@ -207,7 +208,7 @@ def retry(options, queue):
         if names == [None]:
             raise ValueError('retry what? a NAME, or --failed')
         for name in names:
-            run = find_run(runs, name)
+            run = find_run(runs, name, queue)
             at_work = run['state'] == 'running' and (runstate.is_alive(run) or queue.has_manager())
             if at_work or run['state'] == 'submitted':
                 raise ValueError(f'{name} is {run["state"]}')

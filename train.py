@@ -149,7 +149,7 @@ try:
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
     if checkpoint is not None:
         checkpoint_file.load_optimizer(opt, scaler, checkpoint)
-        print0(f'resuming {path} at iteration {iter_num}')
+        print0(f'resuming {path} at iteration {iter_num}' + checkpoint_file.changes(checkpoint, globals()))
     if rank == 0 and not eval_only:
         lock = checkpoint_file.open_out_dir(out_dir, path)  # held until the process ends
         guard.check_disk(out_dir, raw_model, optimizer, kept=max_iters // keep_interval if keep_interval else 0)

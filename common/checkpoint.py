@@ -215,6 +215,14 @@ def progress(checkpoint):
             state.get('since_best', 0), state.get('train_s', 0.0), state.get('recent_losses', []))
 
 
+def changes(checkpoint, now):
+    """What to say of settings that are not what they were when a state was saved; '' if all are the same."""
+    then = checkpoint.get('config', {})
+    differing = [f'{key} {then[key]!r} -> {now[key]!r}' for key in then
+                 if key in now and key != 'init_from' and now[key] != then[key]]
+    return '; changed since then: ' + ', '.join(differing) if differing else ''
+
+
 def check_same_model(shape, model_args, then, out_dir):
     """
     ValueError if the settings in `shape` (n_layer, ...) ask for another model than the run to resume has (model_args).
@@ -263,11 +271,12 @@ def weights_path(path):
 
 def set_aside(out_dir):
     """
-    Move what an earlier run wrote in `out_dir` to out_dir/previous-1 (or -2, ...) and return that folder; None if there
-    was nothing. So a run that is started over by mistake loses nothing.
+    Move what an earlier run wrote in `out_dir`, and export.py of it, to out_dir/previous-1 (or -2, ...) and return that
+    folder; None if there was nothing. So a run that is started over by mistake loses nothing.
     """
     written = r'(ckpt|last|prev|iter_\d+)\.pt|last\.pt\.new|(metrics|spikes)\.jsonl|settings\.json|samples|tensorboard'
-    names = [name for name in sorted(os.listdir(out_dir)) if re.fullmatch(written, name)]
+    exported = 'hf|onnx|safetensors'
+    names = [name for name in sorted(os.listdir(out_dir)) if re.fullmatch(f'{written}|{exported}', name)]
     if not names:
         return None
     number = 1

@@ -62,7 +62,8 @@ class StopSignal:
                 signal.raise_signal(number)
         if not self.name:
             self.name = signal.Signals(number).name
-            hardware.print0(f'{self.name}: saving after this iteration (Ctrl-C again: stop at once)')
+            again = ' (Ctrl-C again: stop at once)' if number == signal.SIGINT else ''
+            hardware.print0(f'{self.name}: saving after this iteration{again}')
 
     def agreed(self):
         """True in all processes, in the same iteration, once one of them has been told to stop."""

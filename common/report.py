@@ -257,8 +257,8 @@ def main(folders, options):
         raise ValueError(f'no metrics.jsonl in {", ".join(none)}; give the out_dir of a run')
     runs = read_all(folders())
     if not runs:
-        raise ValueError(f'nothing of {options.list} has run yet; python run_manager.py run begins, or name the '
-                         'out_dir of a run')
+        raise ValueError(f'nothing of {options.list} has run yet; python run_manager.py run begins, or name another '
+                         '--list=FILE, or the out_dir of a run')
     print('\n'.join(table(runs, options.target)))
     try:
         content = page(runs, options.target)

@@ -102,7 +102,7 @@ class RunLog:
             print(' ' * 60, end='\r')  # over the progress line
         if not done:
             return print(f'stopped after {iter_num} iterations, and saved; go on with the same command and '
-                         f'--init_from=resume', flush=True)
+                         f'--init_from=auto', flush=True)
         if self.texts:
             print('\nin its own words:\n\n' + SEPARATOR.join(self.texts))
         written = [name for name in ('ckpt.pt', 'last.pt', 'metrics.jsonl', 'samples')

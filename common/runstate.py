@@ -3,6 +3,7 @@ What a queue of experiments knows of each run: its own file, and what the run's 
 state (queued, running, done, failed, stopped; submitted to Slurm), out_dir, pid, start_time, slot, started, ...
 """
 import contextlib
+import glob
 import json
 import os
 import re
@@ -30,6 +31,12 @@ class Queue:
         # what a command needs to mean this list
         self.hint = '' if list_path == DEFAULT_LIST else f' --list={shlex.quote(list_path)}'
         self.path = os.path.join('results', re.sub(r'[^\w.-]+', '_', name) + '.json')
+
+    def others(self):
+        """What to say of queues here that are of other lists, as one of them may have been meant; '' without any."""
+        names = [os.path.splitext(os.path.basename(path))[0] for path in glob.glob('results/*.json')
+                 if path != self.path]
+        return f'; other lists have run here: {", ".join(sorted(names))}; --list=FILE names one' if names else ''
 
     def read(self):
         """All runs as they are now; {} if there is no file."""

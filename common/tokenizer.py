@@ -24,7 +24,7 @@ class CharTokenizer:
 
     def encode(self, text):
         """ValueError naming the characters that the vocabulary lacks."""
-        unknown = sorted(set(text) - set(self.chars))
+        unknown = [char for char in dict.fromkeys(text) if char not in self.ids]
         if unknown:
             raise ValueError(f'the model does not know the characters {"".join(unknown)!r}; '
                              f'it was trained on {"".join(self.chars)!r}')

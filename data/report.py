@@ -14,6 +14,7 @@ from encoding import chunks, sha256_of
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SMALL = 20_000_000  # tokens; less is for a model that a CPU can train
+TINY = 1_000_000    # tokens; less is not enough to learn what each of GPT-2's 50,257 means
 
 
 def report(folder, expected, config):
@@ -41,6 +42,8 @@ def report(folder, expected, config):
     command = f'python train.py config/{config or small}'
     if not config or not os.path.exists(os.path.join(ROOT, 'data', name, 'prepare.py')) or not inside:
         command += f' --dataset={shlex.quote(name if inside else folder)}'
+    if not config and meta['tokenizer'] == 'gpt2' and counts[0] < TINY:
+        print('for so little text a smaller vocabulary trains faster: --tokenizer=char, or --vocab_size=1024')
     print(f'to train on it: {command}' + ('' if config else f' --out_dir=out-{shlex.quote(name)}'))
 
 

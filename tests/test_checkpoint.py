@@ -99,8 +99,11 @@ def test_prefixes_of_wrappers_are_stripped():
 def test_a_run_started_over_is_set_aside(tmp_path):
     for name in ('last.pt', 'iter_000010.pt', 'metrics.jsonl', 'notes.txt', 'mine.pt'):
         (tmp_path / name).write_text(name)
+    (tmp_path / 'onnx').mkdir()
+    (tmp_path / 'onnx' / 'model.onnx').write_text('weights')
     assert checkpoint_file.set_aside(str(tmp_path)) == str(tmp_path / 'previous-1')
     assert sorted(os.listdir(tmp_path)) == ['mine.pt', 'notes.txt', 'previous-1']
+    assert os.listdir(tmp_path / 'previous-1' / 'onnx') == ['model.onnx']  # an export of its weights
     assert checkpoint_file.set_aside(str(tmp_path)) is None
     (tmp_path / 'last.pt').write_text('the second')
     assert checkpoint_file.set_aside(str(tmp_path)) == str(tmp_path / 'previous-2')

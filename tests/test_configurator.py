@@ -70,6 +70,8 @@ def test_no_names_are_left_behind(configure):
 @pytest.mark.parametrize('args, expected', [
     (['--batch_sise=3'], ['unknown setting --batch_sise', 'did you mean batch_size?']),
     (['--batch-size=3'], ['did you mean batch_size?']),
+    (['--learn=3'], ['did you mean learning_rate?']),
+    (['batch_size=3'], ["no config file 'batch_size=3'; did you mean --batch_size=3?"]),
     (['--batch_size=many'], ['batch_size expects int', "'many'"]),
     (['--batch_size=1.5'], ['batch_size expects int', '1.5']),
     (['--learning_rate', '-1'], ['learning_rate=-1.0 is below 0']),

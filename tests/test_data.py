@@ -613,6 +613,15 @@ def test_every_corpus_has_a_readme_and_tells_its_options(name, tmp_path):
     assert all(word in readme for word in ('source', 'licence', 'size', 'tokens', 'time'))
 
 
+@pytest.mark.skipif(not os.environ.get('TIKTOKEN_CACHE_DIR'), reason="needs GPT-2's vocabulary files")
+def test_for_a_short_text_a_smaller_vocabulary_is_suggested(tmp_path):
+    write(tmp_path / 'a.jsonl', STORIES)
+    script = os.path.join(ROOT, 'data', 'text', 'prepare.py')
+    assert '--vocab_size=1024' in python(script, '--input=a.jsonl', '--out=large', cwd=tmp_path).stdout
+    small = python(script, '--input=a.jsonl', '--vocab_size=300', '--out=small', cwd=tmp_path)
+    assert small.returncode == 0 and '--vocab_size=1024' not in small.stdout
+
+
 @pytest.mark.skipif(not os.path.exists(SHAKESPEARE), reason='needs copies of tiny Shakespeare and The Verdict')
 @pytest.mark.parametrize('name, path, counts', [
     ('shakespeare_char', SHAKESPEARE, (1003854, 111540)), ('shakespeare', SHAKESPEARE, (301966, 36059)),

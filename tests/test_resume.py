@@ -93,7 +93,7 @@ def test_told_to_stop_it_saves_and_goes_on_later(start, uninterrupted, tmp_path)
         read_until(process, line)
         process.send_signal(number)
         code, output = finish(process)
-        assert code == 75 and '--init_from=resume' in output, output
+        assert code == 75 and '--init_from=auto' in output, output
         saved = checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num']
         assert saved > int(line[5:-1]) and read_metrics(tmp_path / 'out')[0][-1]['iter'] == saved - 1
     assert finish(start())[0] == 0

@@ -232,6 +232,16 @@ def test_a_run_that_was_stopped_under_torchrun_goes_on(place, manage):
     assert 'torch.distributed.run' in starts(place, 'a')[0] and starts(place, 'a')[1].endswith('--init_from=auto')
 
 
+def test_where_nothing_has_run_the_lists_that_have_are_named(place, manage):
+    write_list(place, 'a: config/toy.py')
+    (place / 'mine.conf').write_text('b: config/toy.py --max_iters=1\n')
+    assert 'other lists' not in manage('status').stdout
+    assert manage('run', '--list=mine.conf').returncode == 0
+    assert '; other lists have run here: mine; --list=FILE names one' in manage('status').stdout
+    assert "'b' was not started yet; known are none; other lists have run here: mine" in manage('logs', 'b').stderr
+    assert 'other lists' not in manage('status', '--list=mine.conf').stdout
+
+
 def test_a_killed_manager_finds_its_run_alive(place, manage):
     write_list(place, 'a: config/toy.py --max_iters=150', 'b: config/toy.py')
     first = manage.start('run')

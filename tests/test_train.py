@@ -107,6 +107,7 @@ def test_a_resumed_run_is_the_uninterrupted_run(train, trained, tmp_path):
     for args in (['--max_iters=10'], ['--init_from=resume']):
         done = train('--out_dir=out', '--dropout=0.1', *args)
         assert done.returncode == 0, done.stderr
+    assert 'at iteration 10; changed since then: max_iters 10 -> 20\n' in done.stdout
     assert train('--out_dir=whole', '--dropout=0.1').returncode == 0
     assert losses(tmp_path / 'out') == losses(tmp_path / 'whole') != losses(trained)
     assert same(weights(tmp_path / 'out' / 'last.pt'), weights(tmp_path / 'whole' / 'last.pt'))
