@@ -34,7 +34,8 @@ def _configure(settings, keys, argv):
 
     def nearest(name, known):
         name = name.lstrip('-').replace('-', '_')
-        close = difflib.get_close_matches(name, known, n=2) or [key for key in known if key.startswith(name)][:2]
+        close = difflib.get_close_matches(name, known, n=2)
+        close = close or [key for key in known if name and key.startswith(name)][:2]
         return f'; did you mean {" or ".join(close)}?' if close else f'; {script} --help lists them all'
 
     def assign(key, value, where):

@@ -150,8 +150,7 @@ def show_status(options, queue):
         return 0
     print('\n'.join(runstate.status_lines(names, runs)))
     if any(runs[name]['state'] in ('queued', 'running') for name in names) and not queue.has_manager():
-        print(f'nobody works through this list now: python run_manager.py run{queue.hint}'
-              f'{queue.others()}')
+        print(f'nobody works through this list now: python run_manager.py run{queue.hint}{queue.others()}')
     return 0
 
 
