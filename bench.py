@@ -158,7 +158,7 @@ def make_step(model):
         step_guard.settle()
         skip = step_guard.judge(i, loss_sum, grad_norm, scaled=scaler.is_enabled())
         opt.found_inf = skip.float() if opt.defaults['fused'] else None
-        if (spike_z == 0.0 and opt.defaults['fused']) or not skip:
+        if (opt.defaults['fused'] and not scaler.is_enabled()) or not skip:
             scaler.step(opt)
         scaler.update()
         opt.zero_grad(set_to_none=True)
@@ -323,9 +323,9 @@ def show_decoding():
                 ways[f'Hugging Face, {name}, batch 1'] = decoding.theirs(make_model().config, name, sizes, device)
         except ImportError:
             print("transformers is not installed: Hugging Face's generate is left out")
+    print(f'{prompt_tokens} + {max_new_tokens} tokens, top_k {top_k}, by a new model of {n_layer} layers, {n_embd} wide, '
+          f'on {device}: {len(ways)} ways in turn, medians of {rounds}', flush=True)
     speeds, bandwidth = decoding.measure(ways, max_new_tokens, rounds, device)
-    print(f'{prompt_tokens} + {max_new_tokens} tokens, top_k {top_k}, {n_layer} layers, {n_embd} wide, on {device}: '
-          f'medians of {rounds}')
     print('\n'.join(decoding.table(ways, speeds, bandwidth)))
     if json:
         print(dumps({way: statistics.median(values) for way, values in speeds.items()}), file=results)

@@ -70,6 +70,8 @@ def _configure(settings, keys, argv):
             close = difflib.get_close_matches(path, files, n=2)
             if path.partition('=')[0] in keys:
                 close = [f'--{path}']
+            elif os.path.isdir(path) and 'out_dir' in keys:
+                close = [f'--out_dir={path}']
             stop(f'no config file {path!r}' + (f'; did you mean {" or ".join(close)}?' if close else ''))
         namespace = {key: settings[key] for key in keys}
         namespace.update(__file__=found, __name__='config')

@@ -74,7 +74,8 @@ def find_slots(gpus, processes):
     if not numbers:
         return [None]
     try:
-        here = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, check=True).stdout.count('GPU ')
+        said = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, check=True).stdout
+        here = sum(line.startswith('GPU ') for line in said.splitlines())
     except (OSError, subprocess.CalledProcessError):
         here = 0
     if any(int(number) >= here for number in numbers):
@@ -97,7 +98,9 @@ def run_queue(options, queue):
     left = [one for one in listed if runs.get(one.name, runstate.NEW)['state'] != 'done']
     experiments.check(left, options.list, root, options.nproc_per_node)
     if options.dry_run:
-        print('\n'.join(shlex.join(experiments.command(one, root, options.nproc_per_node)) for one in left))
+        for one in left:
+            anew = runs.get(one.name, runstate.NEW).get('anew')
+            print(shlex.join(experiments.command(one, root, options.nproc_per_node, anew)))
         return 0
     with queue.lock_for_manager():
         if options.launcher == 'slurm':
@@ -119,7 +122,7 @@ def submit(listed, queue, options):
                 continue
             if not run['started']:
                 experiments.begin(one)
-            words = experiments.command(one, root, options.nproc_per_node)
+            words = experiments.command(one, root, options.nproc_per_node, run.get('anew'))
             job = slurm.submit(one.name, words, one.out_dir, [other['job'] for other in before], options.sbatch)
             run.update(state='submitted', job=job, started=time.time(), out_dir=one.out_dir, words=one.words,
                        max_iters=one.settings['max_iters'], slurm='PENDING')
@@ -211,8 +214,9 @@ def retry(options, queue):
             at_work = run['state'] == 'running' and (runstate.is_alive(run) or queue.has_manager())
             if at_work or run['state'] == 'submitted':
                 raise ValueError(f'{name} is {run["state"]}')
-            # what was done begins anew, what was not goes on
-            run.update(runstate.NEW, started=None if run['state'] == 'done' else run['started'])
+            if run['state'] == 'done':  # it begins anew; what was not done goes on
+                run.update(started=None, anew=True)
+            run.update(runstate.NEW, started=run['started'])
             print(f'{name} is in the queue again')
     if not names:
         print('nothing has failed')

@@ -63,7 +63,7 @@ SAMPLING = ('temperature', 'top_k', 'top_p', 'min_p')
 WITHOUT_EFFECT = [  # when, which settings, why
     (chat, ('num_samples', 'num_beams', 'length_penalty', 'logprobs'), 'a chat gives one answer, token by token'),
     (analyze, (*SAMPLING, 'num_samples', 'max_new_tokens', 'repetition_penalty', 'num_beams', 'length_penalty', 'stop',
-               'logprobs'), 'analyze writes nothing new'),
+               'logprobs', 'use_cache', 'compile'), 'analyze writes nothing new'),
     (num_beams > 1, (*SAMPLING, 'seed'), 'num_beams leaves nothing to chance'),
     (num_beams == 1, ('length_penalty',), 'it belongs to num_beams')]
 IMPOSSIBLE = [

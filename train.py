@@ -253,14 +253,15 @@ def settle_last_step():
 
 TRAIN, DROPOUT = 0, 1  # streams of random numbers; DROPOUT + rank is each process's own
 # raw_model is saved and sampled from; compiled_model runs the same weights faster; model averages gradients as well
-model = compiled_model = raw_model
-stop_signal = guard.StopSignal()
+model = raw_model
+stop_signal = guard.StopSignal(saves=not eval_only)
+if world_size > 1 and not fsdp:
+    model = DistributedDataParallel(raw_model, device_ids=[device] if device_type == 'cuda' else None,
+                                    gradient_as_bucket_view=True)  # or gradients take their memory twice
 if compile:
     batch = get_batch('train', np.arange(batch_size))
-    model = compiled_model = hardware.compile_or_eager(raw_model, ctx, lambda compiled: compiled(*batch)[1].backward())
-if world_size > 1 and not fsdp:
-    model = DistributedDataParallel(compiled_model, device_ids=[device] if device_type == 'cuda' else None,
-                                    gradient_as_bucket_view=True)  # or gradients take their memory twice
+    model = hardware.compile_or_eager(model, ctx, lambda compiled: compiled(*batch)[1].backward())
+compiled_model = model.module if isinstance(model, DistributedDataParallel) else model
 if rank == 0 and not eval_only:
     log = runlog.RunLog({**config, **model_args, 'parameters': raw_model.get_num_params()}, iter_num, evaluated_at,
                         train_s, tokens_per_iter, raw_model.flops_per_token(), hardware.peak_flops(device, dtype))
@@ -280,25 +281,25 @@ while True:
             break
         improved = val_loss < best_val_loss
         best_val_loss = val_loss if improved else best_val_loss
-        since_best = 0 if improved else since_best + 1
-        evaluated_at = iter_num
+        evaluated_at, since_best = iter_num, 0 if improved else since_best + 1
         texts = sample_texts()
         if rank == 0:
             log.evaluation(iter_num, train_loss, val_loss, val_acc, train_s, texts)
         t0 = time.perf_counter()
     done = iter_num >= max_iters and iter_num == evaluated_at or 0 < patience <= since_best
     stopping = stop_signal.agreed()
-    if stopping or (evaluating and (done or improved or always_save_checkpoint)):
+    keeping = always_save_checkpoint or checkpoint_file.is_kept(iter_num, keep_interval)
+    if stopping or (evaluating and (done or improved or keeping)):
         settle_last_step()
         train_s += time.perf_counter() - t0
         weights, state = full_state()
-        saved = rank == 0 and checkpoint_file.save_run(out_dir, weights, state, improved, keep_interval)
-        saved = hardware.all_reduce([saved], device)[0] > 0  # the first process's word
+        written = checkpoint_file.save_run(out_dir, weights, state, improved, keep_interval) if rank == 0 else (0, 0)
+        saved, best_saved = hardware.all_reduce(written, device)  # the first process's word
         weights = state = None  # frees their memory
-        if not saved:
+        if not best_saved:
             best_val_loss = best_before
-            if done or stopping:
-                sys.exit(1)
+        if not saved and (done or stopping):
+            sys.exit(1)
         t0 = time.perf_counter()
     if done or stopping:
         break
@@ -330,7 +331,7 @@ while True:
     grad_norm = grad_norm.full_tensor() if fsdp else grad_norm
     skip = step_guard.judge(iter_num, loss, grad_norm, scaled=scaler.is_enabled())
     opt.found_inf = skip.float() if opt.defaults['fused'] else None  # where it is 1 this step changes nothing
-    if (spike_z == 0.0 and opt.defaults['fused']) or not skip:  # looking at skip would wait for the device
+    if (opt.defaults['fused'] and not scaler.is_enabled()) or not skip:  # to look at skip is to wait for the device
         scaler.step(opt)
     scaler.update()
     opt.zero_grad(set_to_none=True)

@@ -33,7 +33,7 @@ class Reader:
         self.ahead = None, None  # starts, and the future of their windows
         if self.size * np.dtype(meta['dtype']).itemsize > ON_DEVICE:
             # a thread begins on the first GPU, whichever this process has
-            own_gpu = (torch.cuda.set_device, (device,)) if device.startswith('cuda') else (None, ())
+            own_gpu = (torch.cuda.set_device, (device,)) if device.startswith('cuda:') else (None, ())
             self.thread = ThreadPoolExecutor(1, 'read ahead', *own_gpu)
             return
         # PyTorch does little in unsigned integers: the same bytes as signed ones, of which `bits` takes the sign away

@@ -57,26 +57,31 @@ def save_last(checkpoint, out_dir):
 def save_run(out_dir, weights, state, best, keep_interval):
     """
     All that a run saves at a time: the full `state`; the `weights`, if they are the `best`; and those of every
-    keep_interval iterations for good. False, with a printed line, if it cannot: the disk is full, or the weights are
-    not finite. What was saved before stays as it is.
+    keep_interval iterations for good. Returns whether the state was written, and whether the best weights were. What
+    could not be, as the disk is full or the weights are not finite, stays what it was, and a line says so.
     """
+    best_saved = False
     if not all(torch.isfinite(value).all() for value in state['model'].values()):
         print(f'not saved: the weights are no longer finite; the last good state stays in {out_dir}', flush=True)
-        return False
+        return False, best_saved
     try:
         if best:
             save(weights, os.path.join(out_dir, 'ckpt.pt'))
-        iter_num = weights['iter_num']
-        if keep_interval > 0 and iter_num > 0 and iter_num % keep_interval == 0:
-            save(weights, os.path.join(out_dir, f'iter_{iter_num:06d}.pt'))
+            best_saved = True
+        if is_kept(weights['iter_num'], keep_interval):
+            save(weights, os.path.join(out_dir, f'iter_{weights["iter_num"]:06d}.pt'))
         save_last(state, out_dir)  # last: a resume from it repeats neither the evaluation nor the other two
     except OSError as error:
         needed = 4 * 3 * sum(value.numel() for value in state['model'].values())  # with AdamW's two moments
         free = shutil.disk_usage(out_dir).free
         print(f'not saved: {error} (a full state needs about {needed / 1e6:.1f} MB, the disk of {out_dir} has '
               f'{free / 1e6:.1f} MB free); earlier checkpoints are intact', flush=True)
-        return False
-    return True
+        return False, best_saved
+    return True, best_saved
+
+
+def is_kept(iter_num, keep_interval):
+    return keep_interval > 0 and iter_num > 0 and iter_num % keep_interval == 0
 
 
 def gather(value, seen=None):
@@ -184,7 +189,8 @@ def open_out_dir(out_dir, resumed=None):
     """
     Make a run's folder ready, and return a lock on it that is held as long as the process lives. `resumed`: the path
     that load_newest gave. If it stood in for a damaged last.pt it takes that place, before the next save does; without
-    it, an earlier run's files are set aside. ValueError if another process is writing there.
+    it, an earlier run's files are set aside. A ckpt.pt of the original's stays what it is. ValueError if another
+    process is writing there.
     """
     os.makedirs(out_dir, exist_ok=True)
     lock = open(os.path.join(out_dir, '.lock'), 'w')
@@ -199,7 +205,7 @@ def open_out_dir(out_dir, resumed=None):
         previous = set_aside(out_dir)
         if previous:
             print(f'{out_dir} held a run already; it is now in {previous}', flush=True)
-    elif os.path.basename(resumed) != 'last.pt':
+    elif os.path.basename(resumed) in ('last.pt.new', 'prev.pt'):
         print(f'last.pt is damaged or not there: {resumed} takes its place', flush=True)
         os.replace(resumed, os.path.join(out_dir, 'last.pt'))
     return lock

@@ -191,8 +191,15 @@ def resumes(one):
                                          for path in states)
 
 
-def command(one, root, processes=1):
-    """The words of the command that starts an experiment, or goes on with it if it saved a state since it began."""
+def command(one, root, processes=1, anew=False):
+    """
+    The words of the command that starts an experiment, or goes on with it if it saved a state since it began. `anew`:
+    what an earlier run saved in its folder is none of its business, even if its config says init_from='auto'.
+    """
     launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
-    auto = ['--init_from=auto'] if resumes(one) else []
-    return ['python', *launcher, os.path.relpath(os.path.join(root, 'train.py')), *one.words, *auto]
+    start = []
+    if resumes(one):
+        start = ['--init_from=auto']
+    elif anew and one.settings['init_from'] in ('auto', 'resume'):
+        start = ['--init_from=scratch']
+    return ['python', *launcher, os.path.relpath(os.path.join(root, 'train.py')), *one.words, *start]

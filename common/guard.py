@@ -20,7 +20,7 @@ def check_modern(asked, is_modern, source):
     """ValueError if the modern model was `asked` for, but the weights from `source` are a classic one's."""
     if asked and not is_modern:
         raise ValueError(f'modern=True, but the weights of {source} are those of a classic GPT-2; '
-                         'leave --modern out, or start with --init_from=scratch')
+                         'take --modern=False, or start with --init_from=scratch')
 
 
 def check_heads(config, device, dtype):
@@ -42,16 +42,16 @@ def mean_scores(split, loss, correct, counted):
 class StopSignal:
     """
     Notes SIGTERM, Ctrl-C and SIGUSR1 (what Slurm sends ahead of a time limit, if asked) instead of dying of them. A
-    second Ctrl-C ends the process at once.
+    second Ctrl-C ends the process at once, and so does the first of a process that saves nothing.
     """
 
-    def __init__(self):
+    def __init__(self, saves=True):
         self.name, self.interrupted = None, None  # the first signal's name; when the first Ctrl-C came
         # a group that waits for no GPU: asking it each iteration costs a fraction of a millisecond
         self.group = dist.new_group(backend='gloo') if hardware.world_size() > 1 else None
         for name in ('SIGTERM', 'SIGINT', 'SIGUSR1'):
             if hasattr(signal, name):  # Windows has no SIGUSR1
-                signal.signal(getattr(signal, name), self.note)
+                signal.signal(getattr(signal, name), self.note if saves else signal.SIG_DFL)
 
     def note(self, number, frame):
         if number == signal.SIGINT:
@@ -91,7 +91,8 @@ class StepGuard:
     def judge(self, iter_num, loss, grad_norm, scaled):
         """
         Whether to skip this update, a bool tensor. To look at it is to wait for the device, so settle() does that one
-        iteration later. With loss scaling (`scaled`) a gradient that overflows is left to GradScaler.
+        iteration later. With loss scaling (`scaled`) a gradient that overflows is left to GradScaler, which puts its own
+        found_inf in the place of this one and knows nothing of the loss: there the caller has to look.
         """
         skip = ~torch.isfinite(loss)
         if not scaled:
@@ -128,7 +129,7 @@ class StepGuard:
         """End the process if that many updates in a row were skipped."""
         if self.in_a_row >= max_skips:
             hardware.print0(f'stopped: {max_skips} updates in a row had to be skipped. The last good state is in '
-                            f'{out_dir}; resume it with a lower --learning_rate')
+                            f'{out_dir}; resume it with a lower --learning_rate and --min_lr, and --muon_lr with Muon')
             sys.exit(1)
 
 

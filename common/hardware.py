@@ -13,6 +13,9 @@ from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from common import runlog
 
 # Dense TFLOP/s of the tensor cores in fp16 and bf16 with fp32 accumulation, without sparsity, by a pattern
 # in the name that PyTorch reports. Sources: NVIDIA's and AMD's data sheets; nanochat common.py; torchtitan utils.py.
@@ -59,7 +62,7 @@ def local_rank():
 def print0(*args):
     """Print once for all processes, at once even when stdout is a file."""
     if rank() == 0:
-        print(*args, flush=True)
+        runlog.say(*args)
 
 
 def stop(message):
@@ -111,7 +114,8 @@ def resolve_device(device):
         device = f'cuda:{index}' if index else 'cuda'
         check_architecture(torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device),
                            torch.cuda.get_arch_list())
-        torch.cuda.set_device(device)
+        if index:
+            torch.cuda.set_device(device)
         torch.set_float32_matmul_precision('high')  # fp32 products in TF32, on the GPUs that have it
     return device
 
@@ -252,22 +256,31 @@ def compile_or_eager(model, ctx, trial, mode=None):
     """
     torch.compile(model); or the model itself and a printed line where that does not work (no C++ compiler, no Triton, a
     GPU that it does not know). `trial`: a function that runs the compiled model as it will be used, within `ctx`.
+    Of a DistributedDataParallel the model in it is compiled, when it is first called from there: then PyTorch cuts the
+    graph where a bucket of gradients is full, so that these travel while the backward pass goes on.
     """
     start = time.perf_counter()
-    compiled = torch.compile(model, mode=mode)
+    parallel = isinstance(model, DistributedDataParallel)
+    inner = model.module if parallel else model
+    compiled = torch.compile(inner, mode=mode)
+    if parallel:
+        model.module = compiled
+        model.require_backward_grad_sync = False  # a trial sends nothing, or one that fails would leave others waiting
     try:
         with ctx:
-            trial(compiled)
+            trial(model if parallel else compiled)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         reason = str(error).strip().split('\n')[0]
         print0(f'compile: not possible here, running eager instead ({type(error).__name__}: {reason})')
+        if parallel:
+            model.module = inner
         return model
     finally:
         model.zero_grad(set_to_none=True)
     print0(f'compile: done in {time.perf_counter() - start:.1f} s')
-    return compiled
+    return model if parallel else compiled
 
 
 def synchronize(device):

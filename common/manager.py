@@ -121,14 +121,14 @@ class Manager:
                 except OSError as error:
                     self.failed(one.name, run, f'not started: {error}')
                     continue
-            self.start(one, free[0])  # it is in the file already: should this process end here, nothing is lost
+            self.start(one, free[0], run.get('anew'))  # it is in the file already: should this process end here, nothing is lost
         return waiting
 
-    def start(self, one, slot):
+    def start(self, one, slot, anew):
         """Start the process of an experiment, from its beginning or its last state."""
         try:
             os.makedirs(one.out_dir, exist_ok=True)
-            words = experiments.command(one, self.root, self.processes)
+            words = experiments.command(one, self.root, self.processes, anew)
             env = dict(os.environ, **({'CUDA_VISIBLE_DEVICES': slot} if slot else {}))
             with open(os.path.join(one.out_dir, 'log.txt'), 'a', encoding='utf-8') as log:
                 print(f'$ {shlex.join(words)}', file=log, flush=True)

@@ -30,6 +30,7 @@ class RunLog:
         self.flops_per_token = flops_per_token
         self.peak_flops = peak_flops
         self.texts = []  # the last samples
+        self.first_iter = first_iter
         self.last_iter, self.last_s = first_iter, train_s  # of the last line that a time was measured for
         self.s_per_iter, self.shown_at = None, 0.0  # of the progress line
         self.wandb = start_wandb(config) if config['wandb_log'] else None
@@ -47,8 +48,8 @@ class RunLog:
         tok_s = self.tokens_per_iter / seconds
         mfu = tok_s * self.flops_per_token / self.peak_flops if self.peak_flops else None
         left = duration(seconds * (self.max_iters - iter_num - 1))
-        print(f'iter {iter_num}: loss {loss:.4f}, time {1000 * seconds:.2f}ms, '
-              f'mfu {"n/a" if mfu is None else f"{100 * mfu:.2f}%"}, {tok_s:,.0f} tok/s, {left} left', flush=True)
+        say(f'iter {iter_num}: loss {loss:.4f}, time {1000 * seconds:.2f}ms, '
+            f'mfu {"n/a" if mfu is None else f"{100 * mfu:.2f}%"}, {tok_s:,.0f} tok/s, {left} left')
         self.write(iter=iter_num, loss=loss, lr=lr, grad_norm=None if grad_norm is None else float(grad_norm),
                    ms=1000 * seconds, tok_s=tok_s, mfu=mfu, mem_gb=mem_gb,
                    tokens=(iter_num + 1) * self.tokens_per_iter, train_s=train_s)
@@ -59,7 +60,7 @@ class RunLog:
             return
         self.shown_at = time.monotonic()
         left = duration(self.s_per_iter * (self.max_iters - iter_num))
-        print(f'{iter_num:,} of {self.max_iters:,} iterations, {left} left'.ljust(60), end='\r', flush=True)
+        say(f'{iter_num:,} of {self.max_iters:,} iterations, {left} left'.ljust(60), end='\r')
 
     def evaluation(self, iter_num, train_loss, val_loss, val_acc, train_s, texts):
         """One evaluation of the weights after iter_num updates; the texts they wrote go to samples/iter_000500.txt."""
@@ -78,10 +79,10 @@ class RunLog:
         try:
             texts = decode()
         except Exception as error:  # a tokenizer that cannot be had now is no reason to end a run
-            print(f'not decoded: {error}', flush=True)
+            say(f'not decoded: {error}')
             texts = None
-        print(f'iter {iter_num}: loss {loss:.4f}, update skipped (a spike, or not finite); see '
-              f'{self.out_dir}/spikes.jsonl', flush=True)
+        say(f'iter {iter_num}: loss {loss:.4f}, update skipped (a spike, or not finite); see '
+            f'{self.out_dir}/spikes.jsonl')
         values = dict(iter=iter_num, loss=loss if math.isfinite(loss) else None, starts=starts, texts=texts)
         with whatever_the_disk_says(), open(os.path.join(self.out_dir, 'spikes.jsonl'), 'a', encoding='utf-8') as f:
             f.write(json.dumps(values, ensure_ascii=False) + '\n')
@@ -99,17 +100,21 @@ class RunLog:
         if self.board:
             self.board.close()
         if sys.stdout.isatty():
-            print(' ' * 60, end='\r')  # over the progress line
+            say(' ' * 60, end='\r')  # over the progress line
         if not done:
-            return print(f'stopped after {iter_num} iterations, and saved; go on with the same command and '
-                         f'--init_from=auto', flush=True)
+            return say(f'stopped after {iter_num} iterations, and saved; go on with the same command and '
+                       f'--init_from=auto')
+        if iter_num == self.first_iter > 0:
+            return say(f'nothing is left to do: this run ended after {iter_num} iterations, best val loss '
+                       f'{best_val_loss:.4f}; a higher --max_iters, or --patience, goes on')
         if self.texts:
-            print('\nin its own words:\n\n' + SEPARATOR.join(self.texts))
+            say('\nin its own words:\n\n' + SEPARATOR.join(self.texts))
         written = [name for name in ('ckpt.pt', 'last.pt', 'metrics.jsonl', 'samples')
                    if os.path.exists(os.path.join(self.out_dir, name))]
-        print(f'\ntrained {iter_num} iterations in {duration(train_s)}, best val loss {best_val_loss:.4f}\n'
-              f'wrote {", ".join(written)} in {self.out_dir} (ckpt.pt has the best weights, last.pt resumes)\n'
-              f'sample more: python sample.py --out_dir={self.out_dir}')
+        early = '; ended by --patience, as nothing better came' if iter_num < self.max_iters else ''
+        say(f'\ntrained {iter_num} iterations in {duration(train_s)}, best val loss {best_val_loss:.4f}{early}\n'
+            f'wrote {", ".join(written)} in {self.out_dir} (ckpt.pt has the best weights, last.pt resumes)\n'
+            f'sample more: python sample.py --out_dir={self.out_dir}')
 
     def write(self, **values):
         """Add a line. What is not finite becomes null, as JSON has no word for it."""
@@ -144,7 +149,7 @@ def whatever_the_disk_says():
     try:
         yield
     except OSError as error:
-        print(f'not logged: {error}', flush=True)
+        say(f'not logged: {error}')
 
 
 def cut(path, first_iter, evaluated_at):
@@ -163,6 +168,14 @@ def cut(path, first_iter, evaluated_at):
     with open(f'{path}.tmp', 'w', encoding='utf-8') as f:
         f.writelines(kept)
     os.replace(f'{path}.tmp', path)
+
+
+def say(*args, end='\n'):
+    """Print at once, even to a file. Where nobody reads any more, as in `train.py | head`, a run goes on unseen."""
+    try:
+        print(*args, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def evaluation_line(iter_num, train_loss, val_loss, val_acc):

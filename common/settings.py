@@ -50,6 +50,9 @@ def check(settings, world_size):
         below = f'--gradient_accumulation_steps={above - world_size} or ' if above > world_size else ''
         raise ValueError(f'gradient_accumulation_steps={steps} is not divisible by the {world_size} processes that '
                          f'share it; try {below}--gradient_accumulation_steps={above}')
+    highest, lowest = settings['learning_rate'], settings['min_lr']
+    if settings['decay_lr'] and lowest > highest:
+        raise ValueError(f'min_lr={lowest} is above learning_rate={highest}; try --min_lr={highest / 10:g}')
     warmup, decay = settings['warmup_iters'], settings['lr_decay_iters']
     if settings['decay_lr'] and warmup >= decay:
         raise ValueError(f'warmup_iters={warmup} is not below lr_decay_iters={decay}; try --warmup_iters={decay // 20}')

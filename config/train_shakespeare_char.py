@@ -35,7 +35,7 @@ beta2 = 0.99  # a bit bigger, because there are few tokens in an iteration
 warmup_iters = 100
 
 if not has_gpu():
-    print0('no GPU here: taking the small settings (4 layers, 128 wide, 64 characters of context, 2000 iterations)')
+    print0('no GPU here: taking the small settings (4 layers, 128 wide, 64 characters of context)')
     eval_iters = 20
     batch_size = 12
     block_size = 64

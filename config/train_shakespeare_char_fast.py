@@ -44,7 +44,7 @@ lr_decay_iters = 700
 min_lr = 3e-4
 
 if not has_gpu():
-    print0('no GPU here: taking the small settings (4 layers, 128 wide, 64 characters of context, 170 iterations)')
+    print0('no GPU here: taking the small settings (4 layers, 128 wide, 64 characters of context)')
     eval_interval = 170
     eval_iters = 20
     batch_size = 12

@@ -71,6 +71,7 @@ def test_no_names_are_left_behind(configure):
     (['--batch_sise=3'], ['unknown setting --batch_sise', 'did you mean batch_size?']),
     (['--batch-size=3'], ['did you mean batch_size?']),
     (['--learn=3'], ['did you mean learning_rate?']),
+    (['somewhere'], ["no config file 'somewhere'; did you mean --out_dir=somewhere?"]),
     (['batch_size=3'], ["no config file 'batch_size=3'; did you mean --batch_size=3?"]),
     (['--batch_size=many'], ['batch_size expects int', "'many'"]),
     (['--batch_size=1.5'], ['batch_size expects int', '1.5']),
@@ -89,6 +90,7 @@ def test_no_names_are_left_behind(configure):
 ])
 def test_a_mistake_is_one_line_and_exit_code_2(configure, tmp_path, args, expected):
     (tmp_path / 'last.pt').write_bytes(b'PK\x03\xff\x00')
+    (tmp_path / 'somewhere').mkdir()
     done = configure(*args, typo='batch_size = 3\nbatch_sise = 4', kind="learning_rate = '1e-3'",
                      broken='batch_size = 3\nbatch_size = =', raises='batch_size = 1 // 0')
     assert done.returncode == 2 and done.stdout == ''

@@ -126,14 +126,15 @@ def test_a_full_disk_leaves_what_was_saved_and_says_what_was_needed(broken, tmp_
     assert not any(name.endswith('.tmp') for name in os.listdir(tmp_path / 'out'))
 
 
-def test_a_best_that_could_not_be_saved_does_not_count(broken, tmp_path):
+@pytest.mark.parametrize('full_at', [3, 4], ids=['ckpt.pt', 'last.pt'])
+def test_only_a_best_that_was_saved_counts(broken, tmp_path, full_at):
     """The disk is full at one evaluation and has room at the next: ckpt.pt and best_val_loss stay the same thing."""
-    full_once = '''
+    full_once = f'''
 whole, calls = checkpoint.save, 0
 def save(values, path):
     global calls
     calls += 1
-    if calls == 3: raise OSError(28, 'No space left on device')
+    if calls == {full_at}: raise OSError(28, 'No space left on device')
     whole(values, path)
 checkpoint.save = save'''
     # the second evaluation would be the best; after it the learning rate ruins the model
@@ -143,6 +144,8 @@ checkpoint.save = save'''
     evaluations, end = read_metrics(tmp_path / 'out')[1:]
     assert best['best_val_loss'] == end['best_val_loss']
     assert best['best_val_loss'] == [e['val_loss'] for e in evaluations if e['iter'] == best['iter_num']][0]
+    if full_at == 4:
+        assert best['best_val_loss'] == min(e['val_loss'] for e in evaluations)
 
 
 def test_a_small_disk_is_named_at_the_start(tmp_path, monkeypatch, capsys):
@@ -203,6 +206,20 @@ def test_an_update_that_is_not_finite_is_skipped_and_recorded(broken, corpus_dir
     assert steps[7]['loss'] is None and end['done'] and evaluations[-1]['val_loss'] < evaluations[0]['val_loss'] - 0.5
 
 
+def test_with_loss_scaling_a_loss_that_is_not_finite_is_skipped_too(broken, tmp_path):
+    """Its gradients may be finite, so that GradScaler sees nothing."""
+    scaled = '''
+class Scaler(torch.amp.GradScaler):
+    def __init__(self, device, enabled):
+        super().__init__(device, init_scale=8.0)
+torch.amp.GradScaler = Scaler
+'''
+    done = broken(scaled + SPOIL.replace('loss * ', 'loss + ').format(condition='forwards == 15', factor='float("inf")'))
+    assert done.returncode == 0 and 'iter 7: ' in done.stdout.partition('update skipped')[0].split('\n')[-1], done.stderr
+    state = torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)
+    assert state['scaler'] and {int(moments['step']) for moments in state['optimizer']['state'].values()} == {19}
+
+
 def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(broken, tmp_path):
     done = broken(SPOIL.format(condition='forwards >= 25', factor='float("inf")'), '--max_skips=4', '--max_iters=50')
     assert done.returncode == 1 and 'stopped: 4 updates in a row had to be skipped' in done.stdout
@@ -218,9 +235,9 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys):
         weights = dict(model={'weight': torch.tensor([1.0, value])}, model_args={}, iter_num=iter_num,
                        best_val_loss=1.0)
         return weights, dict(weights, optimizer={})
-    assert checkpoint_file.save_run(str(tmp_path), *state(1.0, 1), best=True, keep_interval=1)
+    assert checkpoint_file.save_run(str(tmp_path), *state(1.0, 1), best=True, keep_interval=1) == (True, True)
     for value in (math.nan, math.inf):
-        assert not checkpoint_file.save_run(str(tmp_path), *state(value, 2), best=True, keep_interval=1)
+        assert checkpoint_file.save_run(str(tmp_path), *state(value, 2), best=True, keep_interval=1) == (False, False)
     assert sorted(os.listdir(tmp_path)) == ['ckpt.pt', 'iter_000001.pt', 'last.pt']
     assert checkpoint_file.load_newest(str(tmp_path))[0]['iter_num'] == 1
     assert capsys.readouterr().out.count('not saved: the weights are no longer finite') == 2
@@ -245,6 +262,13 @@ def test_the_guard_judges_as_its_docstring_says():
         assert step_guard.settle() == (7 if skip else None)
         assert step_guard.in_a_row == int(skip) and step_guard.settle() is None
         step_guard.in_a_row, step_guard.losses = 0, type(step_guard.losses)([1.0, 3.0] * 50, maxlen=100)
+
+
+def test_what_saves_nothing_ends_at_a_signal(monkeypatch):
+    handlers = {}
+    monkeypatch.setattr(signal, 'signal', handlers.__setitem__)
+    guard.StopSignal(saves=False)
+    assert set(handlers.values()) == {signal.SIG_DFL}
 
 
 def test_patience_ends_a_run_as_finished(broken, tmp_path):

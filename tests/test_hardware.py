@@ -4,9 +4,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch._dynamo.backends.distributed import DDPOptimizer
 
 from common import guard, hardware
-from model import GPTConfig
+from model import GPT, GPTConfig
 
 CUDA13 = ['sm_75', 'sm_80', 'sm_86', 'sm_90', 'sm_100', 'sm_120']
 CUDA126 = ['sm_50', 'sm_60', 'sm_70', 'sm_75', 'sm_80', 'sm_86', 'sm_90']
@@ -118,6 +119,23 @@ def test_a_driver_without_a_gpu_is_no_silent_cpu(monkeypatch, capsys):
         assert hardware.resolve_device('auto') == 'cpu' and capsys.readouterr().out == ''
 
 
+def test_a_gpu_is_taken_by_its_number_where_it_has_one(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch._C, '_cuda_setDevice', chosen.append, raising=False)  # what set_device calls in the end
+    for name, value in (('is_available', True), ('device_count', 2), ('get_arch_list', ['sm_70'])):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'a GPU')
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 0))
+    assert [hardware.resolve_device(device) for device in ('auto', 'cuda', 'cuda:1')] == ['cuda', 'cuda', 'cuda:1']
+    assert chosen == [1]
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    assert hardware.resolve_device('auto') == 'cuda:1' and chosen == [1, 1]
+    with pytest.raises(ValueError, match='this machine has 2 GPUs'):
+        monkeypatch.setenv('LOCAL_WORLD_SIZE', '3')
+        hardware.resolve_device('auto')
+
+
 def test_processes_on_a_mac_share_its_cpu(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
@@ -136,6 +154,29 @@ def test_a_model_that_does_not_compile_runs_in_eager_and_says_so(monkeypatch, ca
     assert hardware.compile_or_eager(model, nullcontext(), lambda compiled: compiled(torch.ones(2))) is model
     assert capsys.readouterr().out == ('compile: not possible here, running eager instead '
                                        '(RuntimeError: Failed to find C++ compiler)\n')
+
+
+def test_with_ddp_the_graph_is_cut_where_gradients_can_travel(monkeypatch, tmp_path):
+    cuts, whole, compile = [], DDPOptimizer.compile_fn, torch.compile
+    monkeypatch.setattr(DDPOptimizer, 'compile_fn', lambda *args, **kw: cuts.append(1) or whole(*args, **kw))
+    monkeypatch.setattr(torch, 'compile', lambda model, mode: compile(model, backend='aot_eager'))
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    try:
+        raw_model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=64, block_size=8, vocab_size=8192)).train()
+        ids = torch.arange(16).view(2, 8)
+        expected = raw_model(ids, ids)[1]
+        model = hardware.compile_or_eager(torch.nn.parallel.DistributedDataParallel(raw_model), nullcontext(),
+                                          lambda compiled: compiled(ids, ids)[1].backward())
+        assert cuts == [1] and model.module is not raw_model
+        assert all(p.grad is None for p in raw_model.parameters())
+        torch.testing.assert_close(model(ids, ids)[1], expected)
+        assert cuts == [1]  # compiled already
+        monkeypatch.setattr(torch, 'compile', lambda model, mode: 1 / 0 if mode else torch.nn.Module())
+        again = torch.nn.parallel.DistributedDataParallel(raw_model)
+        assert hardware.compile_or_eager(again, nullcontext(), lambda compiled: compiled(ids)) is again
+        assert again.module is raw_model
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize('n_embd, device, dtype, said', [(64, 'cuda', 'float16', ''), (36, 'cpu', 'bfloat16', ''),

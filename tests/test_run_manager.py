@@ -145,7 +145,7 @@ def test_an_experiment_never_runs_beside_another_on_one_place(place, manage):
 
 
 def test_each_gpu_has_its_own_experiment(place, manage):
-    (place / 'nvidia-smi').write_text('#!/bin/sh\necho "GPU 0: stand-in"; echo "GPU 1: stand-in"\n')
+    (place / 'nvidia-smi').write_text('#!/bin/sh\necho "GPU 0: a Laptop GPU (UUID)"; echo "GPU 1: stand-in"\n')
     (place / 'nvidia-smi').chmod(0o755)
     path = f'{place}:{os.environ["PATH"]}'
     write_list(place, 'a: config/toy.py --max_iters=60', 'b: config/toy.py --max_iters=60', 'c: config/toy.py')
@@ -317,6 +317,9 @@ def test_stop_saves_and_retry_goes_on(place, manage):
     assert f'from {at}' in (place / 'results' / 'a' / 'log.txt').read_text()
     assert manage('retry', 'a').returncode == 0 and manage('run').returncode == 0
     assert not starts(place, 'a')[-1].endswith('--init_from=auto'), 'what was done begins anew'
+    write_list(place, 'a: config/toy.py --init_from=auto', 'b: config/toy.py')  # even if it says this by itself
+    assert manage('retry', 'a').returncode == 0 and manage('run').returncode == 0
+    assert starts(place, 'a')[-1].endswith('--init_from=scratch')
     assert manage('stop', 'a').returncode == 2 and manage('retry', 'nobody').returncode == 2
     assert 'nothing has failed' in manage('retry', '--failed').stdout
 

@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import sys
 
 import pytest
 
@@ -55,6 +56,25 @@ def test_the_end_names_only_files_that_are_there(tmp_path, capsys):
     log.close(True, 0, best_val_loss=math.inf, train_s=0.0)
     assert 'wrote metrics.jsonl in' in capsys.readouterr().out
     assert lines(tmp_path) == [dict(iter=0, done=True, best_val_loss=None, train_s=0.0)]
+
+
+def test_an_end_that_is_not_the_usual_one_says_why(tmp_path, capsys):
+    make_log(tmp_path).close(True, 40, best_val_loss=2.0, train_s=1.0)
+    assert 'best val loss 2.0000; ended by --patience' in capsys.readouterr().out
+    make_log(tmp_path).close(True, 100, best_val_loss=2.0, train_s=1.0)
+    assert 'patience' not in capsys.readouterr().out
+    make_log(tmp_path, first_iter=100).close(True, 100, best_val_loss=2.0, train_s=1.0)
+    said = capsys.readouterr().out
+    assert 'nothing is left to do: this run ended after 100 iterations' in said and 'trained' not in said
+
+
+def test_a_run_goes_on_when_nobody_reads_any_more(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, 'w') as gone:
+        monkeypatch.setattr(sys, 'stdout', gone)
+        for _ in range(2):
+            runlog.say('unheard')
 
 
 @pytest.mark.parametrize('seconds, text', [(0.4, '0s'), (59.6, '1m00s'), (184, '3m04s'), (7500, '2h05m'),

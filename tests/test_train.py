@@ -73,8 +73,11 @@ def test_the_best_weights_stay_when_later_ones_are_worse(train, tmp_path):
 
 def test_weights_are_kept_every_keep_interval(train, tmp_path):
     assert train('--out_dir=out', '--eval_interval=5', '--keep_interval=10').returncode == 0
-    assert sorted(n for n in os.listdir(tmp_path / 'out') if n.startswith('iter_')) == ['iter_000010.pt',
-                                                                                       'iter_000020.pt']
+    kept = ['iter_000010.pt', 'iter_000020.pt']
+    assert sorted(n for n in os.listdir(tmp_path / 'out') if n.startswith('iter_')) == kept
+    assert train('--out_dir=worse', '--eval_interval=5', '--keep_interval=10', '--always_save_checkpoint=False',
+                 '--learning_rate=0.0', '--min_lr=0.0').returncode == 0
+    assert sorted(n for n in os.listdir(tmp_path / 'worse') if n.startswith('iter_')) == kept
 
 
 def test_samples_are_written_and_shown_at_the_end(train, tmp_path):
@@ -289,11 +292,13 @@ def test_a_run_of_the_original_resumes_with_its_optimizer(train, trained, tmp_pa
     model_args = {key: value for key, value in state['model_args'].items() if key != 'activation'}
     torch.save(dict(model={f'_orig_mod.{key}': value for key, value in state['model'].items()},
                     optimizer=state['optimizer'], model_args=model_args, iter_num=10,
-                    best_val_loss=torch.tensor(2.0), config={'dataset': 'x'}), tmp_path / 'out' / 'ckpt.pt')
+                    best_val_loss=torch.tensor(0.0), config={'dataset': 'x'}), tmp_path / 'out' / 'ckpt.pt')
+    best = (tmp_path / 'out' / 'ckpt.pt').read_bytes()
     done = train('--out_dir=out', '--init_from=resume')
     assert done.returncode == 0 and 'resuming out/ckpt.pt at iteration 10' in done.stdout, done.stderr
     assert {int(moments['step']) for moments in torch.load(
         tmp_path / 'out' / 'last.pt', weights_only=True)['optimizer']['state'].values()} == {30}
+    assert (tmp_path / 'out' / 'ckpt.pt').read_bytes() == best  # nothing came that is better
 
 
 def test_gpt2_weights_are_finetuned_from_a_folder(train, tmp_path):
@@ -438,7 +443,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(train, tmp_path, args, exp
     ('optimizer', 'adam', 1, 'adamw, muon'), ('schedule', 'step', 1, 'cosine, linear, wsd'),
     ('cooldown', 1.5, 1, 'fraction'), ('learning_rate', 0.0, 1, '--learning_rate=0.02'),
     ('muon_lr', 0.0, 1, '--muon_lr=0.02'), ('activation', 'gelu_tanh', 1, 'ReLU'),
-    ('cooldown', 0.95, 1, '--cooldown=0.9'),
+    ('cooldown', 0.95, 1, '--cooldown=0.9'), ('min_lr', 2e-3, 1, 'try --min_lr=0.0001'),
     ('warmup_iters', 20, 1, '--warmup_iters=1'), ('fsdp', True, 1, 'torchrun'),
     ('gradient_accumulation_steps', 5, 3, 'try --gradient_accumulation_steps=3 or --gradient_accumulation_steps=6'),
     ('gradient_accumulation_steps', 1, 2, 'try --gradient_accumulation_steps=2'), ('batch_size', 3, 1, None)])
@@ -447,7 +452,7 @@ def test_settings_that_cannot_work_are_refused(key, value, processes, expected):
                  activation='gelu', wandb_log=False, tensorboard_log=False,
                  n_layer=1, n_head=1, n_embd=2, batch_size=1, block_size=1, gradient_accumulation_steps=6,
                  eval_interval=10, log_interval=1, max_skips=1, dropout=0.0, beta1=0.9, beta2=0.9, decay_lr=True,
-                 warmup_iters=2, lr_decay_iters=20, keep_interval=20, fsdp=False)
+                 warmup_iters=2, lr_decay_iters=20, min_lr=1e-4, keep_interval=20, fsdp=False)
     if expected is None:
         return settings.check({**these, key: value}, processes)
     with pytest.raises(ValueError, match=expected):
@@ -458,7 +463,7 @@ def test_settings_that_cannot_work_are_refused(key, value, processes, expected):
     (['--n_layer=3'], ['another model', '--n_layer=2']),
     (['--block_size=8'], ['another model', '--block_size=16']),
     (['--bias=True'], ['another model', '--bias=False']),
-    (['--init_from=out', '--modern=True'], ['weights of out', 'leave --modern out']),
+    (['--init_from=out', '--modern=True'], ['weights of out', 'take --modern=False']),
     (['--modern=True'], ['another model', '--modern=False']),
     (['--optimizer=muon'], ['another optimizer', '--optimizer=adamw']),
 ])
