@@ -169,7 +169,7 @@ def make_step(model):
 def measure_step():
     """What a training step takes: a dict of figures. None stands for what cannot be known here."""
     model = make_model().to(device)
-    guard.check_heads(model.config, device, dtype)
+    guard.check_model(model.config, device, dtype, gradient_checkpointing)
     begin = time.perf_counter()
     (step, is_compiled), numbers = make_step(model), itertools.count()
 

@@ -208,7 +208,7 @@ class GPT(nn.Module):
                 x = block(x, rope, None if cache is None else functools.partial(cache.extend, layer))
         x = self.transformer.ln_f(x)
         if targets is None:
-            return self.lm_head(x[:, [-1], :]), None  # only the last position is of use in generation
+            return self.lm_head(x[:, -1:]), None  # only the last position is of use in generation
         if self.gradient_checkpointing and self.training:
             return None, self.loss_in_chunks(x.flatten(0, 1), targets.flatten())
         logits = self.lm_head(x)

@@ -136,7 +136,7 @@ try:
     iter_num, best_val_loss, evaluated_at, since_best, train_s, recent_losses = checkpoint_file.progress(checkpoint)
     if hardware.all_reduce([iter_num], device)[0] != iter_num * world_size:
         raise ValueError(f'the processes found different states in {out_dir}; it must be on a disk that all share')
-    guard.check_heads(raw_model.config, device, dtype)
+    guard.check_model(raw_model.config, device, dtype, gradient_checkpointing)
     model_args = asdict(raw_model.config)
     device_type = device.partition(':')[0]
     raw_model.gradient_checkpointing = gradient_checkpointing
@@ -159,7 +159,7 @@ except (ValueError, OSError) as error:
 checkpoint = None  # frees its memory
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
 config = {key: globals()[key] for key in config_keys}  # with device and dtype resolved
-ctx = hardware.autocast(device, dtype)
+ctx = hardware.autocast(device, dtype, fsdp)
 print0(f'data: {dataset}, {data_size["train"]:,} tokens to train on, {data_size["val"]:,} to validate')
 print0(f'model: {raw_model.get_num_params() / 1e6:.2f}M parameters')
 print0(f'run: {device}, {dtype}, processes: {world_size}, tokens per iteration will be: {tokens_per_iter:,}')
@@ -334,7 +334,7 @@ while True:
     if (opt.defaults['fused'] and not scaler.is_enabled()) or not skip:  # to look at skip is to wait for the device
         scaler.step(opt)
     scaler.update()
-    opt.zero_grad(set_to_none=True)
+    opt.zero_grad(set_to_none=world_size == 1 or fsdp)  # or DDP's gradients would leave its buckets
     iter_num += 1
 
     # log; nothing below changes the run

@@ -23,8 +23,14 @@ def check_modern(asked, is_modern, source):
                          'take --modern=False, or start with --init_from=scratch')
 
 
-def check_heads(config, device, dtype):
-    """Print a line if the heads do not fit the kernels of attention in 16 bits, which want a multiple of 8 channels."""
+def check_model(config, device, dtype, gradient_checkpointing):
+    """
+    Print a line if the heads do not fit the kernels of attention in 16 bits, which want a multiple of 8 channels.
+    ValueError for what the device would compute wrong.
+    """
+    if device == 'mps' and gradient_checkpointing and config.dropout > 0:  # torch.utils.checkpoint keeps no seed there
+        raise ValueError('on device=mps the recomputed activations would have another dropout: take --dropout=0.0 or '
+                         '--gradient_checkpointing=False')
     head_dim = config.n_embd // config.n_head
     if device.startswith('cuda') and dtype != 'float32' and head_dim % 8 != 0:
         hardware.print0(f'heads of {head_dim} channels, not a multiple of 8: attention takes more time and memory; try '

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from contextlib import nullcontext
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -173,11 +174,14 @@ def muon_dtype(device, dtype):
     return torch.bfloat16 if dtype != 'float32' and native_bf16(device) else torch.float32
 
 
-def autocast(device, dtype):
-    """The context in which forward passes compute in `dtype`; parameters stay in float32."""
+def autocast(device, dtype, fsdp=False):
+    """
+    The context in which forward passes compute in `dtype`; parameters stay in float32. With `fsdp` it keeps no weights
+    in 16 bits until the pass ends: they would be those of the whole model, which no process shall hold.
+    """
     if dtype == 'float32':
         return nullcontext()
-    return torch.autocast(device.partition(':')[0], dtype=getattr(torch, dtype))
+    return torch.autocast(device.partition(':')[0], dtype=getattr(torch, dtype), cache_enabled=not fsdp)
 
 
 def start_processes(backend, device):
@@ -191,7 +195,9 @@ def start_processes(backend, device):
         raise ValueError(f"backend='nccl' needs GPUs, but the device is {device!r}; use --backend=auto")
     if backend == 'auto':
         backend = 'nccl' if on_cuda else 'gloo'
-    dist.init_process_group(backend, device_id=torch.device(device) if backend == 'nccl' else None)
+    # others wait while the first one prepares a dataset or saves a large state; NCCL's own limit is 10 minutes
+    dist.init_process_group(backend, device_id=torch.device(device) if backend == 'nccl' else None,
+                            timeout=timedelta(hours=1))
 
 
 def barrier():

@@ -51,6 +51,8 @@ class Int8Linear(torch.nn.Module):
         few = x.numel() <= 8 * x.size(-1)  # rows; for more than 8, or in float32, PyTorch's kernel takes longer
         if few and x.device.type == 'cpu' and x.dtype == torch.bfloat16:
             y = torch._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale).view(*x.shape[:-1], -1)
+        elif x.dtype == torch.float16:  # whose largest number products of whole weights would soon pass
+            y = F.linear(x, self.weight.to(x.dtype) * self.scale[:, None])
         else:
             y = F.linear(x, self.weight.to(x.dtype)) * self.scale
         return y if self.bias is None else y + self.bias
@@ -102,6 +104,7 @@ def compile_step(model, batch, size, device):
         hardware.synchronize(device)
 
     hardware.print0('compiling a step, which can take a minute')
+    torch._dynamo.config.recompile_limit = 64  # for all models of a process together; past it they run eager, unsaid
     mode = 'reduce-overhead' if device.startswith('cuda') else None
     compiled = hardware.compile_or_eager(model, nullcontext(), trial, mode)
     return None if compiled is model else compiled

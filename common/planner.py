@@ -96,7 +96,7 @@ def memory(model, optimizer, half, dropout, batch_size, checkpointing=False, gpu
     one_block = sum(p.numel() for p in model.transformer.h[0].parameters())
     if fsdp:  # this block and the next, whole
         parts['whole blocks'] = 2 * one_block * (6 if half else 4)
-    elif half:  # autocast converts each weight once an iteration
+    if half and not (fsdp and checkpointing):  # autocast converts each weight once a pass, for autograd to keep
         parts['16-bit weights'] = 2 * products
     block, around = saved_bytes(config, half, dropout)
     if checkpointing:  # each block's input, and one block at a time

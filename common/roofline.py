@@ -56,7 +56,7 @@ def shortest(run, device):
 @torch.no_grad()
 def matmul_flops(device, dtype, size=None):
     """FLOP/s of the product of two square matrices of `size` (8192 on a GPU, 1024 on a CPU) in `dtype`, a name."""
-    size = size or (8192 if device.startswith('cuda') else 1024)
+    size = size or (1024 if device == 'cpu' else 8192)
     a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
     return 2 * size**3 / shortest(lambda: a @ b, device)
 

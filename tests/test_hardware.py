@@ -136,6 +136,18 @@ def test_a_gpu_is_taken_by_its_number_where_it_has_one(monkeypatch):
         hardware.resolve_device('auto')
 
 
+def test_a_recomputed_dropout_on_a_mac_is_refused():
+    with pytest.raises(ValueError, match='--dropout=0.0'):
+        guard.check_model(GPTConfig(dropout=0.1), 'mps', 'float32', gradient_checkpointing=True)
+    guard.check_model(GPTConfig(dropout=0.1), 'mps', 'float32', gradient_checkpointing=False)
+
+
+def test_with_fsdp_autocast_keeps_no_weights_of_the_whole_model():
+    for fsdp in (True, False):
+        with hardware.autocast('cpu', 'bfloat16', fsdp):
+            assert torch.is_autocast_cache_enabled() != fsdp
+
+
 def test_processes_on_a_mac_share_its_cpu(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
@@ -182,6 +194,6 @@ def test_with_ddp_the_graph_is_cut_where_gradients_can_travel(monkeypatch, tmp_p
 @pytest.mark.parametrize('n_embd, device, dtype, said', [(64, 'cuda', 'float16', ''), (36, 'cpu', 'bfloat16', ''),
                                                          (36, 'cuda', 'float32', ''), (36, 'cuda', 'float16', '=48')])
 def test_heads_that_no_fused_attention_takes_are_named(capsys, n_embd, device, dtype, said):
-    guard.check_heads(GPTConfig(n_embd=n_embd, n_head=2), device, dtype)
+    guard.check_model(GPTConfig(n_embd=n_embd, n_head=2), device, dtype, gradient_checkpointing=True)
     out = capsys.readouterr().out
     assert said in out and (out == '') == (said == '')

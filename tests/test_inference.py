@@ -66,6 +66,13 @@ def test_int8_rounds_each_weight_to_the_nearest_step(dtype, rows):
         assert torch.allclose(eight(x).float(), expected, atol=1e-5 if dtype == torch.float32 else 0.05)
 
 
+def test_int8_in_float16_computes_what_float16_can_hold():
+    linear = torch.nn.Linear(64, 1).half()
+    with torch.no_grad():
+        linear.weight.fill_(1.0)
+        assert inference.Int8Linear(linear)(torch.full((1, 64), 9.0).half()).item() == pytest.approx(576, rel=0.01)
+
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_int8_tells_what_it_costs(model, dtype):
     """To more digits than bfloat16 has."""
