@@ -323,8 +323,8 @@ def show_decoding():
                 ways[f'Hugging Face, {name}, batch 1'] = decoding.theirs(make_model().config, name, sizes, device)
         except ImportError:
             print("transformers is not installed: Hugging Face's generate is left out")
-    print(f'{prompt_tokens} + {max_new_tokens} tokens, top_k {top_k}, by a new model of {n_layer} layers, {n_embd} wide, '
-          f'on {device}: {len(ways)} ways in turn, medians of {rounds}', flush=True)
+    print(f'{prompt_tokens} + {max_new_tokens} tokens, top_k {top_k}, by a new model of {n_layer} layers, {n_embd} '
+          f'wide, on {device}: {len(ways)} ways in turn, medians of {rounds}', flush=True)
     speeds, bandwidth = decoding.measure(ways, max_new_tokens, rounds, device)
     print('\n'.join(decoding.table(ways, speeds, bandwidth)))
     if json:

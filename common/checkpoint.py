@@ -60,10 +60,10 @@ def save_run(out_dir, weights, state, best, keep_interval):
     keep_interval iterations for good. Returns whether the state was written, and whether the best weights were. What
     could not be, as the disk is full or the weights are not finite, stays what it was, and a line says so.
     """
-    best_saved = False
     if not all(torch.isfinite(value).all() for value in state['model'].values()):
         print(f'not saved: the weights are no longer finite; the last good state stays in {out_dir}', flush=True)
-        return False, best_saved
+        return False, False
+    best_saved = False
     try:
         if best:
             save(weights, os.path.join(out_dir, 'ckpt.pt'))
@@ -81,6 +81,7 @@ def save_run(out_dir, weights, state, best, keep_interval):
 
 
 def is_kept(iter_num, keep_interval):
+    """Whether the weights of this iteration are among those that are kept for good."""
     return keep_interval > 0 and iter_num > 0 and iter_num % keep_interval == 0
 
 

@@ -97,8 +97,8 @@ class StepGuard:
     def judge(self, iter_num, loss, grad_norm, scaled):
         """
         Whether to skip this update, a bool tensor. To look at it is to wait for the device, so settle() does that one
-        iteration later. With loss scaling (`scaled`) a gradient that overflows is left to GradScaler, which puts its own
-        found_inf in the place of this one and knows nothing of the loss: there the caller has to look.
+        iteration later. With loss scaling (`scaled`) a gradient that overflows is left to GradScaler, which puts its
+        own found_inf in the place of this one and knows nothing of the loss: there the caller has to look.
         """
         skip = ~torch.isfinite(loss)
         if not scaled:

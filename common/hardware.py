@@ -268,13 +268,13 @@ def compile_or_eager(model, ctx, trial, mode=None):
     start = time.perf_counter()
     parallel = isinstance(model, DistributedDataParallel)
     inner = model.module if parallel else model
-    compiled = torch.compile(inner, mode=mode)
+    compiled = used = torch.compile(inner, mode=mode)
     if parallel:
-        model.module = compiled
+        used, model.module = model, compiled
         model.require_backward_grad_sync = False  # a trial sends nothing, or one that fails would leave others waiting
     try:
         with ctx:
-            trial(model if parallel else compiled)
+            trial(used)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -286,7 +286,7 @@ def compile_or_eager(model, ctx, trial, mode=None):
     finally:
         model.zero_grad(set_to_none=True)
     print0(f'compile: done in {time.perf_counter() - start:.1f} s')
-    return model if parallel else compiled
+    return used
 
 
 def synchronize(device):

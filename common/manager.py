@@ -121,7 +121,8 @@ class Manager:
                 except OSError as error:
                     self.failed(one.name, run, f'not started: {error}')
                     continue
-            self.start(one, free[0], run.get('anew'))  # it is in the file already: should this process end here, nothing is lost
+            # it is in the file already: should this process end here, nothing is lost
+            self.start(one, free[0], run.get('anew'))
         return waiting
 
     def start(self, one, slot, anew):

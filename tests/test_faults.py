@@ -214,8 +214,10 @@ class Scaler(torch.amp.GradScaler):
         super().__init__(device, init_scale=8.0)
 torch.amp.GradScaler = Scaler
 '''
-    done = broken(scaled + SPOIL.replace('loss * ', 'loss + ').format(condition='forwards == 15', factor='float("inf")'))
-    assert done.returncode == 0 and 'iter 7: ' in done.stdout.partition('update skipped')[0].split('\n')[-1], done.stderr
+    spoil = SPOIL.replace('loss * ', 'loss + ').format(condition='forwards == 15', factor='float("inf")')
+    done = broken(scaled + spoil)
+    assert done.returncode == 0, done.stderr
+    assert 'iter 7: ' in done.stdout.partition('update skipped')[0].split('\n')[-1], done.stdout
     state = torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)
     assert state['scaler'] and {int(moments['step']) for moments in state['optimizer']['state'].values()} == {19}
 
