@@ -166,7 +166,10 @@ def native_bf16(device):
     """True if this device has instructions for products in bfloat16, and does not emulate them."""
     if device.startswith('cuda'):
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    if device != 'cpu' or not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return False
+    # the CPU has them; oneDNN may have been told to play an older one (ONEDNN_MAX_CPU_ISA)
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def muon_dtype(device, dtype):

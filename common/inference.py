@@ -66,14 +66,27 @@ def replace_linears(model, kind, larger_than=0):
                 setattr(module, name, kind(child))
 
 
+def why_not_packed(dtype):
+    """
+    None if oneDNN packs weights of a dtype ('float32', 'bfloat16') on this CPU; else the reason, as oneDNN gives it.
+    In bfloat16 it takes AVX-512, or the newest kinds of AVX2.
+    """
+    try:
+        PackedLinear(torch.nn.Linear(16, 16, dtype=getattr(torch, dtype)))
+    except (AttributeError, RuntimeError) as error:  # the functions behind it are not PyTorch's public ones
+        return str(error).splitlines()[0]
+    return None
+
+
 def pack(model, device, dtype):
     """Pack the Linears of a model that is in `dtype` on `device`, where that is faster; torch.compile takes none."""
     if device != 'cpu' or dtype == 'float16' or not torch.backends.mkldnn.is_available():  # in float16 F.linear is fast
         return
-    try:
+    reason = why_not_packed(dtype)
+    if reason:
+        hardware.print0(f'oneDNN packs no weights here ({reason}): generating takes longer')
+    else:
         replace_linears(model, PackedLinear, larger_than=2 ** 16)  # smaller ones are bound by the call, not by memory
-    except (AttributeError, RuntimeError) as error:  # the functions behind it are not PyTorch's public ones
-        hardware.print0(f'oneDNN packs no weights here ({error}): generating takes longer')
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@ import functools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -20,33 +21,67 @@ TOY = ['--device=cpu', '--dtype=float32', '--compile=False', '--n_layer=2', '--n
        '--warmup_iters=2', '--learning_rate=1e-2', '--eval_interval=10', '--eval_iters=5']
 
 
-TIMEOUT = 240  # seconds
-NEED_TORCH = ('train.py', 'sample.py', 'bench.py', 'export.py', 'broken.py')  # the last is of tests/test_faults.py
+TRAIN, HOOKED = os.path.join(ROOT, 'train.py'), os.path.join(ROOT, 'tests', 'hooked.py')
+HANG = 900  # seconds: no test waits nearly as long on any machine; a limit of this size only ends what hangs
+# what a script reads of its environment after torch has been imported, or Python started: a fork may change it
+READ_LATE = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'HOME', 'PYTHONPATH',
+             'WANDB_MODE', 'WANDB_SILENT', 'WANDB_API_KEY')
+COLD = ('run_manager.py',)  # needs no torch
+
+
+# for what takes long and seldom breaks: not a part of the short command, see CONTRIBUTING.md
+dear = pytest.mark.skipif(os.environ.get('NANOGPT_TESTS') != 'all', reason='dear: with NANOGPT_TESTS=all')
 
 
 def python(*args, cwd, **env):
+    """Run `python args` in a folder; returns the CompletedProcess, with stdout and stderr as text."""
+    return together([args], cwd, [env])[0]
+
+
+def ranks(count, *args, cwd):
+    """Run `python args` as `torchrun --nproc_per_node=count` would; returns the CompletedProcess of each rank."""
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = free.getsockname()[1]
+    envs = [dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
+                 MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)) for rank in range(count)]
+    return together([args] * count, cwd, envs)
+
+
+def together(commands, cwd, envs):
     """
-    Run `python args` in a folder; returns the CompletedProcess, with stdout and stderr as text. Scripts that need torch
-    are forked from a process that has imported it, unless their environment is another than its own.
+    Run commands at once, each with its own additions to the environment; returns their CompletedProcesses. Scripts are
+    forked from a process that has imported torch, where that can be.
     """
-    args, env = [*map(str, args)], {**environment(), **env}
-    if env != ENVIRONMENT or os.path.basename(args[0]) not in NEED_TORCH or sys.platform != 'linux':
-        return subprocess.run([sys.executable, *args], cwd=cwd, env=env, capture_output=True, text=True,
-                              timeout=TIMEOUT)
-    server = warm_python()
-    print(json.dumps([args, str(cwd), TIMEOUT]), file=server.stdin, flush=True)
-    answer = server.stdout.readline()
-    assert answer, 'tests/warm_python.py has died; what it said stands in stderr'
-    done = subprocess.CompletedProcess(args, *json.loads(answer))
-    if done.returncode == -signal.SIGALRM:
-        raise subprocess.TimeoutExpired(args, TIMEOUT, done.stdout, done.stderr)
+    commands = [[str(arg) for arg in args] for args in commands]
+    late = all(env.keys() <= set(READ_LATE) for env in envs) and environment() == ENVIRONMENT
+    is_script = all(args[0].endswith('.py') and os.path.basename(args[0]) not in COLD for args in commands)
+    if late and is_script and sys.platform == 'linux':
+        server = warm_python()
+        requests = [[args, str(cwd), {**ENVIRONMENT, **env}, HANG] for args, env in zip(commands, envs)]
+        print(json.dumps(requests), file=server.stdin, flush=True)
+        answer = server.stdout.readline()
+        assert answer, 'tests/warm_python.py has died; what it said stands in stderr'
+        done = [subprocess.CompletedProcess(args, *one) for args, one in zip(commands, json.loads(answer))]
+    else:
+        processes = [subprocess.Popen([sys.executable, *args], cwd=cwd, env={**environment(), **env}, text=True,
+                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                     for args, env in zip(commands, envs)]
+        said = [process.communicate(timeout=HANG) for process in processes]
+        done = [subprocess.CompletedProcess(args, process.returncode, *one)
+                for args, process, one in zip(commands, processes, said)]
+    for one in done:
+        if one.returncode == -signal.SIGALRM:
+            raise subprocess.TimeoutExpired(one.args, HANG, one.stdout, one.stderr)
     return done
 
 
+AT_FIRST = set(os.environ)
+
+
 def environment():
-    """os.environ without what pytest and, once it is imported, torch._dynamo note there."""
-    return {key: value for key, value in os.environ.items()
-            if not key.startswith('PYTEST_') and key != 'TORCHINDUCTOR_CACHE_DIR'}
+    """os.environ without what pytest and, once it has compiled something, torch.compile note there."""
+    return {key: value for key, value in os.environ.items() if not key.startswith('PYTEST_')
+            and ('TORCHINDUCTOR' not in key or key in AT_FIRST)}
 
 
 ENVIRONMENT = environment()
@@ -90,6 +125,18 @@ def train(run, corpus_dir):
     return lambda *args, **env: run('train.py', *TOY, f'--dataset={corpus_dir}', *args, **env)
 
 
+@pytest.fixture
+def hooked(tmp_path, corpus_dir):
+    """
+    hooked(code, '--max_iters=5', ...): a toy run of train.py into tmp_path/out with a piece of code ahead of it, of
+    which tests/hooked.py tells. With processes=2 it has so many ranks, and each one's CompletedProcess is returned.
+    """
+    def run(code, *args, settings=TOY, processes=1):
+        words = [HOOKED, code, TRAIN, *settings, f'--dataset={corpus_dir}', '--out_dir=out', *args]
+        return ranks(processes, *words, cwd=tmp_path) if processes > 1 else python(*words, cwd=tmp_path)
+    return run
+
+
 @pytest.fixture(scope='session')
 def trained(tmp_path_factory, corpus_dir):
     """The out_dir of a finished toy run, which tests may read but not change."""
@@ -120,8 +167,8 @@ def read_metrics(out_dir):
 
 
 # a run with all that a resume could get wrong: two optimizers in one, dropout, accumulation, samples, evaluations
-DEMANDING = [*TOY, '--modern=True', '--optimizer=muon', '--dropout=0.1', '--max_iters=40', '--lr_decay_iters=40',
-             '--eval_interval=5', '--sample_prompts=the cat']
+DEMANDING = [*TOY, '--modern=True', '--optimizer=muon', '--dropout=0.1', '--eval_interval=5',
+             '--sample_prompts=the cat']
 
 
 @pytest.fixture(scope='session')

@@ -11,32 +11,7 @@ import torch
 
 from common import checkpoint as checkpoint_file
 from common import guard
-from conftest import DEMANDING, ROOT, TOY, assert_same_run, python, read_metrics
-
-# train.py, after a piece of code that breaks something
-BROKEN = '''
-import os, runpy, signal, sys
-code, sys.argv = sys.argv[1], sys.argv[2:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-import torch
-from common import checkpoint
-import model
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-exec(code)
-runpy.run_path(sys.argv[0], run_name='__main__')
-'''
-
-
-@pytest.fixture
-def broken(tmp_path, corpus_dir):
-    """broken(code, ...): a toy run of train.py in which `code` has been executed first."""
-    (tmp_path / 'broken.py').write_text(BROKEN)
-    return lambda code, *args, settings=TOY: python('broken.py', code, os.path.join(ROOT, 'train.py'), *settings,
-                                                    f'--dataset={corpus_dir}', '--out_dir=out', *args, cwd=tmp_path)
-
+from conftest import DEMANDING, TOY, assert_same_run, read_metrics
 
 # Where a save can be cut off. `saves` counts files: two for iteration 0, ckpt.pt and last.pt, and two for each
 # evaluation with a new best; the fifth or sixth is of iteration 10. prev.pt exists from iteration 10 on.
@@ -84,7 +59,7 @@ os.replace = replace''',
     'between ckpt.pt and last.pt, at the end': '''
 def replace(source, target, whole=os.replace):
     whole(source, target)
-    if target.endswith('ckpt.pt') and os.path.exists(target.replace('ckpt.pt', 'samples/iter_000040.txt')): die()
+    if target.endswith('ckpt.pt') and os.path.exists(target.replace('ckpt.pt', 'samples/iter_000020.txt')): die()
 os.replace = replace''',
     'right after': '''
 def replace(source, target, whole=os.replace):
@@ -95,30 +70,30 @@ os.replace = replace''',
 
 
 @pytest.mark.parametrize('moment', CRASHES)
-def test_a_crash_within_a_save_loses_nothing(broken, uninterrupted, tmp_path, moment):
-    crashed = broken(CRASHES[moment], '--init_from=auto', settings=DEMANDING)
+def test_a_crash_within_a_save_loses_nothing(hooked, uninterrupted, tmp_path, moment):
+    crashed = hooked(CRASHES[moment], '--init_from=auto', settings=DEMANDING)
     assert crashed.returncode == -signal.SIGKILL, 'this crash did not happen: ' + crashed.stderr
-    resumed = broken('', '--init_from=auto', settings=DEMANDING)
+    resumed = hooked('', '--init_from=auto', settings=DEMANDING)
     assert resumed.returncode == 0 and 'resuming' in resumed.stdout, resumed.stderr
     assert_same_run(tmp_path / 'out', uninterrupted)
 
 
-def test_a_damaged_state_gives_way_to_the_one_before_it(broken, uninterrupted, tmp_path):
-    assert broken('', '--max_iters=20', settings=DEMANDING).returncode == 0
+def test_a_damaged_state_gives_way_to_the_one_before_it(hooked, uninterrupted, tmp_path):
+    assert hooked('', '--max_iters=10', settings=DEMANDING).returncode == 0
     last = tmp_path / 'out' / 'last.pt'
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1  # a single bit, somewhere in a tensor
     last.write_bytes(content)
-    resumed = broken('', '--init_from=resume', settings=DEMANDING)
+    resumed = hooked('', '--init_from=resume', settings=DEMANDING)
     assert 'last.pt is damaged or not there: out/prev.pt takes its place' in resumed.stdout
     assert_same_run(tmp_path / 'out', uninterrupted)
 
 
-def test_a_full_disk_leaves_what_was_saved_and_says_what_was_needed(broken, tmp_path):
-    assert broken('', '--max_iters=10').returncode == 0
+def test_a_full_disk_leaves_what_was_saved_and_says_what_was_needed(hooked, tmp_path):
+    assert hooked('', '--max_iters=10').returncode == 0
     files = {name: (tmp_path / 'out' / name).read_bytes() for name in ('last.pt', 'prev.pt', 'ckpt.pt')}
     limit = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))'
-    full = broken(limit, '--init_from=resume', '--max_iters=30')
+    full = hooked(limit, '--init_from=resume', '--max_iters=30')
     assert full.returncode == 1 and 'Traceback' not in full.stderr, full.stderr
     assert 'not saved: ' in full.stdout and 'a full state needs about 0.3 MB' in full.stdout
     assert 'iter 29' in full.stdout, 'the run went on, in case somebody makes room'
@@ -127,7 +102,7 @@ def test_a_full_disk_leaves_what_was_saved_and_says_what_was_needed(broken, tmp_
 
 
 @pytest.mark.parametrize('full_at', [3, 4], ids=['ckpt.pt', 'last.pt'])
-def test_only_a_best_that_was_saved_counts(broken, tmp_path, full_at):
+def test_only_a_best_that_was_saved_counts(hooked, tmp_path, full_at):
     """The disk is full at one evaluation and has room at the next: ckpt.pt and best_val_loss stay the same thing."""
     full_once = f'''
 whole, calls = checkpoint.save, 0
@@ -138,7 +113,7 @@ def save(values, path):
     whole(values, path)
 checkpoint.save = save'''
     # the second evaluation would be the best; after it the learning rate ruins the model
-    done = broken(full_once, '--max_iters=30', '--decay_lr=False', '--eval_interval=10')
+    done = hooked(full_once, '--max_iters=30', '--decay_lr=False', '--eval_interval=10')
     assert done.returncode == 0 and done.stdout.count('not saved: ') == 1, done.stdout
     best = checkpoint_file.load(str(tmp_path / 'out' / 'ckpt.pt'))
     evaluations, end = read_metrics(tmp_path / 'out')[1:]
@@ -190,8 +165,8 @@ model.GPT.forward = forward
 '''
 
 
-def test_an_update_that_is_not_finite_is_skipped_and_recorded(broken, corpus_dir, tmp_path):
-    done = broken(SPOIL.format(condition='forwards == 15', factor='float("nan")'))
+def test_an_update_that_is_not_finite_is_skipped_and_recorded(hooked, corpus_dir, tmp_path):
+    done = hooked(SPOIL.format(condition='forwards == 15', factor='float("nan")'))
     assert done.returncode == 0, done.stderr
     assert 'iter 7: loss nan, update skipped' in done.stdout
     spike, = [json.loads(line) for line in (tmp_path / 'out' / 'spikes.jsonl').read_text().splitlines()]
@@ -206,7 +181,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_recorded(broken, corpus_dir
     assert steps[7]['loss'] is None and end['done'] and evaluations[-1]['val_loss'] < evaluations[0]['val_loss'] - 0.5
 
 
-def test_with_loss_scaling_a_loss_that_is_not_finite_is_skipped_too(broken, tmp_path):
+def test_with_loss_scaling_a_loss_that_is_not_finite_is_skipped_too(hooked, tmp_path):
     """Its gradients may be finite, so that GradScaler sees nothing."""
     scaled = '''
 class Scaler(torch.amp.GradScaler):
@@ -215,15 +190,15 @@ class Scaler(torch.amp.GradScaler):
 torch.amp.GradScaler = Scaler
 '''
     spoil = SPOIL.replace('loss * ', 'loss + ').format(condition='forwards == 15', factor='float("inf")')
-    done = broken(scaled + spoil)
+    done = hooked(scaled + spoil)
     assert done.returncode == 0, done.stderr
     assert 'iter 7: ' in done.stdout.partition('update skipped')[0].split('\n')[-1], done.stdout
     state = torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)
     assert state['scaler'] and {int(moments['step']) for moments in state['optimizer']['state'].values()} == {19}
 
 
-def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(broken, tmp_path):
-    done = broken(SPOIL.format(condition='forwards >= 25', factor='float("inf")'), '--max_skips=4', '--max_iters=50')
+def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(hooked, tmp_path):
+    done = hooked(SPOIL.format(condition='forwards >= 25', factor='float("inf")'), '--max_skips=4', '--max_iters=50')
     assert done.returncode == 1 and 'stopped: 4 updates in a row had to be skipped' in done.stdout
     assert 'Traceback' not in done.stderr
     assert [json.loads(line)['iter'] for line in open(tmp_path / 'out' / 'spikes.jsonl')] == [12, 13, 14, 15]
@@ -245,14 +220,14 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys):
     assert capsys.readouterr().out.count('not saved: the weights are no longer finite') == 2
 
 
-def test_a_spike_of_the_loss_is_skipped_where_that_was_asked_for(broken, tmp_path):
+def test_a_spike_of_the_loss_is_skipped_where_that_was_asked_for(hooked, tmp_path):
     spoil = SPOIL.format(condition='forwards in (231, 232)', factor='30')
     args = ['--max_iters=125', '--lr_decay_iters=125', '--eval_interval=50']
-    done = broken(spoil, '--spike_z=6.0', *args)
+    done = hooked(spoil, '--spike_z=6.0', *args)
     assert 'iter 115: loss ' in done.stdout and 'update skipped' in done.stdout, done.stdout + done.stderr
     assert len((tmp_path / 'out' / 'spikes.jsonl').read_text().splitlines()) == 1
     assert len(torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)['recent_losses']) == 100
-    assert 'skipped' not in broken(spoil, *args).stdout
+    assert 'skipped' not in hooked(spoil, *args).stdout
 
 
 def test_the_guard_judges_as_its_docstring_says():
@@ -273,18 +248,18 @@ def test_what_saves_nothing_ends_at_a_signal(monkeypatch):
     assert set(handlers.values()) == {signal.SIG_DFL}
 
 
-def test_patience_ends_a_run_as_finished(broken, tmp_path):
+def test_patience_ends_a_run_as_finished(hooked, tmp_path):
     still = ['--learning_rate=0.0', '--min_lr=0.0', '--eval_interval=2', '--max_iters=1000']
-    done = broken('', '--patience=3', *still)
+    done = hooked('', '--patience=3', *still)
     assert done.returncode == 0, done.stderr
     _, evaluations, end = read_metrics(tmp_path / 'out')
     assert [line['iter'] for line in evaluations] == [0, 2, 4, 6] and end['done'] and end['iter'] == 6
-    again = broken('', '--patience=3', '--init_from=auto', *still)
+    again = hooked('', '--patience=3', '--init_from=auto', *still)
     assert again.returncode == 0 and 'iter 6:' not in again.stdout
 
 
-def test_too_little_memory_ends_with_what_to_change(broken):
-    done = broken('''
+def test_too_little_memory_ends_with_what_to_change(hooked):
+    done = hooked('''
 def forward(self, idx, targets=None):
     raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 9 GiB.')
 model.GPT.forward = forward''')
@@ -294,19 +269,19 @@ model.GPT.forward = forward''')
         assert part in done.stderr
 
 
-def test_a_stop_in_the_last_iteration_does_not_skip_the_last_evaluation(broken, tmp_path):
+def test_a_stop_in_the_last_iteration_does_not_skip_the_last_evaluation(hooked, tmp_path):
     stop = SPOIL.format(condition='forwards == 40 and not os.kill(os.getpid(), signal.SIGTERM)', factor='1')
-    assert broken(stop).returncode == 75
+    assert hooked(stop).returncode == 75
     assert 'done' not in read_metrics(tmp_path / 'out')[2]
-    assert broken('', '--init_from=auto').returncode == 0
+    assert hooked('', '--init_from=auto').returncode == 0
     _, evaluations, end = read_metrics(tmp_path / 'out')
     assert [line['iter'] for line in evaluations] == [0, 10, 20] and end['done']
 
 
-def test_two_runs_cannot_write_to_one_folder(broken, tmp_path):
+def test_two_runs_cannot_write_to_one_folder(hooked, tmp_path):
     (tmp_path / 'out').mkdir()
     lock = checkpoint_file.open_out_dir(str(tmp_path / 'out'))
-    done = broken('')
+    done = hooked('')
     assert done.returncode == 2 and "another run is writing to out_dir='out'" in done.stderr
     lock.close()
-    assert broken('', '--max_iters=1').returncode == 0
+    assert hooked('', '--max_iters=1').returncode == 0

@@ -2,154 +2,162 @@
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
 
 from common import checkpoint as checkpoint_file
-from conftest import DEMANDING, ROOT, assert_same_run, read_metrics
-
-TORCHRUN = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-            '--signals-to-handle=SIGTERM,SIGINT,SIGUSR1']
+from conftest import DEMANDING, HANG, HOOKED, TRAIN, assert_same_run, dear, read_metrics
 
 
-def kill_all(folder):
-    """SIGKILL to every process that works in a folder: torchrun gives its children sessions of their own."""
-    for pid in filter(str.isdigit, os.listdir('/proc')):
-        try:
-            if os.readlink(f'/proc/{pid}/cwd') == str(folder):
-                os.kill(int(pid), signal.SIGKILL)
-        except OSError:
-            pass  # it has ended already, or is not ours
+def resumed_at(done):
+    """The iteration at which a run went on; None if it began."""
+    return next((int(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith('resuming')), None)
 
 
-@pytest.fixture
-def start(tmp_path, corpus_dir):
-    """start(...): a DEMANDING run as one or more processes; returns the first, whose lines can be read as they come."""
-    def start(*args, launcher=(), processes=1):
-        command = [sys.executable, '-u', *launcher, os.path.join(ROOT, 'train.py'), *DEMANDING,
-                   f'--dataset={corpus_dir}', '--out_dir=out', '--init_from=auto', *args]
-        first = None
-        with socket.create_server(('127.0.0.1', 0)) as free:
-            port = free.getsockname()[1]
-        for rank in reversed(range(processes)):  # several are started as torchrun would, only sooner
-            env = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes,
-                       MASTER_ADDR='127.0.0.1', MASTER_PORT=port) if processes > 1 else {}
-            first = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL if rank else subprocess.PIPE,
-                                     stderr=subprocess.STDOUT, text=True,
-                                     env={**os.environ, **{key: str(value) for key, value in env.items()}})
-        return first
-    yield start
-    kill_all(tmp_path)
+# where each run is killed, and where the next one goes on: the states of 0, 5, 10, ... are saved after their evaluation
+KILLS = [('tokens per iteration', None), ('step 0:', None), ('iter 3:', 0), ('iter 7:', 5), ('step 15:', 10),
+         ('iter 19:', 15)]
 
 
-def read_until(process, text):
-    """The lines that a process prints up to the one with `text`."""
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if text in line:
-            return lines
-    raise AssertionError(f'{text!r} never came: ' + ''.join(lines))
-
-
-def finish(process):
-    """(exit code, the rest of its output) of a process left to end by itself."""
-    output = process.communicate(timeout=120)[0]
-    return process.returncode, output
-
-
-# 20 kills take a minute; NANOGPT_KILLS=200 is for a quiet evening
-def test_killed_again_and_again_it_ends_as_if_it_never_was(start, uninterrupted, tmp_path):
-    kills, dice = int(os.environ.get('NANOGPT_KILLS', 20)), random.Random(0)
-    run, resumed_at = 0, set()
-    for kill in range(kills):
-        process = start(f'--out_dir=out{run}')
-        if kill % 3 == 0:
-            time.sleep(dice.uniform(0, 3))  # during start-up
-        else:
-            started = read_until(process, 'tokens per iteration')
-            resumed_at.update(line.split()[-1] for line in started if 'resuming' in line)
-            time.sleep(dice.uniform(0, 0.5))  # a whole run takes one to two seconds from here
-        process.kill()
-        process.wait()
-        log = tmp_path / f'out{run}' / 'metrics.jsonl'
-        if log.exists() and '"done": true' in log.read_text():
-            assert_same_run(tmp_path / f'out{run}', uninterrupted)
-            run += 1
-    code, output = finish(start(f'--out_dir=out{run}'))
-    assert code == 0, output
-    assert_same_run(tmp_path / f'out{run}', uninterrupted)
-    assert len(resumed_at) >= 3, 'the kills were to fall all over the run'
-
-
-def test_told_to_stop_it_saves_and_goes_on_later(start, uninterrupted, tmp_path):
-    for number, line in ((signal.SIGTERM, 'iter 6:'), (signal.SIGINT, 'iter 16:'), (signal.SIGUSR1, 'iter 26:')):
-        process = start()
-        read_until(process, line)
-        process.send_signal(number)
-        code, output = finish(process)
-        assert code == 75 and '--init_from=auto' in output, output
-        saved = checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num']
-        assert saved > int(line[5:-1]) and read_metrics(tmp_path / 'out')[0][-1]['iter'] == saved - 1
-    assert finish(start())[0] == 0
+def test_killed_again_and_again_it_ends_as_if_it_never_was(hooked, uninterrupted, tmp_path):
+    went_on = []
+    for line, _ in KILLS:
+        killed = hooked(f'when_printed({line!r}, die)', '--init_from=auto', settings=DEMANDING)
+        assert killed.returncode == -signal.SIGKILL and line in killed.stdout.splitlines()[-1], killed.stderr
+        went_on.append(resumed_at(killed))
+    done = hooked('', '--init_from=auto', settings=DEMANDING)
+    assert done.returncode == 0, done.stderr
+    assert [*went_on[1:], resumed_at(done)] == [after for _, after in KILLS]
     assert_same_run(tmp_path / 'out', uninterrupted)
 
 
-def test_a_second_ctrl_c_stops_at_once(start):
-    process = start('--eval_iters=100000')  # in the first evaluation, which would take minutes
-    read_until(process, 'tokens per iteration')
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    read_until(process, 'SIGINT: saving after this iteration')
-    time.sleep(1.1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=10) == -signal.SIGINT
+# counts what Python calls, and dies at one of these calls
+AT_CALL = '''
+import atexit
+calls = 0
+def count(frame, event, argument):
+    global calls
+    calls += 1
+    if calls == {call}: die()
+atexit.register(lambda: print('calls:', calls))
+sys.setprofile(count)
+'''
 
 
-def test_two_processes_stop_together_and_any_number_goes_on(start, tmp_path):
-    plain = ['--dropout=0.0']  # which is drawn for each process, so that it would make a difference
-    process = start(*plain, launcher=TORCHRUN)
-    read_until(process, 'iter 12:')
-    process.send_signal(signal.SIGUSR1)  # torchrun passes it on, and ends with a code of its own
-    assert finish(process)[0] != 0
-    saved = checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num']
-    assert 13 <= saved < 40
-    process = start(*plain)
-    assert f'resuming out/last.pt at iteration {saved}' in read_until(process, 'resuming')[-1]
-    for process in (process, start('--out_dir=whole', *plain)):
-        code, output = finish(process)
-        assert code == 0, output
+@dear
+@pytest.mark.parametrize('seed', range(4))
+def test_killed_at_any_of_200_moments_it_ends_as_if_it_never_was(hooked, uninterrupted, tmp_path, seed):
+    dice, run, completed = random.Random(seed), 0, 0
+    whole = hooked(AT_CALL.format(call=0), '--out_dir=counted', settings=DEMANDING)
+    calls = int(whole.stdout.rpartition('calls: ')[2])
+    for _ in range(50):
+        done = hooked(AT_CALL.format(call=dice.randrange(calls)), f'--out_dir=out{run}', '--init_from=auto',
+                      settings=DEMANDING)
+        assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        log = tmp_path / f'out{run}' / 'metrics.jsonl'
+        if log.exists() and '"done": true' in log.read_text():
+            assert_same_run(tmp_path / f'out{run}', uninterrupted)
+            run, completed = run + 1, completed + 1
+    assert completed > 0
+
+
+def test_told_to_stop_it_saves_and_goes_on_later(hooked, uninterrupted, tmp_path):
+    for name, at in (('SIGTERM', 3), ('SIGINT', 8), ('SIGUSR1', 13)):
+        told = hooked(f"when_printed('iter {at}:', lambda: os.kill(os.getpid(), signal.{name}))", '--init_from=auto',
+                      settings=DEMANDING)
+        assert told.returncode == 75 and '--init_from=auto' in told.stdout, told.stderr
+        assert checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num'] == at + 1
+        assert read_metrics(tmp_path / 'out')[0][-1]['iter'] == at
+    assert hooked('', '--init_from=auto', settings=DEMANDING).returncode == 0
+    assert_same_run(tmp_path / 'out', uninterrupted)
+
+
+def test_a_second_ctrl_c_stops_at_once(hooked):
+    """In the middle of an evaluation. Two of them within a second are one: torchrun passes on what all have seen."""
+    done = hooked('''
+import types
+from common import guard
+now, passes = 0.0, 0
+guard.time = types.SimpleNamespace(monotonic=lambda: now)
+def forward(self, idx, targets=None, whole=model.GPT.forward):
+    global now, passes
+    passes += 1
+    now = {2: 10.0, 3: 10.9, 4: 11.1}.get(passes, now)
+    if passes in (2, 3, 4):
+        print('Ctrl-C', passes, flush=True)
+        os.kill(os.getpid(), signal.SIGINT)
+    return whole(self, idx, targets)
+model.GPT.forward = forward
+''')
+    assert done.returncode == -signal.SIGINT and done.stdout.endswith('Ctrl-C 4\n'), done.stdout
+    assert done.stdout.count('SIGINT: saving after this iteration (Ctrl-C again: stop at once)') == 1
+
+
+# the first rank waits, in iteration 12, until it is told to stop
+WAIT_FOR_A_SIGNAL = '''
+import time
+from common import guard
+told = []
+def note(self, *signal, whole=guard.StopSignal.note):
+    whole(self, *signal)
+    told.append(signal)
+def wait():
+    while not told: time.sleep(0.01)
+guard.StopSignal.note = note
+when_printed('iter 12:', wait)
+'''
+
+
+def test_two_processes_stop_together_and_any_number_goes_on(hooked, corpus_dir, tmp_path):
+    plain = [*DEMANDING, '--dropout=0.0']  # which is drawn for each process, so that it would make a difference
+    torchrun = [sys.executable, '-u', '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+                '--signals-to-handle=SIGTERM,SIGINT,SIGUSR1']
+    with subprocess.Popen([*torchrun, HOOKED, WAIT_FOR_A_SIGNAL, TRAIN, *plain, f'--dataset={corpus_dir}'],
+                          cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if 'iter 12:' in line:
+                process.send_signal(signal.SIGUSR1)  # torchrun passes it on, and ends with a code of its own
+        assert process.wait(timeout=HANG) != 0 and 'stopped' in ''.join(seen), ''.join(seen)
+    assert checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num'] == 13
+    assert resumed_at(hooked('', '--init_from=auto', settings=plain)) == 13
+    assert hooked('', '--out_dir=whole', settings=plain).returncode == 0
     moved, whole = (read_metrics(tmp_path / name) for name in ('out', 'whole'))
+    assert moved[2]['done'] and len(moved[0]) == len(whole[0]) == 20
     assert np.allclose([line['loss'] for line in moved[0]], [line['loss'] for line in whole[0]], atol=1e-4)
     assert np.allclose([line['val_loss'] for line in moved[1]], [line['val_loss'] for line in whole[1]], atol=1e-4)
 
 
-def test_two_processes_killed_end_as_two_that_were_not(start, tmp_path):
-    for out_dir, killed in (('--out_dir=whole', False), ('--out_dir=killed', True)):
-        if killed:
-            process = start(out_dir, processes=2)
-            read_until(process, 'iter 12:')
-            kill_all(tmp_path)
-            process.wait()
-        code, output = finish(start(out_dir, processes=2))
-        assert code == 0, output
-    assert_same_run(tmp_path / 'killed', tmp_path / 'whole')
+def test_two_processes_killed_end_as_two_that_were_not(hooked, tmp_path):
+    kill = '''
+from common import guard
+def judge(self, iter_num, *rest, whole=guard.StepGuard.judge, **more):
+    if iter_num == 13: die()
+    return whole(self, iter_num, *rest, **more)
+guard.StepGuard.judge = judge
+'''
+    killed = hooked(kill, settings=DEMANDING, processes=2)
+    assert [one.returncode for one in killed] == [-signal.SIGKILL] * 2, killed[0].stderr
+    for out_dir, after in (('out', 10), ('whole', None)):
+        done = hooked('', f'--out_dir={out_dir}', '--init_from=auto', settings=DEMANDING, processes=2)
+        assert [one.returncode for one in done] == [0, 0] and resumed_at(done[0]) == after, done[0].stderr
+    assert_same_run(tmp_path / 'out', tmp_path / 'whole')
 
 
 @pytest.mark.parametrize('recipe', [['--modern=True', '--optimizer=muon'], ['--modern=False', '--optimizer=adamw']])
-def test_split_by_fsdp_it_is_the_same_run_with_the_same_files(start, tmp_path, recipe):
-    plain = [*recipe, '--dropout=0.0', '--sample_prompts=the cat', '--max_iters=20']
+def test_split_by_fsdp_it_is_the_same_run_with_the_same_files(hooked, tmp_path, recipe):
+    plain = [*DEMANDING, *recipe, '--dropout=0.0', '--max_iters=10', '--init_from=auto']
     fsdp = dict(processes=2)
     for args, several in ((['--out_dir=whole'], {}),
-                          (['--out_dir=out_of', '--fsdp=True', '--max_iters=10'], fsdp), (['--out_dir=out_of'], {}),
-                          (['--out_dir=into', '--max_iters=10'], {}), (['--out_dir=into', '--fsdp=True'], fsdp)):
-        code, output = finish(start(*plain, *args, **several))
-        assert code == 0, output
+                          (['--out_dir=out_of', '--fsdp=True', '--max_iters=5'], fsdp), (['--out_dir=out_of'], {}),
+                          (['--out_dir=into', '--max_iters=5'], {}), (['--out_dir=into', '--fsdp=True'], fsdp)):
+        done = hooked('', *args, settings=plain, **several)
+        for one in done if several else [done]:
+            assert one.returncode == 0, one.stderr
     whole, state = read_metrics(tmp_path / 'whole'), checkpoint_file.load(str(tmp_path / 'whole' / 'last.pt'))
     for name in ('out_of', 'into'):
         steps, evaluations, _ = read_metrics(tmp_path / name)
