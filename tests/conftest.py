@@ -22,6 +22,8 @@ TOY = ['--device=cpu', '--dtype=float32', '--compile=False', '--n_layer=2', '--n
 
 
 TRAIN, HOOKED = os.path.join(ROOT, 'train.py'), os.path.join(ROOT, 'tests', 'hooked.py')
+# code for HOOKED: bench.py's measure of the machine is one product instead of a second of them
+QUICK = 'from common import roofline\nroofline.shortest = roofline.seconds\n'
 HANG = 900  # seconds: no test waits nearly as long on any machine; a limit of this size only ends what hangs
 # what a script reads of its environment after torch has been imported, or Python started: a fork may change it
 READ_LATE = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'HOME', 'PYTHONPATH',
@@ -33,9 +35,9 @@ COLD = ('run_manager.py',)  # needs no torch
 dear = pytest.mark.skipif(os.environ.get('NANOGPT_TESTS') != 'all', reason='dear: with NANOGPT_TESTS=all')
 
 
-def python(*args, cwd, **env):
+def python(*args, cwd, stdin='', **env):
     """Run `python args` in a folder; returns the CompletedProcess, with stdout and stderr as text."""
-    return together([args], cwd, [env])[0]
+    return together([args], cwd, [env], stdin)[0]
 
 
 def ranks(count, *args, cwd):
@@ -47,7 +49,7 @@ def ranks(count, *args, cwd):
     return together([args] * count, cwd, envs)
 
 
-def together(commands, cwd, envs):
+def together(commands, cwd, envs, stdin=''):
     """
     Run commands at once, each with its own additions to the environment; returns their CompletedProcesses. Scripts are
     forked from a process that has imported torch, where that can be.
@@ -57,16 +59,16 @@ def together(commands, cwd, envs):
     is_script = all(args[0].endswith('.py') and os.path.basename(args[0]) not in COLD for args in commands)
     if late and is_script and sys.platform == 'linux':
         server = warm_python()
-        requests = [[args, str(cwd), {**ENVIRONMENT, **env}, HANG] for args, env in zip(commands, envs)]
+        requests = [[args, str(cwd), {**ENVIRONMENT, **env}, stdin, HANG] for args, env in zip(commands, envs)]
         print(json.dumps(requests), file=server.stdin, flush=True)
         answer = server.stdout.readline()
         assert answer, 'tests/warm_python.py has died; what it said stands in stderr'
         done = [subprocess.CompletedProcess(args, *one) for args, one in zip(commands, json.loads(answer))]
     else:
         processes = [subprocess.Popen([sys.executable, *args], cwd=cwd, env={**environment(), **env}, text=True,
-                                      stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
                      for args, env in zip(commands, envs)]
-        said = [process.communicate(timeout=HANG) for process in processes]
+        said = [process.communicate(stdin, timeout=HANG) for process in processes]
         done = [subprocess.CompletedProcess(args, process.returncode, *one)
                 for args, process, one in zip(commands, processes, said)]
     for one in done:

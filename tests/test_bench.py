@@ -10,19 +10,28 @@ import pytest
 import torch
 
 from common import roofline, sweep
+from conftest import HOOKED, QUICK, ROOT, dear, python
 
-TOY = ['--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=32', '--batch_size=4', '--device=cpu',
-       '--gradient_accumulation_steps=2', '--compile=False', '--windows=2']
+TOY = ['--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=16', '--batch_size=2', '--device=cpu',
+       '--gradient_accumulation_steps=2', '--compile=False', '--windows=2', '--vocab_size=64']
+
+
+@pytest.fixture
+def bench(tmp_path):
+    """bench('--json=True', ...): bench.py on a toy model, with a roofline of a single product."""
+    def run(*args, code=''):
+        return python(HOOKED, QUICK + code, os.path.join(ROOT, 'bench.py'), *TOY, *args, cwd=tmp_path)
+    return run
 
 
 @pytest.mark.parametrize('args', [[], ['--optimizer=muon', '--modern=True', '--dropout=0.1'],
                                   ['--gradient_checkpointing=True', '--dtype=float32']])
-def test_a_step_is_measured(run, args):
-    done = run('bench.py', *TOY, '--json=True', *args)
+def test_a_step_is_measured(bench, args):
+    done = bench('--json=True', *args)
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout.splitlines()[-1])
     assert row['ms_lowest'] <= row['ms'] <= row['ms_highest'] and 0 < row['mfu_measured'] < 1
-    assert row['tok_s'] == pytest.approx(1000 * 2 * 4 * 32 / row['ms']) and row['mfu'] is None
+    assert row['tok_s'] == pytest.approx(1000 * 2 * 2 * 16 / row['ms']) and row['mfu'] is None
     assert row['device_name'] is None and row['torch'] == torch.__version__
     assert (row['n_layer'], row['n_embd'], row['dropout']) == (1, 32, 0.1 if '--dropout=0.1' in args else 0.0)
     assert sys.platform == 'win32' or 0.05 < row['memory_gb'] < 4  # of the process
@@ -40,18 +49,23 @@ def test_a_step_that_takes_long_is_measured_too():
     assert set(shares) == {'data', 'forward', 'backward', 'optimizer'} and sum(shares.values()) == pytest.approx(1)
 
 
-def test_a_model_that_does_not_compile_is_not_called_compiled(run):
-    done = run('bench.py', *TOY, '--compile=True', '--json=True', CXX='/bin/false')
-    assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])['compile'] is False
+def test_a_model_that_does_not_compile_is_not_called_compiled(bench):
+    done = bench('--compile=True', '--json=True', code="""
+import torch._inductor.config
+torch._inductor.config.cpp.cxx = (None, '/bin/false')
+""")
+    assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])['compile'] is False, done.stderr
+    assert 'compile: not possible here' in done.stderr
 
 
-def test_real_batches_and_a_config_of_train(run, corpus_dir):
-    done = run('bench.py', 'config/quickstart.py', *TOY, f'--dataset={corpus_dir}', '--real_data=True')
+def test_real_batches_and_a_config_of_train(bench, corpus_dir):
+    done = bench('config/quickstart.py', *TOY, '--vocab_size=0', f'--dataset={corpus_dir}', '--real_data=True')
     assert done.returncode == 0, done.stderr
     assert re.search(r'^step: [\d.]+ ms \([\d.]+ to [\d.]+\), [\d,]+ tokens/s', done.stdout, re.MULTILINE)
     assert 'of the time: data' in done.stdout
 
 
+@dear
 def test_a_sweep_sorts_its_cells_and_names_the_best_line(run, tmp_path):
     done = run('bench.py', *TOY, '--modern=True', '--sweep', 'True', "--sweep_dtype=['float32','float16']",
                '--sweep_compile=[False]', '--sweep_batch_size=[1,2]', '--sweep_gradient_checkpointing=[False]',
@@ -100,27 +114,31 @@ def test_a_plan_takes_the_shape_of_the_weights_to_start_from(run):
     assert 'million tokens' in done.stdout and ' days' not in done.stdout
 
 
-def test_a_batch_for_which_a_cpu_has_no_memory_is_no_traceback(run):
-    done = run('bench.py', *TOY, '--batch_size=1000000000000')
+def test_a_batch_for_which_a_cpu_has_no_memory_is_no_traceback(bench):
+    done = bench('--batch_size=1000000000000')
     assert done.returncode == 1 and 'Traceback' not in done.stderr and '--batch_size=500000000000' in done.stderr
 
 
-def test_a_profile_names_operators_and_leaves_a_trace(run, tmp_path):
-    done = run('bench.py', *TOY, '--profile=True')
+def test_a_profile_names_operators_and_leaves_a_trace(bench, tmp_path):
+    done = bench('--profile=True')
     assert done.returncode == 0, done.stderr
     assert 'aten::' in done.stdout and 'traceEvents' in json.loads((tmp_path / 'trace.json').read_text())
 
 
-def test_the_roofline_and_the_readiness_of_this_machine(run):
+@dear
+def test_the_roofline_of_this_machine(run):
     done = run('bench.py', '--mode=matmul', '--device=cpu')
     assert len(re.findall(r'^products in \w+ +[\d.]+ TFLOP/s$', done.stdout, re.MULTILINE)) == 3
     assert re.search(r'^reading memory +[\d.]+ GB/s$', done.stdout, re.MULTILINE)
+
+
+def test_the_readiness_of_this_machine(run):
     done = run('bench.py', '--mode=check')
     assert done.returncode == 0 and re.search(r'^ok +PyTorch +\d', done.stdout, re.MULTILINE)
 
 
-def test_each_way_to_write_a_text_is_measured(run):
-    done = run('bench.py', '--mode=sample', *TOY, '--vocab_size=64', '--prompt_tokens=4', '--max_new_tokens=5',
+def test_each_way_to_write_a_text_is_measured(bench):
+    done = bench('--mode=sample', '--prompt_tokens=4', '--max_new_tokens=5',
                '--rounds=1', '--batch_sizes=[1, 3]')
     assert done.returncode == 0, done.stderr
     speeds = dict(re.findall(r'^(\S.*?) {2,}([\d.]+) .* [\d.]+ +\d+%$', done.stdout, re.MULTILINE))
@@ -140,6 +158,6 @@ def test_each_way_to_write_a_text_is_measured(run):
     (['--vocab_size=-1'], 'vocab_size=-1'), (['--json', '--sweep'], 'json'),
     (['--sweep=True', '--sweep_compile=[]'], 'empty'), (['--batchsize=3'], 'batch_size'),
     (['--real_data=True', '--dataset=nowhere'], 'nowhere')])
-def test_a_mistake_is_one_line_and_exit_code_2(run, args, expected):
-    done = run('bench.py', *TOY, *args)
+def test_a_mistake_is_one_line_and_exit_code_2(bench, args, expected):
+    done = bench(*args)
     assert done.returncode == 2 and expected in done.stderr and len(done.stderr.strip().splitlines()) == 1

@@ -4,7 +4,6 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from torch._dynamo.backends.distributed import DDPOptimizer
 
 from common import guard, hardware
 from model import GPT, GPTConfig
@@ -169,27 +168,44 @@ def test_a_model_that_does_not_compile_runs_in_eager_and_says_so(monkeypatch, ca
                                        '(RuntimeError: Failed to find C++ compiler)\n')
 
 
-def test_with_ddp_the_graph_is_cut_where_gradients_can_travel(monkeypatch, tmp_path):
-    cuts, whole, compile = [], DDPOptimizer.compile_fn, torch.compile
-    monkeypatch.setattr(DDPOptimizer, 'compile_fn', lambda *args, **kw: cuts.append(1) or whole(*args, **kw))
-    monkeypatch.setattr(torch, 'compile', lambda model, mode: compile(model, backend='aot_eager'))
+@pytest.fixture
+def alone(tmp_path):
+    """A process group of this process alone, for DistributedDataParallel."""
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
-    try:
-        raw_model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=64, block_size=8, vocab_size=8192)).train()
-        ids = torch.arange(16).view(2, 8)
-        expected = raw_model(ids, ids)[1]
-        model = hardware.compile_or_eager(torch.nn.parallel.DistributedDataParallel(raw_model), nullcontext(),
-                                          lambda compiled: compiled(ids, ids)[1].backward())
-        assert cuts == [1] and model.module is not raw_model
-        assert all(p.grad is None for p in raw_model.parameters())
-        torch.testing.assert_close(model(ids, ids)[1], expected)
-        assert cuts == [1]  # compiled already
-        monkeypatch.setattr(torch, 'compile', lambda model, mode: torch.nn.Module())  # which cannot be called
-        again = torch.nn.parallel.DistributedDataParallel(raw_model)
-        assert hardware.compile_or_eager(again, nullcontext(), lambda compiled: compiled(ids)) is again
-        assert again.module is raw_model
-    finally:
-        torch.distributed.destroy_process_group()
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs that torch.compile makes from here on, of which each runs as it is."""
+    torch._dynamo.reset()
+    made, compile = [], torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda model, mode: compile(
+        model, backend=lambda graph, inputs: made.append(graph) or graph))
+    return made
+
+
+@pytest.mark.parametrize('bucket_mb, expected', [(100, 2), (1, 4)])
+def test_with_ddp_the_graph_is_cut_where_gradients_can_travel(alone, graphs, bucket_mb, expected):
+    """That is where a bucket of them is full: the first has 1 MB, the others what DDP is told. The blocks have 2.4."""
+    raw_model = GPT(GPTConfig(n_layer=12, n_head=2, n_embd=64, block_size=8, vocab_size=8192)).train()
+    ids = torch.arange(16).view(2, 8)
+    right = raw_model(ids, ids)[1]
+    parallel = torch.nn.parallel.DistributedDataParallel(raw_model, bucket_cap_mb=bucket_mb)
+    model = hardware.compile_or_eager(parallel, nullcontext(), lambda compiled: compiled(ids, ids)[1].backward())
+    assert model.module is not raw_model and len(graphs) == expected
+    assert all(p.grad is None for p in raw_model.parameters())
+    torch.testing.assert_close(model(ids, ids)[1], right)
+    assert len(graphs) == expected, 'compiled already'
+
+
+def test_with_ddp_too_a_model_that_does_not_compile_runs_in_eager(alone, monkeypatch):
+    monkeypatch.setattr(torch, 'compile', lambda model, mode: torch.nn.Module())  # which cannot be called
+    raw_model = torch.nn.Linear(2, 2)
+    model = torch.nn.parallel.DistributedDataParallel(raw_model)
+    assert hardware.compile_or_eager(model, nullcontext(), lambda compiled: compiled(torch.ones(2))) is model
+    assert model.module is raw_model
 
 
 @pytest.mark.parametrize('n_embd, device, dtype, said', [(64, 'cuda', 'float16', ''), (36, 'cpu', 'bfloat16', ''),

@@ -1,10 +1,14 @@
 """A model made ready to generate: packed, in 8 bits, compiled for a step."""
 import copy
+import functools
+import platform
+import re
 
 import pytest
 import torch
 
 from common import generate, inference
+from conftest import ROOT, dear, python
 from model import GPT, GPTConfig
 
 
@@ -20,17 +24,29 @@ def linears(model):
 
 
 @pytest.mark.parametrize('dtype, tolerance', [('float32', 1e-5), ('bfloat16', 0.02)])
-def test_packed_weights_change_no_logit(larger, dtype, tolerance):
+def test_packed_weights_change_no_logit(larger, capsys, dtype, tolerance):
+    """Nor do those that oneDNN cannot pack on this CPU, which stay as they are; a line says so then."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip('PyTorch comes without oneDNN here')
     packed, idx = copy.deepcopy(larger).to(getattr(torch, dtype)), torch.randint(600, (3, 7))
     inference.pack(packed, 'cpu', dtype)
-    assert 'PackedLinear' in linears(packed)
+    reason = inference.why_not_packed(dtype)
+    assert ('PackedLinear' in linears(packed)) == (reason is None)
+    assert capsys.readouterr().out == ('' if reason is None else
+                                       f'oneDNN packs no weights here ({reason}): generating takes longer\n')
     with torch.no_grad():
         assert torch.allclose(packed(idx, idx)[0].float(), larger(idx, idx)[0], atol=tolerance)
         assert torch.allclose(packed(idx[:1, :1])[0].float(), larger(idx[:1, :1])[0], atol=tolerance)
         if dtype == 'float32':
             assert torch.equal(packed.generate(idx, 9, temperature=0), larger.generate(idx, 9, temperature=0))
+
+
+@pytest.mark.skipif(platform.machine() not in ('x86_64', 'AMD64'), reason='oneDNN plays x86-64 CPUs alone')
+def test_an_older_cpu_packs_float32_and_no_bfloat16():
+    code = 'from common.inference import why_not_packed as w; print([w(d) for d in ("float32", "bfloat16")])'
+    done = python('-c', code, cwd=ROOT, ONEDNN_MAX_CPU_ISA='AVX2', DNNL_MAX_CPU_ISA='AVX2')
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\[None, '.*bf16.*'\]\n", done.stdout), done.stdout
 
 
 def test_small_matrices_and_float16_are_left_as_they_are(model, larger):
@@ -39,12 +55,14 @@ def test_small_matrices_and_float16_are_left_as_they_are(model, larger):
         assert linears(one) == {'Linear'}
 
 
-def test_where_nothing_can_be_packed_a_line_says_so(larger, monkeypatch, capsys):
+@pytest.mark.parametrize('error', [RuntimeError('no such function\nand a long story'), AttributeError('gone')])
+def test_where_nothing_can_be_packed_a_line_says_so(larger, monkeypatch, capsys, error):
     def refuse(linear):
-        raise RuntimeError('no such function')
+        raise error
     monkeypatch.setattr(inference, 'PackedLinear', refuse)
     inference.pack(larger, 'cpu', 'float32')
-    assert 'no such function' in capsys.readouterr().out and linears(larger) == {'Linear'}
+    reason = str(error).partition('\n')[0]
+    assert f'packs no weights here ({reason}): ' in capsys.readouterr().out and linears(larger) == {'Linear'}
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -87,8 +105,10 @@ def test_int8_tells_what_it_costs(model, dtype):
     assert linears(eight) == {'Int8Linear'} and before != after == pytest.approx(before, rel=0.02)
 
 
-def test_a_compiled_step_is_compiled_once_and_writes_the_same(model):
+@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=dear)])
+def test_a_compiled_step_is_compiled_once_and_writes_the_same(model, monkeypatch, backend):
     torch._dynamo.reset()
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=backend))
     step = inference.compile_step(model, 2, 16, 'cpu')
     if step is None:
         pytest.skip('torch.compile does not work here')

@@ -9,7 +9,7 @@ import torch
 
 from common import checkpoint as checkpoint_file
 from common import guard, settings
-from conftest import ROOT, TOY, make_dataset, python, read_metrics
+from conftest import DEMANDING, ROOT, TOY, TRAIN, assert_same_run, make_dataset, python, ranks, read_metrics
 from model import GPT
 
 
@@ -130,80 +130,174 @@ def test_how_the_batch_is_cut_into_micro_batches_changes_only_rounding(train, tr
     assert np.allclose(grad_norms(tmp_path / 'out'), grad_norms(trained), rtol=1e-3)
 
 
-# train.py, with a note of every place in the corpus that it reads
+# notes every place in the corpus that is read, the seed of each forward pass, and whether its gradients are to travel
 RECORDER = '''
-import os, runpy, sys
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
 from common import batches
+from torch.nn.parallel import DistributedDataParallel
+
+def note(name, *lines):
+    with open(f"{folder}-{{name}}.{{os.environ.get('RANK', 0)}}", "a") as f:
+        f.writelines(f"{{line}}\\n" for line in lines)
 
 class Recorder(batches.Reader):
     def __init__(self, folder, split, *rest):
         super().__init__(folder, split, *rest)
         self.split = split
     def windows(self, starts):
-        with open(f"read.{os.environ.get('RANK', 0)}", "a") as f:
-            f.writelines(f"{self.split} {start}\\n" for start in starts.flatten() if start < self.size - 1)
+        note("read", *(f"{{self.split}} {{start}}" for start in starts.flatten() if start < self.size - 1))
         return super().windows(starts)
 
-batches.Reader = Recorder
-runpy.run_path(sys.argv[0], run_name="__main__")
+def forward(self, *batch, whole=DistributedDataParallel.forward):
+    note("seeds", torch.initial_seed())
+    note("travel", self.require_backward_grad_sync)
+    return whole(self, *batch)
+
+batches.Reader, DistributedDataParallel.forward = Recorder, forward
 '''
 
 
-def test_two_processes_train_as_one(corpus_dir, tmp_path):
-    def train_with(folder, *launcher):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / 'recorder.py').write_text(RECORDER)
-        done = python(*launcher, 'recorder.py', os.path.join(ROOT, 'train.py'), *TOY, f'--dataset={corpus_dir}',
-                      '--out_dir=out', '--sample_prompts=|', cwd=tmp_path / folder)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count('iter 7:') == 1, 'every line once, not once a process'
-        read = [line for name in os.listdir(tmp_path / folder) if name.startswith('read.')
-                for line in (tmp_path / folder / name).read_text().splitlines()]
-        return read_metrics(tmp_path / folder / 'out'), read
+def noted(tmp_path, name):
+    """What RECORDER noted under a name, the lines of each rank."""
+    return [path.read_text().splitlines() for path in sorted(tmp_path.glob(f'{name}.*'))]
 
-    (steps1, evaluations1, _), read1 = train_with('one')
-    (steps2, evaluations2, _), read2 = train_with('two', '-m', 'torch.distributed.run', '--standalone',
-                                                  '--nproc_per_node=2')
-    assert len(read1) == 20 * 8 + 3 * 2 * 5 * 4 and sorted(read1) == sorted(read2)
+
+def test_two_processes_train_as_one(hooked, tmp_path):
+    args = ['--batch_size=2', '--gradient_accumulation_steps=4', '--sample_prompts=|']
+    one = hooked(RECORDER.format(folder='one'), '--out_dir=one', *args)
+    two = hooked(RECORDER.format(folder='two'), '--out_dir=two', *args, processes=2)
+    for done in (one, *two):
+        assert done.returncode == 0, done.stderr
+    assert two[0].stdout.count('iter 7:') == 1 and 'iter' not in two[1].stdout, 'every line once, not once a process'
+    read1, read2 = sum(noted(tmp_path, 'one-read'), []), sum(noted(tmp_path, 'two-read'), [])
+    assert len(read1) == 20 * 8 + 3 * 2 * 5 * 2 and sorted(read1) == sorted(read2)
+    (steps1, evaluations1, _), (steps2, evaluations2, _) = (read_metrics(tmp_path / name) for name in ('one', 'two'))
     assert np.allclose([s['loss'] for s in steps1], [s['loss'] for s in steps2], atol=1e-4)
     assert np.allclose([s['grad_norm'] for s in steps1], [s['grad_norm'] for s in steps2], rtol=1e-3)
-    for one, two in zip(evaluations1, evaluations2, strict=True):
-        assert one['val_loss'] == pytest.approx(two['val_loss'], abs=1e-4)
-        assert one['val_acc'] == pytest.approx(two['val_acc'], abs=1e-2)
+    for ours, theirs in zip(evaluations1, evaluations2, strict=True):
+        assert ours['val_loss'] == pytest.approx(theirs['val_loss'], abs=1e-4)
+        assert ours['val_acc'] == pytest.approx(theirs['val_acc'], abs=1e-2)
+    # two micro-batches a process: the gradients of both travel with the second
+    assert noted(tmp_path, 'two-travel') == [['False', 'True'] * 20] * 2
 
 
-@pytest.mark.parametrize('options', [['--gradient_checkpointing=True', '--dropout=0.1'], ['--dtype=bfloat16'],
-                                     ['--grad_clip=0.0', '--decay_lr=False', '--bias=True'],
-                                     ['--activation=gelu_tanh', '--log_interval=5', '--always_save_checkpoint=False'],
-                                     ['--modern=True', '--optimizer=muon', '--schedule=linear', '--dtype=bfloat16']])
-def test_options_train(train, tmp_path, options):
-    done = train('--out_dir=out', *options)
+def test_every_process_and_iteration_drops_others(hooked, tmp_path):
+    """As many random streams of dropout as processes, each a new one in every iteration."""
+    for done in hooked(RECORDER.format(folder='two'), '--dropout=0.1', '--max_iters=4', processes=2):
+        assert done.returncode == 0, done.stderr
+    seeds = noted(tmp_path, 'two-seeds')
+    assert [len(rank) for rank in seeds] == [4, 4] and len({*seeds[0], *seeds[1]}) == 8
+
+
+def learned(out_dir):
+    evaluations = read_metrics(out_dir)[1]
+    return evaluations[-1]['val_loss'] < evaluations[0]['val_loss'] - 0.5
+
+
+# what each option does to a run: a function of its losses, those of a run without it, its last state, its output
+OPTIONS = {
+    '--dtype=bfloat16': lambda ours, plain, state, out: (
+        'run: cpu, bfloat16' in out and ours != plain and np.allclose(ours, plain, atol=0.05)),
+    '--bias=True': lambda ours, plain, state, out: (
+        all(state['model'][f'transformer.h.1.{name}.bias'].any() for name in ('attn.c_attn', 'mlp.c_proj', 'ln_1'))),
+    '--activation=gelu_tanh': lambda ours, plain, state, out: (
+        ours != plain and np.allclose(ours, plain, atol=0.01) and state['model_args']['activation'] == 'gelu_tanh'),
+    '--modern=True': lambda ours, plain, state, out: (
+        state['model']['smear'].any() and 'transformer.wpe.weight' not in state['model']),
+    '--log_interval=5': lambda ours, plain, state, out: (
+        ours == plain[::5] and [line for line in range(20) if f'iter {line}: ' in out] == [0, 5, 10, 15]),
+    '--seed=1': lambda ours, plain, state, out: not np.allclose(ours[:3], plain[:3], atol=1e-3),
+    '--dropout=0.1': lambda ours, plain, state, out: ours != plain and np.allclose(ours, plain, atol=0.3),
+}
+
+
+@pytest.mark.parametrize('option', OPTIONS)
+def test_options_train_and_do_what_they_say(train, trained, tmp_path, option):
+    done = train('--out_dir=out', option)
+    assert done.returncode == 0 and learned(tmp_path / 'out'), done.stderr
+    state = torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)
+    assert OPTIONS[option](losses(tmp_path / 'out'), losses(trained), state, done.stdout)
+
+
+def test_gradient_checkpointing_computes_the_blocks_twice_and_the_same(hooked, tmp_path):
+    count = '''
+import atexit
+passes = 0
+def forward(self, *args, whole=model.Block.forward):
+    global passes
+    passes += self.training
+    return whole(self, *args)
+model.Block.forward = forward
+atexit.register(lambda: print('passes:', passes))
+'''
+    for folder, option in (('plain', '--gradient_checkpointing=False'), ('again', '--gradient_checkpointing=True')):
+        done = hooked(count, f'--out_dir={folder}', option, '--dropout=0.1')
+        assert done.returncode == 0, done.stderr
+        # 20 iterations of 2 micro-batches through 2 blocks
+        assert int(done.stdout.rpartition('passes: ')[2]) == (80 if folder == 'plain' else 160)
+    assert np.allclose(losses(tmp_path / 'again'), losses(tmp_path / 'plain'), atol=1e-5)
+
+
+@pytest.mark.parametrize('decay_lr', [True, False])
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
+def test_the_optimizer_gets_what_the_settings_say(train, tmp_path, optimizer, decay_lr):
+    args = ['--max_iters=11', '--schedule=linear', '--warmup_iters=0', '--learning_rate=4e-3', '--min_lr=1e-3']
+    done = train('--out_dir=out', *args, f'--decay_lr={decay_lr}', f'--optimizer={optimizer}', '--muon_lr=0.03',
+                 '--weight_decay=0.07', '--beta1=0.8', '--beta2=0.9')
     assert done.returncode == 0, done.stderr
-    evaluations = read_metrics(tmp_path / 'out')[1]
-    assert evaluations[-1]['val_loss'] < evaluations[0]['val_loss'] - 0.5
+    groups = torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)['optimizer']['param_groups']
+    lr = 2.5e-3 if decay_lr else 4e-3  # the last update is that of iteration 10: half way to lr_decay_iters
+    assert read_metrics(tmp_path / 'out')[0][-1]['lr'] == pytest.approx(lr)
+    if optimizer == 'adamw':  # matrices, then vectors
+        expected = [dict(lr=lr, lr_ratio=1.0, weight_decay=0.07), dict(lr=lr, lr_ratio=1.0, weight_decay=0.0)]
+    else:  # the blocks' fused projections, their other matrices, and AdamW's: all else
+        muon = dict(lr=7.5 * lr, lr_ratio=7.5, weight_decay=0.07, momentum=0.85 + 0.1 * 10 / 300)
+        expected = [dict(muon, pieces=3), dict(muon, pieces=1), dict(lr=lr, lr_ratio=1.0, weight_decay=0.0, pieces=0)]
+    assert len(groups) == len(expected)
+    for group, values in zip(groups, expected):
+        assert tuple(group['betas']) == (0.8, 0.9)
+        assert {key: group[key] for key in values} == {key: pytest.approx(value) for key, value in values.items()}
 
 
-def test_where_adamw_is_not_fused_a_harmful_update_is_skipped_too(corpus_dir, tmp_path):
-    """As on Apple's GPU; the second update meets a loss that is not finite."""
-    (tmp_path / 'plain.py').write_text("""
-import os, runpy, sys
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-import torch
+# a run in float16 on a CPU, where train.py refuses it, with a scale that overflows at first and soon grows again
+FLOAT16 = '''
+from common import hardware
+hardware.resolve_dtype = lambda dtype, device: dtype
+class Scaler(torch.amp.GradScaler):
+    def __init__(self, device, enabled):
+        super().__init__(device, init_scale=2.0**24, growth_interval=5, enabled=enabled)
+torch.amp.GradScaler = Scaler
+'''
+
+
+def test_in_float16_what_overflows_is_skipped_and_a_resume_is_exact(hooked, tmp_path):
+    float16 = [*DEMANDING, '--dtype=float16']
+    for args in (['--out_dir=whole'], ['--max_iters=10'], ['--init_from=resume']):
+        done = hooked(FLOAT16, *args, settings=float16)
+        assert done.returncode == 0, done.stderr
+    state = torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)
+    steps = {int(moments['step']) for moments in state['optimizer']['state'].values() if 'step' in moments}
+    skipped = 20 - steps.pop()
+    assert not steps and 1 <= skipped <= 9, 'the first updates were to overflow, and half of them at most'
+    halved, grown = skipped, (20 - skipped) // 5
+    assert state['scaler']['scale'] == 2.0**(24 - halved + grown), state['scaler']
+    assert not os.path.exists(tmp_path / 'out' / 'spikes.jsonl') and 'update skipped' not in done.stdout
+    assert learned(tmp_path / 'out')
+    assert_same_run(tmp_path / 'out', tmp_path / 'whole')
+
+
+NOT_FUSED = '''
 from common import guard
 adamw, judge = torch.optim.AdamW.__init__, guard.StepGuard.judge
 torch.optim.AdamW.__init__ = lambda self, groups, fused, **rest: adamw(self, groups, fused=False, **rest)
 guard.StepGuard.judge = lambda self, i, loss, grad_norm, scaled: judge(self, i, loss / (i != 1), grad_norm, scaled)
-runpy.run_path(sys.argv[0], run_name="__main__")
-""")
-    done = python('plain.py', os.path.join(ROOT, 'train.py'), *TOY, '--modern=True', '--optimizer=muon',
-                  f'--dataset={corpus_dir}', '--out_dir=out', cwd=tmp_path)
+'''
+
+
+def test_where_adamw_is_not_fused_a_harmful_update_is_skipped_too(hooked, tmp_path):
+    """As on Apple's GPU; the second update meets a loss that is not finite."""
+    done = hooked(NOT_FUSED, '--modern=True', '--optimizer=muon')
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count('update skipped') == 1
-    evaluations = read_metrics(tmp_path / 'out')[1]
-    assert evaluations[-1]['val_loss'] < evaluations[0]['val_loss'] - 0.5
+    assert done.stdout.count('update skipped') == 1 and learned(tmp_path / 'out')
 
 
 def test_compiled_code_trains_as_eager_code_does(train, tmp_path):
@@ -215,6 +309,30 @@ def test_compiled_code_trains_as_eager_code_does(train, tmp_path):
     assert 'compile: done in' in done.stdout
     assert train('--out_dir=eager', *small).returncode == 0
     assert np.allclose(losses(tmp_path / 'out'), losses(tmp_path / 'eager'), atol=1e-3)
+
+
+COMPILE = '''
+import atexit, functools
+from torch._dynamo.utils import counters
+torch.compile = functools.partial(torch.compile, backend='aot_eager')
+atexit.register(lambda: print('graphs:', counters['stats']['unique_graphs']))
+'''
+
+
+@pytest.mark.parametrize('options, tolerance', [
+    (['--optimizer=muon'], 1e-4), (['--gradient_checkpointing=True'], 1e-4),
+    (['--dtype=bfloat16', '--gradient_checkpointing=True', '--modern=True'], 0.03)])
+def test_split_by_fsdp_and_compiled_it_trains_as_one_eager_process_does(hooked, tmp_path, options, tolerance):
+    """The graphs are what torch.compile makes of it; what they compile to is left to PyTorch (aot_eager)."""
+    done = hooked(COMPILE, '--out_dir=two', '--fsdp=True', '--compile=True', '--max_iters=8', *options, processes=2)
+    for one in done:
+        assert one.returncode == 0, one.stderr
+    assert 'compile: done in' in done[0].stdout and int(done[0].stdout.rpartition('graphs: ')[2]) > 0
+    one = hooked('', '--out_dir=one', '--max_iters=8', *options)
+    assert one.returncode == 0, one.stderr
+    assert np.allclose(losses(tmp_path / 'two'), losses(tmp_path / 'one'), atol=tolerance)
+    (_, ours, _), (_, theirs, _) = (read_metrics(tmp_path / name) for name in ('two', 'one'))
+    assert [e['val_loss'] for e in ours] == pytest.approx([e['val_loss'] for e in theirs], abs=tolerance)
 
 
 @pytest.mark.parametrize('schedule, at_8_12_16', [
@@ -229,12 +347,14 @@ def test_the_learning_rate_warms_up_and_follows_its_schedule(train, tmp_path, sc
     assert lr[20:] == pytest.approx([1e-3] * 5)
 
 
-def test_gradients_are_clipped(train, tmp_path):
+@pytest.mark.parametrize('clipped', [0.01, 0.0])
+def test_gradients_are_clipped_where_that_was_asked_for(train, tmp_path, clipped):
     """AdamW with eps near nothing hides the scale of its gradients, but its first moment shows it."""
-    assert train('--out_dir=out', '--max_iters=1', '--grad_clip=0.01').returncode == 0
+    assert train('--out_dir=out', '--max_iters=1', f'--grad_clip={clipped}').returncode == 0
+    logged = grad_norms(tmp_path / 'out')[0]
     state = torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)['optimizer']['state']
     norm = torch.stack([moments['exp_avg'].norm() for moments in state.values()]).norm() / (1 - 0.9)
-    assert norm.item() == pytest.approx(0.01, rel=1e-3) and grad_norms(tmp_path / 'out')[0] > 0.1
+    assert norm.item() == pytest.approx(clipped or logged, rel=1e-3) and logged > 0.1
 
 
 def test_a_state_is_saved_only_on_improvement_where_that_was_asked_for(train, tmp_path):
@@ -521,17 +641,15 @@ def test_a_model_learns_the_answers_and_not_the_questions(run, instructions, tmp
     assert losses(str(tmp_path / 'unmasked'))[1] < 1.2, 'without the masks it learns the questions, too'
 
 
-def test_every_answer_counts_the_same_however_the_batch_is_split(run, instructions, tmp_path):
+def test_every_answer_counts_the_same_however_the_batch_is_split(instructions, tmp_path):
     """Micro-batches and processes have different numbers of targets that count; the loss is the mean over all."""
-    launcher = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
     results = []
-    for folder, split, command in (('one', (8, 1), []), ('four', (2, 4), []), ('two', (4, 2), launcher)):
-        (tmp_path / folder).mkdir()
-        done = python(*command, os.path.join(ROOT, 'train.py'), *TOY, *ON_INSTRUCTIONS, f'--dataset={instructions}',
-                      f'--batch_size={split[0]}', f'--gradient_accumulation_steps={split[1]}', '--block_size=16',
-                      cwd=tmp_path / folder)
-        assert done.returncode == 0, done.stderr
-        results.append(read_metrics(tmp_path / folder / 'out')[0])
+    for folder, split, count in (('one', (8, 1), 1), ('four', (2, 4), 1), ('two', (4, 2), 2)):
+        for done in ranks(count, TRAIN, *TOY, *ON_INSTRUCTIONS, f'--dataset={instructions}', f'--out_dir={folder}',
+                          f'--batch_size={split[0]}', f'--gradient_accumulation_steps={split[1]}', '--block_size=16',
+                          cwd=tmp_path):
+            assert done.returncode == 0, done.stderr
+        results.append(read_metrics(tmp_path / folder)[0])
     for other in results[1:]:
         for key in ('loss', 'grad_norm'):
             assert np.allclose([s[key] for s in results[0]], [s[key] for s in other], rtol=1e-3)
@@ -606,18 +724,12 @@ def test_an_impossible_out_dir_is_refused(train, tmp_path, out_dir):
     assert (tmp_path / 'a_file').read_text() == 'mine'
 
 
-def test_processes_that_find_different_states_are_refused(corpus_dir, trained, tmp_path):
+def test_processes_that_find_different_states_are_refused(hooked, trained):
     """As on two nodes of which only the first has the out_dir."""
-    (tmp_path / 'two.py').write_text(f'''
-import os, runpy, sys
-sys.argv[1:] += ['--init_from=auto', '--out_dir=' + (['{trained}', 'nothing'][int(os.environ['RANK'])])]
-sys.argv = sys.argv[1:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-runpy.run_path(sys.argv[0], run_name="__main__")
-''')
-    done = python('-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', 'two.py',
-                  os.path.join(ROOT, 'train.py'), *TOY, f'--dataset={corpus_dir}', '--max_iters=30', cwd=tmp_path)
-    assert done.returncode != 0 and 'the processes found different states' in done.stderr
+    places = f"sys.argv.append('--out_dir=' + [{trained!r}, 'nothing'][int(os.environ['RANK'])])"
+    done = hooked(places, '--init_from=auto', '--max_iters=30', processes=2)
+    assert done[0].returncode == 2 and 'the processes found different states' in done[0].stderr
+    assert done[1].returncode == 2
 
 
 def test_a_pickled_meta_is_not_loaded(train, other_corpus):

@@ -1,8 +1,8 @@
 """
 A Python that has already imported torch, which takes most of a toy run's time. For each line on stdin, the JSON of a
-list of [arguments, folder, environment, seconds], it forks as many processes at once, each of which runs its script as
-`python` would, for at most so many seconds; when all have ended it prints the JSON of a list of [exit code, stdout,
-stderr]. All forks hash strings alike, which new processes do not, and they end without tidying up their memory.
+list of [arguments, folder, environment, stdin, seconds], it forks as many processes at once, each of which runs its
+script as `python` would, for at most so many seconds; when all have ended it prints the JSON of a list of [exit code,
+stdout, stderr]. All forks hash strings alike, which new processes do not, and end without tidying up their memory.
 """
 import atexit
 import json
@@ -14,7 +14,8 @@ import tempfile
 import threading
 
 import torch._dynamo  # noqa: here, or the first optimizer does it in each fork
-import torch.distributed.fsdp  # noqa: likewise
+import torch._inductor.compile_fx  # noqa: likewise, for what is compiled
+import torch.distributed.fsdp  # noqa
 
 
 def become(args, folder, environment, seconds, files):
@@ -47,11 +48,13 @@ def become(args, folder, environment, seconds, files):
 
 for line in sys.stdin:
     children = []
-    for command in json.loads(line):
-        files = [open(os.devnull), *(tempfile.TemporaryFile('w+', encoding='utf-8') for _ in range(2))]
+    for args, folder, environment, given, seconds in json.loads(line):
+        files = [tempfile.TemporaryFile('w+', encoding='utf-8') for _ in range(3)]
+        files[0].write(given)
+        files[0].seek(0)
         child = os.fork()
         if child == 0:
-            become(*command, files)
+            become(args, folder, environment, seconds, files)
         children.append((child, files))
     answers = []
     for child, files in children:
