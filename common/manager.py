@@ -16,6 +16,7 @@ from common.settings import RESUMABLE
 
 ATTEMPTS = 3   # a run that fails is started again twice
 PAUSE = 60     # seconds between
+LOOK = 0.5     # seconds between two looks at what runs
 AT_ONCE = 20   # seconds: three experiments in a row that fail this soon have one reason, and end the queue
 
 
@@ -58,7 +59,7 @@ class Manager:
             if not running and not waiting:
                 break
             show_progress(running)
-            time.sleep(0.5)
+            time.sleep(LOOK)
         names = [one.name for one in listed]
         print_lines('\n'.join(runstate.status_lines(names, runs)))
         if all(runs[name]['state'] == 'done' for name in names):

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ import corpus
 import encoding
 import sources
 from common import bins, tokenizer
-from conftest import ROOT, make_dataset, python
+from conftest import HANG, ROOT, make_dataset, python
 from test_sources import write
 
 SHAKESPEARE = os.path.join(ROOT, '..', 'shared', 'data', 'tinyshakespeare.txt')
@@ -273,12 +272,16 @@ import os, sys, time
 sys.path[:0] = [{root!r}, {data!r}]
 import corpus, encoding, shards
 encoding.SHARD, encoding.UNIT = 4000, 500
-units = encoding.units
-def slow(*args):
-    for unit in units(*args):
-        time.sleep({pause})
-        yield unit
-encoding.units = slow
+def hold():
+    print('stands still', flush=True)
+    time.sleep({hang})
+def close(self, whole=shards.Shards.close, **state):
+    whole(self, **state)
+    if self.manifest['shards'] == {hold_after}:
+        hold()
+shards.Shards.close = close
+if {hold_after} == 0:
+    corpus.tokenise = lambda *args: hold()
 {more}
 corpus.prepare('unused', 'a corpus', tokenizer='char', val_fraction=0.1)
 '''
@@ -286,46 +289,58 @@ corpus.prepare('unused', 'a corpus', tokenizer='char', val_fraction=0.1)
 
 @pytest.fixture
 def driver(tmp_path):
-    """driver(): starts a prepare script that takes its time and notes its progress often; returns the process."""
+    """
+    driver(): starts a prepare script that notes its progress often, and stands still after so many shards if it is told
+    to; returns the process.
+    """
     for shard in range(3):
         write(tmp_path / f'{shard}.jsonl', STORIES[shard * 130:][:130 if shard < 2 else None])
 
     write(tmp_path / 'val.jsonl', STORIES[:100])
 
-    def start(pause=0.0, more='', out='out', args=('--vocab_size=300',)):
-        script = DRIVER.format(root=ROOT, data=os.path.join(ROOT, 'data'), pause=pause, more=more)
+    def start(hold_after=None, more='', out='out', args=('--vocab_size=300',)):
+        script = DRIVER.format(root=ROOT, data=os.path.join(ROOT, 'data'), hang=HANG, hold_after=hold_after, more=more)
         command = [sys.executable, '-c', script, '--input=[0-9].jsonl', f'--out={out}', *args]
         return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return start
+
+
+def held(process):
+    """What a process says until it stands still."""
+    said = ''
+    while 'stands still' not in said:
+        line = process.stdout.readline()
+        assert line, f'it ended: {said}'
+        said += line
+    return said
+
+
+def kill(process):
+    """Kill a process when it stands still; what it had said."""
+    said = held(process)
+    process.kill()
+    process.communicate()
+    return said
 
 
 SMALL_BLOCKS = 'import sources; sources.BLOCK = 1000'
 
 
 def progress(folder):
-    """What the manifest of the work in a folder says, a dict; {} if there is none."""
-    found = glob.glob(str(folder / 'unfinished-*' / 'manifest.json'))
-    try:
-        return json.loads(open(found[0]).read()) if found else {}
-    except FileNotFoundError:  # it has just been finished
-        return {}
-
-
-def wait_for_shards(process, folder, count):
-    while process.poll() is None and progress(folder).get('shards', 0) < count:
-        time.sleep(0.005)
+    """What the manifest of the unfinished work in a folder says, a dict."""
+    manifest, = glob.glob(str(folder / 'unfinished-*' / 'manifest.json'))
+    with open(manifest) as f:
+        return json.load(f)
 
 
 @pytest.mark.parametrize('args', [('--vocab_size=300',), ('--tokenizer=char', '--val_input=val.jsonl')])
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(driver, tmp_path, args):
     assert driver(more=SMALL_BLOCKS, out='whole', args=args).wait() == 0
     kept = None
-    for kills in range(4):
-        process = driver(pause=0.05, more=SMALL_BLOCKS, args=args)
-        wait_for_shards(process, tmp_path / 'out', progress(tmp_path / 'out').get('shards', 0) + 1 + kills % 2)
-        process.kill()
-        said = process.communicate()[0]
+    for shards in (1, 3, 4, 6):
+        said = kill(driver(shards, SMALL_BLOCKS, args=args))
         assert kept is None or f'going on after {kept:,} characters' in said, 'no finished shard is repeated'
+        assert progress(tmp_path / 'out')['shards'] == shards
         kept = progress(tmp_path / 'out')['last']['characters']
     process = driver(more=SMALL_BLOCKS, args=args)
     assert f'going on after {kept:,}' in process.communicate()[0] and process.returncode == 0
@@ -334,12 +349,8 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(driver, 
     assert ours == theirs
 
 
-def test_a_vocabulary_is_learned_once(driver, tmp_path):
-    process = driver(pause=9)
-    while process.poll() is None and not progress(tmp_path / 'out').get('plan'):
-        time.sleep(0.005)
-    process.kill()
-    assert 'learning' in process.communicate()[0]
+def test_a_vocabulary_is_learned_once(driver):
+    assert 'learning' in kill(driver(hold_after=0))
     process = driver()
     assert 'learning' not in process.communicate()[0] and process.returncode == 0
 
@@ -348,10 +359,7 @@ def test_other_settings_leave_unfinished_work_alone(driver, prepare, tmp_path):
     """A, killed; B in the same folder, killed; A again: as if B had never been."""
     assert driver(more=SMALL_BLOCKS, out='whole').wait() == 0
     for args in (['--vocab_size=300'], ['--vocab_size=257']):
-        process = driver(pause=0.05, more=SMALL_BLOCKS, args=args)
-        wait_for_shards(process, tmp_path / 'out', 1)
-        process.kill()
-        process.communicate()
+        kill(driver(1, SMALL_BLOCKS, args=args))
     assert prepare('--input=[0-9].jsonl', '--tokenizer=gtp2')[0] == 2
     process = driver(more=SMALL_BLOCKS)
     assert 'going on after' in process.communicate()[0] and process.returncode == 0
@@ -374,7 +382,7 @@ os.replace = once
     assert driver(args=['--tokenizer=char']).wait() == 0, 'an older dataset is in its place'
     assert driver(more=kill).wait() == 9
     assert not (tmp_path / 'out' / 'train.bin').exists(), 'what stands last says that all is there'
-    assert driver(pause=99).wait() == 0, 'nothing is tokenised again'
+    assert driver(more='corpus.tokenise = None').wait() == 0, 'nothing is tokenised again'
     assert files_of(tmp_path / 'out') == files_of(tmp_path / 'whole')
     assert (tmp_path / 'out' / 'meta.json').read_text() == (tmp_path / 'whole' / 'meta.json').read_text()
     assert os.listdir(tmp_path / 'out') == os.listdir(tmp_path / 'whole')
@@ -402,18 +410,18 @@ def test_a_small_disk_is_named_before_any_work(prepare, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_keeps_what_is_finished(driver, tmp_path):
-    process = driver(pause=0.2, more=SMALL_BLOCKS)
-    wait_for_shards(process, tmp_path / 'out', 2)
+    process = driver(2, SMALL_BLOCKS)
+    held(process)
     process.send_signal(signal.SIGINT)
     said = process.communicate()[0]
     assert process.returncode == 75 and 'the same command goes on' in said and 'Traceback' not in said
+    assert progress(tmp_path / 'out')['shards'] == 2
 
 
-def test_two_at_once_do_not_write_into_each_other(driver, prepare, tmp_path):
+def test_two_at_once_do_not_write_into_each_other(driver, prepare):
     args = ['--tokenizer=char']
-    process = driver(pause=9, args=args)
-    while not progress(tmp_path / 'out') and process.poll() is None:
-        time.sleep(0.005)
+    process = driver(hold_after=0, args=args)
+    held(process)
     code, said = prepare('--input=[0-9].jsonl', *args, val_fraction=0.1)
     process.kill()
     process.communicate()

@@ -14,9 +14,10 @@ import time
 import pytest
 
 from common import experiments, runstate
-from conftest import ROOT, TOY, python, read_metrics
+from conftest import HANG, ROOT, TOY, python, read_metrics
 
-# wandb_run_name says how the stand-in behaves; each iteration takes 20 ms, and the state is saved at each
+# wandb_run_name says how the stand-in behaves; the state is saved at each iteration. One that `holds` stands still before
+# iteration 5 until it is stopped, or there is a file `go`
 STAND_IN = '''
 import json, signal, time
 stopped = []
@@ -37,8 +38,9 @@ if wandb_run_name == 'fails' or (wandb_run_name == 'fails once' and first == 0 a
     open(out_dir + '/x', 'w')
     sys.exit('no such luck')
 for i in range(first, max_iters):
+    while wandb_run_name == 'holds' and i == 5 and not stopped and not os.path.exists('go'):
+        time.sleep(0.01)
     write(iter=i, loss=2.0, ms=20.0, tok_s=10.0, tokens=i, train_s=0.0)
-    time.sleep(0.02)
     open(last + '.tmp', 'w').write(str(i + 1))
     os.replace(last + '.tmp', last)
     if stopped or (wandb_run_name == 'preempted' and i == 3):
@@ -56,7 +58,11 @@ def place(tmp_path):
         shutil.copy(os.path.join(ROOT, name), tmp_path)
     shutil.copytree(os.path.join(ROOT, 'common'), tmp_path / 'common', ignore=shutil.ignore_patterns('__pycache__'))
     manager = tmp_path / 'common' / 'manager.py'
-    manager.write_text(re.sub('PAUSE = 60', 'PAUSE = 0.2', manager.read_text()))
+    source = manager.read_text()
+    for name, value in (('PAUSE', 0.2), ('LOOK', 0.05), ('AT_ONCE', HANG)):  # what fails at all fails at once
+        source, changes = re.subn(rf'^{name} = \S+', f'{name} = {value}', source, flags=re.MULTILINE)
+        assert changes == 1
+    manager.write_text(source)
     source = open(os.path.join(ROOT, 'train.py')).read()
     settings = source[:source.index('exec(open(')]
     configuring = "exec(open(os.path.join(root, 'configurator.py')).read())\n"
@@ -75,13 +81,13 @@ def manage(place):
     """manage('status', ...): run_manager.py with these words, to its end. manage.start('run'): without waiting."""
     def run(*words, **env):
         return subprocess.run([sys.executable, 'run_manager.py', *words], cwd=place, env={**os.environ, **env},
-                              capture_output=True, text=True, timeout=60)
+                              capture_output=True, text=True, timeout=HANG)
 
     started = []
 
-    def start(*words):
+    def start(*words, **env):
         started.append(subprocess.Popen([sys.executable, 'run_manager.py', *words], cwd=place, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT, text=True))
+                                        stderr=subprocess.STDOUT, text=True, env={**os.environ, **env}))
         return started[-1]
     run.start = start
     yield run
@@ -111,17 +117,41 @@ def starts(place, name):
     return [line for line in (place / 'results' / name / 'log.txt').read_text().splitlines() if line[0] == '$']
 
 
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
+def wait_for(condition):
+    end = time.monotonic() + HANG
     while not condition():
-        assert time.monotonic() < end, 'it took too long'
+        assert time.monotonic() < end, 'it never came'
         time.sleep(0.02)
 
 
-def running_at(place, name, iteration, seconds=20):
-    """Wait until an experiment is at an iteration."""
-    path = place / 'results' / name / 'last.pt'
-    wait_for(lambda: path.exists() and int(path.read_text() or 0) >= iteration, seconds)
+HOLDS = '--wandb_run_name=holds'
+
+
+def held(place, *names):
+    """Wait until experiments that hold stand still, and the manager has noted them."""
+    for name in names:
+        path = place / 'results' / name / 'last.pt'
+        wait_for(lambda: path.exists() and path.read_text() == '5' and json_of(place)[name]['pid'])
+
+
+def go(place):
+    """Let go what holds, now and later."""
+    (place / 'go').touch()
+
+
+def read_until(process, text):
+    """What a process prints, up to the line with `text`."""
+    output = ''
+    while text not in output:
+        line = process.stdout.readline()
+        assert line, f'{text!r} never came: {output}'
+        output += line
+    return output
+
+
+def finish(process):
+    """The rest of what a process prints, until it ends."""
+    return process.communicate(timeout=HANG)[0]
 
 
 def test_a_list_is_worked_through_in_its_order_but_for_what_waits(place, manage):
@@ -148,22 +178,25 @@ def test_each_gpu_has_its_own_experiment(place, manage):
     (place / 'nvidia-smi').write_text('#!/bin/sh\necho "GPU 0: a Laptop GPU (UUID)"; echo "GPU 1: stand-in"\n')
     (place / 'nvidia-smi').chmod(0o755)
     path = f'{place}:{os.environ["PATH"]}'
-    write_list(place, 'a: config/toy.py --max_iters=60', 'b: config/toy.py --max_iters=60', 'c: config/toy.py')
-    done = manage('run', '--gpus=0,1', PATH=path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    write_list(place, f'a: config/toy.py {HOLDS}', f'b: config/toy.py {HOLDS}', 'c: config/toy.py')
+    manager = manage.start('run', '--gpus=0,1', PATH=path)
+    held(place, 'a', 'b')  # at once
     runs = json_of(place)
-    assert {runs['a']['slot'], runs['b']['slot']} == {'0', '1'} and abs(runs['a']['started'] - runs['b']['started']) < 1
+    assert {runs['a']['slot'], runs['b']['slot']} == {'0', '1'} and runs['c']['state'] == 'queued'
+    go(place)
+    output = finish(manager)
+    assert manager.returncode == 0 and set(states(place).values()) == {'done'}, output
     assert 'GPU 1' in (place / 'results' / 'b' / 'log.txt').read_text()
     assert 'knows 2 GPUs' in manage('run', '--gpus=2', PATH=path).stderr
     assert 'not like 0,1' in manage('run', '--gpus=a', PATH=path).stderr
 
 
 def test_what_fails_is_tried_again_twice(place, manage):
-    write_list(place, 'long: config/toy.py --max_iters=40', 'bad: config/toy.py --wandb_run_name=fails',
+    write_list(place, 'fine: config/toy.py', 'bad: config/toy.py --wandb_run_name=fails',
                'after: config/toy.py after=bad', 'unlucky: config/toy.py --wandb_run_name="fails once"')
     done = manage('run')
     assert done.returncode == 1
-    assert states(place) == {'long': 'done', 'bad': 'failed', 'after': 'queued', 'unlucky': 'done'}, done.stdout
+    assert states(place) == {'fine': 'done', 'bad': 'failed', 'after': 'queued', 'unlucky': 'done'}, done.stdout
     assert len(starts(place, 'bad')) == 3 and len(starts(place, 'unlucky')) == 2
     status = manage('status').stdout
     assert re.search(r'^bad +failed +no such luck$', status, re.MULTILINE)
@@ -177,7 +210,7 @@ def test_three_that_fail_at_once_end_the_queue(place, manage):
     write_list(place, *(f'{name}: config/toy.py --wandb_run_name=fails' for name in 'abcd'))
     done = manage('run')
     assert done.returncode == 1
-    assert 'three in a row failed within 20 seconds; the last said: no such luck' in done.stdout
+    assert f'three in a row failed within {HANG} seconds; the last said: no such luck' in done.stdout
     assert set(re.findall(r'(\w): started', done.stdout)) == set('abc') and states(place)['d'] == 'queued'
 
 
@@ -197,12 +230,14 @@ def test_an_older_run_in_the_folder_is_not_taken_for_this_one(place, manage):
 
 
 def test_a_line_that_changes_while_it_runs_changes_nothing(place, manage):
-    write_list(place, 'a: config/toy.py --max_iters=60')
+    write_list(place, f'a: config/toy.py {HOLDS}')
     manager = manage.start('run')
-    running_at(place, 'a', 2)
-    write_list(place, 'a: config/toy.py --max_iters=60 --out_dir=elsewhere')
-    manager.communicate(timeout=30)
-    assert states(place) == {'a': 'done'} and not (place / 'elsewhere').exists()
+    held(place, 'a')
+    write_list(place, f'a: config/toy.py {HOLDS} --out_dir=elsewhere', 'b: config/toy.py')
+    wait_for(lambda: 'b' in json_of(place))  # the list was read again
+    go(place)
+    finish(manager)
+    assert states(place) == {'a': 'done', 'b': 'done'} and not (place / 'elsewhere').exists()
     assert 'its line has changed since it was done' in manage('run').stdout
 
 
@@ -223,11 +258,11 @@ def test_a_preempted_run_goes_on_and_that_is_no_failure(place, manage):
 
 def test_a_run_that_was_stopped_under_torchrun_goes_on(place, manage):
     """torchrun's own exit code is 1 then, as after a failure."""
-    write_list(place, 'a: config/toy.py --max_iters=150')
+    write_list(place, f'a: config/toy.py {HOLDS}')
     manager = manage.start('run', '--nproc_per_node=2')
-    running_at(place, 'a', 3, seconds=60)
+    held(place, 'a')
     os.kill(json_of(place)['a']['pid'], signal.SIGTERM)
-    output = manager.communicate(timeout=120)[0]
+    output = finish(manager)
     assert 'goes on from its checkpoint' in output and states(place) == {'a': 'done'}, output
     assert 'torch.distributed.run' in starts(place, 'a')[0] and starts(place, 'a')[1].endswith('--init_from=auto')
 
@@ -243,27 +278,29 @@ def test_where_nothing_has_run_the_lists_that_have_are_named(place, manage):
 
 
 def test_a_killed_manager_finds_its_run_alive(place, manage):
-    write_list(place, 'a: config/toy.py --max_iters=150', 'b: config/toy.py')
+    write_list(place, f'a: config/toy.py {HOLDS}', 'b: config/toy.py')
     first = manage.start('run')
-    running_at(place, 'a', 5)
-    wait_for(lambda: json_of(place)['a']['pid'])
+    held(place, 'a')
     first.kill()
     first.wait()
     assert 'nobody works through this list' in manage('status').stdout
-    second = manage('run')
-    assert second.returncode == 0, second.stdout
-    assert len(starts(place, 'a')) == 1 and re.findall(r'(\S+): started', second.stdout) == ['b']
+    second = manage.start('run')
+    wait_for(lambda: 'nobody works' not in manage('status').stdout)
+    go(place)
+    output = finish(second)
+    assert second.returncode == 0 and re.findall(r'(\S+): started', output) == ['b'], output
+    assert len(starts(place, 'a')) == 1
 
 
 def test_a_killed_manager_goes_on_with_a_run_that_died_too(place, manage):
-    write_list(place, 'a: config/toy.py --max_iters=60')
+    write_list(place, f'a: config/toy.py {HOLDS}')
     first = manage.start('run')
-    running_at(place, 'a', 5)
-    wait_for(lambda: json_of(place)['a']['pid'])
+    held(place, 'a')
     first.kill()
     first.wait()
     os.kill(json_of(place)['a']['pid'], signal.SIGKILL)
     wait_for(lambda: re.search('^a +interrupted', manage('status').stdout, re.MULTILINE))
+    go(place)
     assert manage('run').returncode == 0
     assert [line.endswith('--init_from=auto') for line in starts(place, 'a')] == [False, True]
     assert states(place) == {'a': 'done'} and json_of(place)['a']['attempts'] == 0
@@ -273,48 +310,44 @@ def test_a_manager_killed_between_starting_and_noting_it_loses_nothing(place, ma
     write_list(place, 'a: config/toy.py --max_iters=5')
     (place / 'results').mkdir()
     (place / 'results' / 'experiment_list.json').write_text(json.dumps({'a': {
-        **runstate.NEW, 'state': 'running', 'pid': None, 'slot': None, 'started': time.time() - 60, 'max_iters': 5,
+        **runstate.NEW, 'state': 'running', 'pid': None, 'slot': None, 'started': time.time() - 2 * HANG, 'max_iters': 5,
         'out_dir': 'results/a', 'after': []}}))
     assert manage('run').returncode == 0 and states(place) == {'a': 'done'}
 
 
 def test_one_manager_at_a_time(place, manage):
-    write_list(place, 'a: config/toy.py --max_iters=100')
+    write_list(place, f'a: config/toy.py {HOLDS}')
     manage.start('run')
-    running_at(place, 'a', 2)
+    held(place, 'a')
     other = manage('run')
     assert other.returncode == 2 and 'another run_manager.py works through this list already' in other.stderr
 
 
 def test_lines_may_come_while_it_works_and_a_wrong_one_harms_nothing(place, manage):
-    write_list(place, 'a: config/toy.py --max_iters=1000')
+    write_list(place, f'a: config/toy.py {HOLDS}')
     manager = manage.start('run')
-    running_at(place, 'a', 2)
-    write_list(place, 'a: config/toy.py --max_iters=1000', 'b: config/toy.py --max_itres=3')
-    output = ''
-    while 'max_itres' not in output:
-        output += manager.stdout.readline()
-    write_list(place, 'b: config/toy.py', 'a: config/toy.py --max_iters=1000')
-    time.sleep(1.2)
+    held(place, 'a')
+    write_list(place, f'a: config/toy.py {HOLDS}', 'b: config/toy.py --max_itres=3')
+    output = read_until(manager, 'max_itres')
+    write_list(place, 'b: config/toy.py', f'a: config/toy.py {HOLDS}')
+    wait_for(lambda: 'b' in json_of(place))
     assert manage('stop', 'a').returncode == 0
-    output += manager.communicate(timeout=30)[0]
+    output += finish(manager)
     assert states(place) == {'a': 'stopped', 'b': 'done'}
     assert output.count("unknown setting --max_itres=3; did you mean max_iters") == 1
 
 
 def test_stop_saves_and_retry_goes_on(place, manage):
-    write_list(place, 'a: config/toy.py --max_iters=1000', 'b: config/toy.py')
+    write_list(place, f'a: config/toy.py {HOLDS} --max_iters=1000', 'b: config/toy.py')
     manager = manage.start('run')
-    running_at(place, 'a', 3)
-    wait_for(lambda: json_of(place)['a']['pid'])
+    held(place, 'a')
     assert manage('stop', 'a').returncode == 0
-    manager.communicate(timeout=30)
+    finish(manager)
     assert states(place) == {'a': 'stopped', 'b': 'done'}
-    at = int((place / 'results' / 'a' / 'last.pt').read_text())
-    assert at < 1000
-    write_list(place, f'a: config/toy.py --max_iters={at + 5}', 'b: config/toy.py')
+    assert (place / 'results' / 'a' / 'last.pt').read_text() == '6'
+    write_list(place, 'a: config/toy.py --max_iters=11', 'b: config/toy.py')
     assert manage('retry', 'a').returncode == 0 and manage('run').returncode == 0
-    assert f'from {at}' in (place / 'results' / 'a' / 'log.txt').read_text()
+    assert 'from 6' in (place / 'results' / 'a' / 'log.txt').read_text()
     assert manage('retry', 'a').returncode == 0 and manage('run').returncode == 0
     assert not starts(place, 'a')[-1].endswith('--init_from=auto'), 'what was done begins anew'
     write_list(place, 'a: config/toy.py --init_from=auto', 'b: config/toy.py')  # even if it says this by itself
@@ -326,25 +359,27 @@ def test_stop_saves_and_retry_goes_on(place, manage):
 
 @pytest.mark.parametrize('times, expected', [(1, 'done'), (2, 'queued')])
 def test_ctrl_c_once_lets_runs_finish_and_twice_stops_them(place, manage, times, expected):
-    write_list(place, 'a: config/toy.py --max_iters=120', 'b: config/toy.py')
+    write_list(place, f'a: config/toy.py {HOLDS}', 'b: config/toy.py')
     manager = manage.start('run')
-    running_at(place, 'a', 3)
-    wait_for(lambda: json_of(place)['a']['pid'])
-    for _ in range(times):
+    held(place, 'a')
+    manager.send_signal(signal.SIGINT)
+    output = read_until(manager, 'what runs may finish')
+    if times == 2:
         manager.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-    output = manager.communicate(timeout=30)[0]
+    else:
+        go(place)
+    output += finish(manager)
     assert manager.returncode == 75 and states(place) == {'a': expected, 'b': 'queued'}, output
+    go(place)
     assert manage('run').returncode == 0 and states(place) == {'a': 'done', 'b': 'done'}
 
 
 def test_status_knows_where_a_run_is(place, manage):
-    write_list(place, 'a: config/toy.py --max_iters=500', 'b: config/toy.py')
+    write_list(place, f'a: config/toy.py {HOLDS} --max_iters=500', 'b: config/toy.py')
     manage.start('run')
-    running_at(place, 'a', 3)
-    wait_for(lambda: json_of(place)['a']['pid'])
+    held(place, 'a')
     status = manage('status').stdout
-    assert re.search(r'^a +running +\d+ of 500, loss 2.000, 10 tok/s, \d+s left$', status, re.MULTILINE)
+    assert re.search(r'^a +running +4 of 500, loss 2.000, 10 tok/s, 10s left$', status, re.MULTILINE), status
     rows = {row['name']: row for row in json.loads(manage('status', '--json').stdout)}
     assert rows['a']['state'] == 'running' and rows['a']['loss'] == 2.0 and rows['b']['state'] == 'queued'
     assert manage('logs', 'a').stdout.startswith('$ python train.py config/toy.py')
@@ -375,7 +410,7 @@ def test_a_mistake_is_named_and_nothing_starts(place, manage, lines, expected):
 
 
 def test_a_process_is_known_by_its_start_too():
-    process = subprocess.Popen(['sleep', '100'])
+    process = subprocess.Popen(['sleep', str(HANG)])
     run = {'pid': process.pid, 'start_time': runstate.start_time(process.pid)}
     assert runstate.is_alive(run) and not runstate.is_alive({**run, 'start_time': '1'})
     process.kill()
@@ -417,13 +452,13 @@ def test_slurm_gets_a_job_for_each_and_is_asked_about_them(place, manage):
     env = dict(os.environ, SLURM_JOB_ID='101', PATH=path)
     (place / 'bin' / 'scontrol').write_text(SLURM.format(python=sys.executable, calls=calls, answers=str(answers)))
     (place / 'bin' / 'scontrol').chmod(0o755)
-    longer = script.replace('results/a', 'results/a --max_iters=100')
-    first = subprocess.Popen(['bash', '-c', longer], cwd=place, env=env)
-    running_at(place, 'a', 3)
+    first = subprocess.Popen(['bash', '-c', script.replace('results/a', f'results/a {HOLDS}')], cwd=place, env=env)
+    wait_for(lambda: (place / 'results' / 'a' / 'last.pt').exists()
+             and (place / 'results' / 'a' / 'last.pt').read_text() == '5')
     first.send_signal(signal.SIGUSR1)
-    assert first.wait(timeout=30) == 75
+    assert first.wait(timeout=HANG) == 75
     assert ['scontrol', ['requeue', '101'], ''] in [json.loads(line) for line in open(calls)]
-    again = subprocess.run(['bash', '-c', script], cwd=place, env=env, timeout=60)
+    again = subprocess.run(['bash', '-c', script], cwd=place, env=env, timeout=HANG)
     assert again.returncode == 0 and read_metrics(place / 'results' / 'a')[2]['done']
     accounted = '101|COMPLETED|0:0\n102|RUNNING|0:0'
     answers.write_text(json.dumps({'squeue': '102|RUNNING\n103|PENDING', 'sacct': accounted}))
@@ -476,16 +511,16 @@ def test_the_queue_knows_the_settings_of_every_config(name):
 
 def test_real_runs_survive_the_manager(corpus_dir, tmp_path):
     toy = f'{" ".join(TOY)} --dataset={corpus_dir}'
-    (tmp_path / 'mine.conf').write_text(f'a: {toy} --max_iters=300 --lr_decay_iters=300\n'
+    (tmp_path / 'mine.conf').write_text(f'a: {toy} --max_iters=100 --lr_decay_iters=100\n'
                                         f'b: {toy} --init_from=results/a after=a\n')
     words = [os.path.join(ROOT, 'run_manager.py'), 'run', '--list=mine.conf']
     manager = subprocess.Popen([sys.executable, *words], cwd=tmp_path, stdout=subprocess.DEVNULL)
     metrics = tmp_path / 'results' / 'a' / 'metrics.jsonl'
-    wait_for(lambda: metrics.exists() and '"iter": 30,' in metrics.read_text(), seconds=120)
+    wait_for(lambda: metrics.exists() and '"iter": 20,' in metrics.read_text())
     manager.kill()
     manager.wait()
     done = python(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(read_metrics(tmp_path / 'results' / 'a')[0]) == 300
+    assert len(read_metrics(tmp_path / 'results' / 'a')[0]) == 100
     assert read_metrics(tmp_path / 'results' / 'b')[2]['done']
     assert (tmp_path / 'results' / 'a' / 'log.txt').read_text().count('$ python') == 1, 'it was found alive'
