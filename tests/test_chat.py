@@ -12,7 +12,7 @@ import torch
 
 from common.speaker import Speaker, Turn
 from common.tokenizer import CharTokenizer
-from conftest import ROOT
+from conftest import HANG, ROOT
 from model import GPT, GPTConfig
 
 PROMPT = '\n> '
@@ -29,10 +29,10 @@ class Person:
         os.close(terminal)
         self.seen = ''
 
-    def wait_for(self, text, timeout=60):
+    def wait_for(self, text):
         """What appears until `text` does."""
         while text not in self.seen:
-            assert select.select([self.fd], [], [], timeout)[0], f'waited for {text!r}, saw {self.seen!r}'
+            assert select.select([self.fd], [], [], HANG)[0], f'waited for {text!r}, saw {self.seen!r}'
             try:
                 self.seen += re.sub('\x1b\\[\\?2004.', '', os.read(self.fd, 4096).decode()).replace('\r', '')
             except OSError:  # the terminal is closed
@@ -48,7 +48,7 @@ class Person:
 
     def leave(self, word):
         os.write(self.fd, f'{word}\n'.encode())
-        assert self.process.wait(timeout=60) == 0
+        assert self.process.wait(timeout=HANG) == 0
 
 
 @pytest.fixture
@@ -117,19 +117,19 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(chat):
     assert chat.type('/tokens 1000000')
     os.write(chat.fd, b'the cat\n')
     chat.wait_for('the cat\n')
-    assert select.select([chat.fd], [], [], 60)[0]
+    assert select.select([chat.fd], [], [], HANG)[0]
     os.killpg(chat.process.pid, signal.SIGINT)
     assert '[interrupted]' in chat.wait_for(PROMPT)
     assert 'turns: 1' in chat.type('/stats')
     chat.type('/tokens 5')
     assert chat.type('a dog')
-    for _ in range(50):  # while it waits for a line; one that comes just before that is seen at the next key
+    for _ in range(HANG):  # while it waits for a line; one that comes just before that is seen at the next key
         os.killpg(chat.process.pid, signal.SIGINT)
         if select.select([chat.fd], [], [], 1)[0]:
             break
     assert 'quit or Ctrl-D leaves' in chat.wait_for(PROMPT)
     os.write(chat.fd, b'\x04')
-    assert chat.process.wait(timeout=60) == 0
+    assert chat.process.wait(timeout=HANG) == 0
 
 
 def test_several_lines_and_a_line_corrected(chat):
@@ -163,7 +163,7 @@ def test_with_no_model_yet_one_can_be_trained(person, tmp_path):
     assert 'Train a first one now' in one.wait_for('[Y/n] ')
     os.write(one.fd, b'n\n')
     one.wait_for('train.py config/quickstart.py')
-    assert one.process.wait(timeout=60) == 1
+    assert one.process.wait(timeout=HANG) == 1
 
 
 def test_the_newest_model_is_talked_with_at_once(person, trained, tmp_path):
@@ -179,9 +179,9 @@ def test_without_a_terminal_the_line_to_run_is_printed(run):
     assert done.returncode == 2 and 'train.py config/quickstart.py' in done.stderr and done.stdout == ''
 
 
-def test_lines_can_be_piped_in(trained, tmp_path):
-    command = [sys.executable, os.path.join(ROOT, 'sample.py'), '--chat=True', f'--out_dir={trained}', '--device=cpu']
-    done = subprocess.run(command, input='/tokens 5\nthe cat\n/undo\n', capture_output=True, text=True)
+def test_lines_can_be_piped_in(run, trained):
+    done = run('sample.py', '--chat=True', f'--out_dir={trained}', '--device=cpu',
+               stdin='/tokens 5\nthe cat\n/undo\n')
     assert done.returncode == 0 and done.stderr == ''
     assert done.stdout.endswith("forgotten: 'the cat'; turns left: 0\n")
 

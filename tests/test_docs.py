@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 import torch
 
-from conftest import ROOT, python
+from conftest import HOOKED, QUICK, ROOT, python
 
 SCRIPTS = ('train.py', 'sample.py', 'bench.py', 'export.py')
 DOCS = sorted(os.path.relpath(path, ROOT) for pattern in ('*.md', 'docs/*.md', 'data/*/readme.md')
@@ -128,7 +128,9 @@ def world(tmp_path_factory):
 
 
 def execute(words, place):
-    return python(os.path.join(place, words[0]), *words[1:], cwd=place)
+    script, *words = words
+    before = [HOOKED, QUICK] if script == 'bench.py' else []
+    return python(*before, os.path.join(place, script), *words, cwd=place)
 
 
 @pytest.mark.parametrize('path', [path for path in DOCS if path != 'README.ko.md' and any(commands(path))])

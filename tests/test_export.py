@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
-from conftest import ROOT, TOY, make_dataset, python
+from conftest import HOOKED, ROOT, TOY, make_dataset, python
 from model import GPT, GPTConfig, load_weights
 
 WORDS = 'the cat sees one bird. a dog hears that horse. my fish follows the cat. '
@@ -149,36 +149,35 @@ def test_the_names_and_shapes_are_those_that_gguf_knows(runs, run, tmp_path):
     assert shapes['token_embd.weight'][0] == config['vocab_size'] == len(tokens)
 
 
+# a projection the wrong way round, and a token that sees too much of the one before
 BREAK = '''
-import sys
-sys.path.insert(0, {root!r})
-from common import huggingface, onnx_graph, checkpoint
-weights = huggingface.gpt2_weights
+from common import huggingface, onnx_graph
+weights, before = huggingface.gpt2_weights, onnx_graph.Past.before
 def broken(model, vocab_size):
     for name, value in weights(model, vocab_size):
         yield name, value.t().contiguous() if name == 'transformer.h.1.attn.c_proj.weight' else value
 huggingface.gpt2_weights = broken
-forward = onnx_graph.Past.before
-onnx_graph.Past.before = lambda self, x: forward(self, x) * 1.01
-if '--shuffle' in sys.argv:
-    sys.argv.remove('--shuffle')
-    huggingface.gpt2_weights = weights
-    from common.tokenizer import CharTokenizer
-    to_json = CharTokenizer.to_json
-    CharTokenizer.to_json = lambda self: to_json(CharTokenizer(self.chars[::-1]))
-sys.argv[0] = {root!r} + '/export.py'
-exec(compile(open(sys.argv[0]).read(), sys.argv[0], 'exec'), {{'__file__': sys.argv[0], '__name__': '__main__'}})
+onnx_graph.Past.before = lambda self, x: before(self, x) * 1.01
+'''
+SHUFFLE = '''
+from common.tokenizer import CharTokenizer
+to_json = CharTokenizer.to_json
+CharTokenizer.to_json = lambda self: to_json(CharTokenizer(self.chars[::-1]))
 '''
 
 
-@pytest.mark.parametrize('name, format, more', [('char', 'hf', []), ('modern', 'onnx', []),
-                                                ('char', 'hf', ['--shuffle'])])
-def test_a_wrong_export_is_found_out(runs, tmp_path, name, format, more):
+@pytest.fixture
+def hooked_export(tmp_path):
+    return lambda code, *args: python(HOOKED, code, os.path.join(ROOT, 'export.py'), *args, cwd=tmp_path)
+
+
+@pytest.mark.parametrize('name, format, code', [('char', 'hf', BREAK), ('modern', 'onnx', BREAK),
+                                                ('char', 'hf', SHUFFLE)], ids=['hf', 'onnx', 'tokenizer'])
+def test_a_wrong_export_is_found_out(runs, hooked_export, tmp_path, name, format, code):
     pytest.importorskip({'hf': 'transformers', 'onnx': 'onnxscript'}[format])
-    (tmp_path / 'break.py').write_text(BREAK.format(root=ROOT))
-    done = python('break.py', f'--out_dir={runs[name]}', f'--format={format}', '--to=out', *more, cwd=tmp_path)
+    done = hooked_export(code, f'--out_dir={runs[name]}', f'--format={format}', '--to=out')
     assert done.returncode == 1 and 'NOT THE SAME MODEL' in done.stderr, done.stdout + done.stderr
-    assert ('NOT the same' if more else 'in the logit of id') in done.stdout and os.listdir(tmp_path / 'out')
+    assert ('NOT the same' if code == SHUFFLE else 'in the logit of id') in done.stdout and os.listdir(tmp_path / 'out')
 
 
 @pytest.mark.parametrize('args, expected', [
@@ -195,14 +194,16 @@ def test_a_mistake_is_one_line_and_writes_nothing(runs, run, tmp_path, args, exp
     assert os.listdir(tmp_path) == ['full'] and os.listdir(tmp_path / 'full') == ['file']
 
 
-def test_a_missing_package_is_named_and_so_is_a_small_disk(runs, run, tmp_path):
-    (tmp_path / 'sitecustomize.py').write_text(
-        'import importlib.util, shutil\nfind = importlib.util.find_spec\n'
-        'importlib.util.find_spec = lambda name, *a: None if name == "onnxruntime" else find(name, *a)\n'
-        'shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10, 9, 1)\n')
-    done = run('export.py', f'--out_dir={runs["char"]}', '--format=onnx', PYTHONPATH=str(tmp_path))
+def test_a_missing_package_is_named_and_so_is_a_small_disk(runs, hooked_export, tmp_path):
+    missing = '''
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == 'onnxruntime' else find(name, *more)
+'''
+    done = hooked_export(missing, f'--out_dir={runs["char"]}', '--format=onnx')
     assert done.returncode == 2 and 'pip install onnxruntime' in done.stderr
-    done = run('export.py', f'--out_dir={runs["char"]}', '--format=safetensors', '--to=st', PYTHONPATH=str(tmp_path))
+    small = 'import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10, 9, 1)'
+    done = hooked_export(small, f'--out_dir={runs["char"]}', '--format=safetensors', '--to=st')
     assert done.returncode == 2 and 'its disk has 0 MB free' in done.stderr and not (tmp_path / 'st').exists()
 
 

@@ -15,7 +15,7 @@ import urllib.request
 import pytest
 
 from common import report
-from conftest import ROOT, python
+from conftest import HANG, ROOT, python
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 
@@ -191,8 +191,8 @@ class Browser:
     def value(self, expression):
         return self.ask('Runtime.evaluate', expression=expression, returnByValue=True)['result'].get('value')
 
-    def wait_for(self, expression, seconds=30):
-        end = time.monotonic() + seconds
+    def wait_for(self, expression):
+        end = time.monotonic() + HANG
         while not self.value(expression):
             assert time.monotonic() < end, f'{expression} is not so'
             time.sleep(0.1)
@@ -209,7 +209,7 @@ def test_the_page_draws_its_curves_in_a_browser_and_asks_no_network(runs, tmp_pa
     path = tmp_path / 'report.html'
     path.write_text(report.page(report.read_all(runs), target=2.5), encoding='utf-8')
     browser = Browser(tmp_path / 'profile')
-    guard = threading.Timer(90, browser.process.kill)
+    guard = threading.Timer(HANG, browser.process.kill)
     guard.start()
     try:
         browser.ask('Page.navigate', url=f'file://{path}')
