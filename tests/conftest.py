@@ -96,6 +96,15 @@ def warm_python():
                             env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
+@pytest.fixture(autouse=True)
+def own_environment():
+    """What a test leaves in os.environ is not there for the next one, or no script could be forked any more."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 def make_dataset(folder, text, *args):
     """A dataset of one text in `folder`, one id a character unless `args` say otherwise; returns its path."""
     (folder / 'mine.txt').write_text(text, encoding='utf-8', newline='')
