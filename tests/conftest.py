@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -14,6 +15,9 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, 'data')]
 
 # Toy sizes are faster on one thread of the CPU, and nothing may wait for a network. Set before torch is imported.
 os.environ.update(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
+# What torch.compile has cached elsewhere may be for another CPU: PyTorch does not notice one that is only played (.ci/run).
+COMPILED = tempfile.TemporaryDirectory(prefix='compiled-')
+os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', COMPILED.name)
 
 # 2 layers, 32 wide, 16 tokens of context: an iteration takes milliseconds
 TOY = ['--device=cpu', '--dtype=float32', '--compile=False', '--n_layer=2', '--n_head=2', '--n_embd=32',

@@ -43,6 +43,18 @@ def test_a_cpu_with_native_bfloat16_trains_in_it_and_samples_in_float32(monkeypa
         assert hardware.resolve_dtype('auto', 'cpu', training=False) == 'float32'
 
 
+@pytest.mark.parametrize('cpu, capability, onednn, native', [
+    (True, 'AVX512', True, True), (False, 'AVX512', True, False),
+    (True, 'AVX2', True, False), (True, 'DEFAULT', True, False), (True, 'AVX512', False, False)])
+def test_bfloat16_is_native_where_the_cpu_pytorch_and_onednn_have_it(monkeypatch, cpu, capability, onednn, native):
+    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: cpu)
+    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: False)
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: onednn)
+    assert hardware.native_bf16('cpu') == native and not hardware.native_bf16('mps')
+
+
 def test_muon_never_iterates_in_float16_or_emulated_bfloat16(gpu):
     gpu()
     assert hardware.muon_dtype('cuda', 'float16') == torch.float32
