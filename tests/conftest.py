@@ -35,8 +35,12 @@ READ_LATE = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'MASTER_ADD
 COLD = ('run_manager.py',)  # needs no torch
 
 
-# for what takes long and seldom breaks: not a part of the short command, see CONTRIBUTING.md
-dear = pytest.mark.skipif(os.environ.get('NANOGPT_TESTS') != 'all', reason='dear: with NANOGPT_TESTS=all')
+def pytest_collection_modifyitems(items):
+    """What takes long and seldom breaks is marked `dear`, and not a part of the short command (CONTRIBUTING.md)."""
+    if os.environ.get('NANOGPT_TESTS') != 'all':
+        for item in items:
+            if item.get_closest_marker('dear'):
+                item.add_marker(pytest.mark.skip(reason='dear: with NANOGPT_TESTS=all'))
 
 
 def python(*args, cwd, stdin='', **env):

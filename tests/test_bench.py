@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common import roofline, sweep
-from conftest import HOOKED, QUICK, ROOT, dear, python
+from conftest import HOOKED, QUICK, ROOT, python
 
 TOY = ['--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=16', '--batch_size=2', '--device=cpu',
        '--gradient_accumulation_steps=2', '--compile=False', '--windows=2', '--vocab_size=64']
@@ -65,7 +65,7 @@ def test_real_batches_and_a_config_of_train(bench, corpus_dir):
     assert 'of the time: data' in done.stdout
 
 
-@dear
+@pytest.mark.dear
 def test_a_sweep_sorts_its_cells_and_names_the_best_line(run, tmp_path):
     done = run('bench.py', *TOY, '--modern=True', '--sweep', 'True', "--sweep_dtype=['float32','float16']",
                '--sweep_compile=[False]', '--sweep_batch_size=[1,2]', '--sweep_gradient_checkpointing=[False]',
@@ -125,7 +125,7 @@ def test_a_profile_names_operators_and_leaves_a_trace(bench, tmp_path):
     assert 'aten::' in done.stdout and 'traceEvents' in json.loads((tmp_path / 'trace.json').read_text())
 
 
-@dear
+@pytest.mark.dear
 def test_the_roofline_of_this_machine(run):
     done = run('bench.py', '--mode=matmul', '--device=cpu')
     assert len(re.findall(r'^products in \w+ +[\d.]+ TFLOP/s$', done.stdout, re.MULTILINE)) == 3

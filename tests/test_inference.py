@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common import generate, inference
-from conftest import ROOT, dear, python
+from conftest import ROOT, python
 from model import GPT, GPTConfig
 
 
@@ -105,7 +105,7 @@ def test_int8_tells_what_it_costs(model, dtype):
     assert linears(eight) == {'Int8Linear'} and before != after == pytest.approx(before, rel=0.02)
 
 
-@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=dear)])
+@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.dear)])
 def test_a_compiled_step_is_compiled_once_and_writes_the_same(model, monkeypatch, backend):
     torch._dynamo.reset()
     monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=backend))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common import checkpoint as checkpoint_file
-from conftest import DEMANDING, HANG, HOOKED, TRAIN, assert_same_run, dear, read_metrics
+from conftest import DEMANDING, HANG, HOOKED, TRAIN, assert_same_run, read_metrics
 
 
 def resumed_at(done):
@@ -47,7 +47,7 @@ sys.setprofile(count)
 '''
 
 
-@dear
+@pytest.mark.dear
 @pytest.mark.parametrize('seed', range(4))
 def test_killed_at_any_of_200_moments_it_ends_as_if_it_never_was(hooked, uninterrupted, tmp_path, seed):
     dice, run, completed = random.Random(seed), 0, 0

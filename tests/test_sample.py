@@ -13,7 +13,7 @@ import torch
 from common import checkpoint as checkpoint_file
 from common import completion
 from common import tokenizer as tokenizers
-from conftest import HANG, HOOKED, ROOT, dear, python
+from conftest import HANG, HOOKED, ROOT, python
 from model import GPT
 
 
@@ -92,7 +92,7 @@ def test_a_setting_that_does_nothing_is_named(sample):
         assert done.returncode == 0 and named in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=dear)])
+@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.dear)])
 def test_compiled_the_texts_are_the_same(sample, trained, tmp_path, backend):
     code = f'import functools; torch.compile = functools.partial(torch.compile, backend={backend!r})'
     args = [f'--out_dir={trained}', '--device=cpu', '--num_samples=2', '--max_new_tokens=30', '--start=the cat']
