@@ -76,8 +76,8 @@ def test_a_sweep_sorts_its_cells_and_names_the_best_line(run, tmp_path):
     best = max((row for row in rows if 'tok_s' in row), key=lambda row: row['tok_s'])
     last = done.stdout.splitlines()[-1]
     assert f'--batch_size={best["batch_size"]} ' in last and '--dtype=float32' in last and '--modern=True' in last
-    # 8 sequences an iteration, as asked; and train.py takes the line
-    assert f'--gradient_accumulation_steps={8 // best["batch_size"]}' in last
+    # 4 sequences an iteration, as asked; and train.py takes the line
+    assert f'--gradient_accumulation_steps={4 // best["batch_size"]}' in last
     done = run(*shlex.split(last)[1:], '--dataset=nowhere')
     assert done.returncode == 2 and 'nowhere' in done.stderr
     if importlib.util.find_spec('matplotlib'):
