@@ -168,7 +168,7 @@ def native_bf16(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device != 'cpu' or not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return False
-    # the CPU has them; PyTorch may do without, as on an older one (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA)
+    # the CPU has them, but PyTorch may be told to do as on one with AVX2 (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA)
     return (torch.backends.cpu.get_cpu_capability() == 'AVX512' and torch.backends.mkldnn.is_available()
             and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 

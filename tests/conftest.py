@@ -1,23 +1,29 @@
 """What the tests share: a corpus that they make, and the scripts run as a user runs them, at toy size and offline."""
+import faulthandler
 import functools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 
 import pytest
 
+from hooked import HANG
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, 'data')]
 
 # Toy sizes are faster on one thread of the CPU, and nothing may wait for a network. Set before torch is imported.
 os.environ.update(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-# What torch.compile has cached elsewhere may be for another CPU: PyTorch does not notice one that is only played (.ci/run).
-COMPILED = tempfile.TemporaryDirectory(prefix='compiled-')
-os.environ.setdefault('TORCHINDUCTOR_CACHE_DIR', COMPILED.name)
+# A cache of torch.compile for this session alone: PyTorch takes what was compiled for another CPU, too, if that was
+# this one as .ci/run emulates it.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix='compiled-')
+    os.environ['TORCHINDUCTOR_CACHE_DIR'] = COMPILED.name
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell script: children inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # 2 layers, 32 wide, 16 tokens of context: an iteration takes milliseconds
 TOY = ['--device=cpu', '--dtype=float32', '--compile=False', '--n_layer=2', '--n_head=2', '--n_embd=32',
@@ -28,44 +34,50 @@ TOY = ['--device=cpu', '--dtype=float32', '--compile=False', '--n_layer=2', '--n
 TRAIN, HOOKED = os.path.join(ROOT, 'train.py'), os.path.join(ROOT, 'tests', 'hooked.py')
 # code for HOOKED: bench.py's measure of the machine is one product instead of a second of them
 QUICK = 'from common import roofline\nroofline.shortest = roofline.seconds\n'
-HANG = 900  # seconds: no test waits nearly as long on any machine; a limit of this size only ends what hangs
-# what a script reads of its environment after torch has been imported, or Python started: a fork may change it
-READ_LATE = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'HOME', 'PYTHONPATH',
-             'WANDB_MODE', 'WANDB_SILENT', 'WANDB_API_KEY')
-COLD = ('run_manager.py',)  # needs no torch
+WITHOUT_TORCH = ('run_manager.py',)
+# variables that a fork may be given, as nothing reads them before a script has begun
+FORK_MAY_SET = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'HOME',
+                'PYTHONPATH', 'TORCHELASTIC_USE_AGENT_STORE', 'WANDB_MODE', 'WANDB_SILENT', 'WANDB_API_KEY')
 
 
 def pytest_collection_modifyitems(items):
-    """What takes long and seldom breaks is marked `dear`, and not a part of the short command (CONTRIBUTING.md)."""
+    """What takes long and seldom breaks is marked `slow`, and not a part of the short command (CONTRIBUTING.md)."""
     if os.environ.get('NANOGPT_TESTS') != 'all':
         for item in items:
-            if item.get_closest_marker('dear'):
-                item.add_marker(pytest.mark.skip(reason='dear: with NANOGPT_TESTS=all'))
+            if item.get_closest_marker('slow'):
+                item.add_marker(pytest.mark.skip(reason='slow: with NANOGPT_TESTS=all'))
 
 
 def python(*args, cwd, stdin='', **env):
     """Run `python args` in a folder; returns the CompletedProcess, with stdout and stderr as text."""
-    return together([args], cwd, [env], stdin)[0]
+    return run_all([args], cwd, [env], stdin)[0]
+
+
+def hook(code, script, *args, cwd):
+    """Run a script of the project with a piece of code ahead of it (tests/hooked.py); returns the CompletedProcess."""
+    return python(HOOKED, code, os.path.join(ROOT, script), *args, cwd=cwd)
 
 
 def ranks(count, *args, cwd):
     """Run `python args` as `torchrun --nproc_per_node=count` would; returns the CompletedProcess of each rank."""
-    with socket.create_server(('127.0.0.1', 0)) as free:
-        port = free.getsockname()[1]
-    envs = [dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), LOCAL_WORLD_SIZE=str(count),
-                 MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)) for rank in range(count)]
-    return together([args] * count, cwd, envs)
+    from torch.distributed import TCPStore
+    store = TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)  # as torchrun's, on a port of its own
+    shared = dict(WORLD_SIZE=count, LOCAL_WORLD_SIZE=count, MASTER_ADDR='127.0.0.1', MASTER_PORT=store.port,
+                  TORCHELASTIC_USE_AGENT_STORE=True)
+    envs = [{key: str(value) for key, value in dict(shared, RANK=rank, LOCAL_RANK=rank).items()}
+            for rank in range(count)]
+    return run_all([args] * count, cwd, envs)
 
 
-def together(commands, cwd, envs, stdin=''):
+def run_all(commands, cwd, envs, stdin=''):
     """
     Run commands at once, each with its own additions to the environment; returns their CompletedProcesses. Scripts are
     forked from a process that has imported torch, where that can be.
     """
     commands = [[str(arg) for arg in args] for args in commands]
-    late = all(env.keys() <= set(READ_LATE) for env in envs) and environment() == ENVIRONMENT
-    is_script = all(args[0].endswith('.py') and os.path.basename(args[0]) not in COLD for args in commands)
-    if late and is_script and sys.platform == 'linux':
+    is_script = all(args[0].endswith('.py') and os.path.basename(args[0]) not in WITHOUT_TORCH for args in commands)
+    can_fork = all(env.keys() <= set(FORK_MAY_SET) for env in envs) and environment() == ENVIRONMENT
+    if is_script and can_fork and sys.platform == 'linux':
         server = warm_python()
         requests = [[args, str(cwd), {**ENVIRONMENT, **env}, stdin, HANG] for args, env in zip(commands, envs)]
         print(json.dumps(requests), file=server.stdin, flush=True)
@@ -73,28 +85,46 @@ def together(commands, cwd, envs, stdin=''):
         assert answer, 'tests/warm_python.py has died; what it said stands in stderr'
         done = [subprocess.CompletedProcess(args, *one) for args, one in zip(commands, json.loads(answer))]
     else:
-        processes = [subprocess.Popen([sys.executable, *args], cwd=cwd, env={**environment(), **env}, text=True,
-                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-                     for args, env in zip(commands, envs)]
-        said = [process.communicate(stdin, timeout=HANG) for process in processes]
-        done = [subprocess.CompletedProcess(args, process.returncode, *one)
-                for args, process, one in zip(commands, processes, said)]
+        done = start_all(commands, cwd, envs, stdin)
     for one in done:
         if one.returncode == -signal.SIGALRM:
             raise subprocess.TimeoutExpired(one.args, HANG, one.stdout, one.stderr)
     return done
 
 
-AT_FIRST = set(os.environ)
+def start_all(commands, cwd, envs, stdin):
+    """run_all() in new processes."""
+    files = [[tempfile.TemporaryFile('w+', encoding='utf-8') for _ in range(3)] for _ in commands]
+    processes = []
+    try:
+        for args, env, (given, out, err) in zip(commands, envs, files):
+            given.write(stdin)
+            given.seek(0)
+            processes.append(subprocess.Popen([sys.executable, *args], cwd=cwd, env={**environment(), **env},
+                                              stdin=given, stdout=out, stderr=err))
+        for process in processes:
+            process.wait(timeout=HANG)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for file in sum(files, []):
+        file.seek(0)
+    return [subprocess.CompletedProcess(args, process.returncode, out.read(), err.read())
+            for args, process, (_, out, err) in zip(commands, processes, files)]
 
 
 def environment():
     """os.environ without what pytest and, once it has compiled something, torch.compile note there."""
     return {key: value for key, value in os.environ.items() if not key.startswith('PYTEST_')
-            and ('TORCHINDUCTOR' not in key or key in AT_FIRST)}
+            and ('TORCHINDUCTOR' not in key or key == 'TORCHINDUCTOR_CACHE_DIR')}
 
 
-ENVIRONMENT = environment()
+ENVIRONMENT = {}  # with which the tests begin
+
+
+def pytest_collection_finish():
+    ENVIRONMENT.update(environment())
 
 
 @functools.cache
@@ -105,10 +135,15 @@ def warm_python():
 
 
 @pytest.fixture(autouse=True)
-def own_environment():
-    """What a test leaves in os.environ is not there for the next one, or no script could be forked any more."""
+def on_its_own():
+    """
+    What a test leaves in os.environ is not there for the next one, or no script could be forked any more. One that
+    hangs, and whose processes do not end by themselves, ends this process and says where.
+    """
     before = dict(os.environ)
+    faulthandler.dump_traceback_later(2 * HANG, exit=True)
     yield
+    faulthandler.cancel_dump_traceback_later()
     os.environ.clear()
     os.environ.update(before)
 
@@ -146,13 +181,17 @@ def train(run, corpus_dir):
 
 @pytest.fixture
 def hooked(tmp_path, corpus_dir):
-    """
-    hooked(code, '--max_iters=5', ...): a toy run of train.py into tmp_path/out with a piece of code ahead of it, of
-    which tests/hooked.py tells. With processes=2 it has so many ranks, and each one's CompletedProcess is returned.
-    """
-    def run(code, *args, settings=TOY, processes=1):
-        words = [HOOKED, code, TRAIN, *settings, f'--dataset={corpus_dir}', '--out_dir=out', *args]
-        return ranks(processes, *words, cwd=tmp_path) if processes > 1 else python(*words, cwd=tmp_path)
+    """hooked(code, '--max_iters=5', ...): a toy run of train.py into tmp_path/out with a piece of code ahead of it."""
+    def run(code, *args, settings=TOY):
+        return hook(code, 'train.py', *settings, f'--dataset={corpus_dir}', '--out_dir=out', *args, cwd=tmp_path)
+    return run
+
+
+@pytest.fixture
+def hooked_ranks(tmp_path, corpus_dir):
+    """As hooked(), but as two ranks; returns the CompletedProcess of each."""
+    def run(code, *args, settings=TOY):
+        return ranks(2, HOOKED, code, TRAIN, *settings, f'--dataset={corpus_dir}', '--out_dir=out', *args, cwd=tmp_path)
     return run
 
 
@@ -183,6 +222,12 @@ def read_metrics(out_dir):
     with open(os.path.join(out_dir, 'metrics.jsonl'), encoding='utf-8') as f:
         lines = [json.loads(line) for line in f]
     return [line for line in lines if 'loss' in line], [line for line in lines if 'val_loss' in line], lines[-1]
+
+
+def learned(out_dir):
+    """Whether a run's validation loss has fallen by a half or more."""
+    evaluations = read_metrics(out_dir)[1]
+    return evaluations[-1]['val_loss'] < evaluations[0]['val_loss'] - 0.5
 
 
 # a run with all that a resume could get wrong: two optimizers in one, dropout, accumulation, samples, evaluations

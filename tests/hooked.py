@@ -3,12 +3,16 @@ A script of the project with a piece of code ahead of it: what is to happen to a
 that it comes to by itself, whatever the machine's speed.
 
 python tests/hooked.py CODE train.py --max_iters=20 ...
+
+CODE finds torch, model and checkpoint (common/checkpoint.py), what is imported below, and the two functions.
 """
 import builtins
 import os
 import runpy
 import signal
 import sys
+
+HANG = 900  # seconds: no test takes nearly as long on any machine; a limit of this size only ends what hangs
 
 
 def die():
@@ -18,20 +22,22 @@ def die():
 
 def when_printed(text, act):
     """Call act() each time a line with `text` has been printed."""
-    whole = builtins.print
+    original = builtins.print
 
     def watched(*args, **options):
-        whole(*args, **options)
+        original(*args, **options)
         if any(text in str(arg) for arg in args):
             act()
     builtins.print = watched
 
 
 if __name__ == '__main__':
+    if hasattr(signal, 'alarm'):
+        signal.alarm(HANG)
     code, sys.argv = sys.argv[1], sys.argv[2:]
     sys.path[0] = os.path.dirname(sys.argv[0])
-    import torch  # noqa: for the code, as the next two
-    import model  # noqa
-    from common import checkpoint  # noqa
+    import torch  # noqa: for CODE
+    import model  # noqa: for CODE
+    from common import checkpoint  # noqa: for CODE
     exec(code)
     runpy.run_path(sys.argv[0], run_name='__main__')

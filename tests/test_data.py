@@ -275,11 +275,13 @@ encoding.SHARD, encoding.UNIT = 4000, 500
 def hold():
     print('stands still', flush=True)
     time.sleep({hang})
-def close(self, whole=shards.Shards.close, **state):
-    whole(self, **state)
-    if self.manifest['shards'] == {hold_after}:
+def write_manifest(self, original=shards.Shards.write_manifest):
+    if self.manifest['shards'] == {hold_before}:
         hold()
-shards.Shards.close = close
+    original(self)
+    if self.manifest['shards'] == {hold_after} > 0:
+        hold()
+shards.Shards.write_manifest = write_manifest
 if {hold_after} == 0:
     corpus.tokenise = lambda *args: hold()
 {more}
@@ -290,19 +292,28 @@ corpus.prepare('unused', 'a corpus', tokenizer='char', val_fraction=0.1)
 @pytest.fixture
 def driver(tmp_path):
     """
-    driver(): starts a prepare script that notes its progress often, and stands still after so many shards if it is told
-    to; returns the process.
+    driver(): starts a prepare script that notes its progress often; returns the process. It stands still after so many
+    shards if it is told to, or when one is on the disk, but not yet in the manifest.
     """
     for shard in range(3):
         write(tmp_path / f'{shard}.jsonl', STORIES[shard * 130:][:130 if shard < 2 else None])
 
     write(tmp_path / 'val.jsonl', STORIES[:100])
 
-    def start(hold_after=None, more='', out='out', args=('--vocab_size=300',)):
-        script = DRIVER.format(root=ROOT, data=os.path.join(ROOT, 'data'), hang=HANG, hold_after=hold_after, more=more)
+    started = []
+
+    def start(hold_after=-1, more='', out='out', args=('--vocab_size=300',), hold_before=-1):
+        script = DRIVER.format(root=ROOT, data=os.path.join(ROOT, 'data'), hang=HANG, hold_after=hold_after,
+                               hold_before=hold_before, more=more)
         command = [sys.executable, '-c', script, '--input=[0-9].jsonl', f'--out={out}', *args]
-        return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return start
+        started.append(subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                        text=True))
+        return started[-1]
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def held(process):
@@ -319,7 +330,7 @@ def kill(process):
     """Kill a process when it stands still; what it had said."""
     said = held(process)
     process.kill()
-    process.communicate()
+    process.wait()
     return said
 
 
@@ -337,8 +348,9 @@ def progress(folder):
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(driver, tmp_path, args):
     assert driver(more=SMALL_BLOCKS, out='whole', args=args).wait() == 0
     kept = None
-    for shards in (1, 3, 4, 6):
-        said = kill(driver(shards, SMALL_BLOCKS, args=args))
+    for shards, half in ((1, False), (3, True), (4, False), (4, True), (6, True), (7, False)):
+        holds = dict(hold_before=shards + 1) if half else dict(hold_after=shards)
+        said = kill(driver(more=SMALL_BLOCKS, args=args, **holds))
         assert kept is None or f'going on after {kept:,} characters' in said, 'no finished shard is repeated'
         assert progress(tmp_path / 'out')['shards'] == shards
         kept = progress(tmp_path / 'out')['last']['characters']

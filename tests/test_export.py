@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
-from conftest import HOOKED, ROOT, TOY, make_dataset, python
+from conftest import ROOT, TOY, hook, make_dataset, python
 from model import GPT, GPTConfig, load_weights
 
 WORDS = 'the cat sees one bird. a dog hears that horse. my fish follows the cat. '
@@ -168,7 +168,7 @@ CharTokenizer.to_json = lambda self: to_json(CharTokenizer(self.chars[::-1]))
 
 @pytest.fixture
 def hooked_export(tmp_path):
-    return lambda code, *args: python(HOOKED, code, os.path.join(ROOT, 'export.py'), *args, cwd=tmp_path)
+    return lambda code, *args: hook(code, 'export.py', *args, cwd=tmp_path)
 
 
 @pytest.mark.parametrize('name, format, code', [('char', 'hf', BREAK), ('modern', 'onnx', BREAK),

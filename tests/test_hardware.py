@@ -43,15 +43,17 @@ def test_a_cpu_with_native_bfloat16_trains_in_it_and_samples_in_float32(monkeypa
         assert hardware.resolve_dtype('auto', 'cpu', training=False) == 'float32'
 
 
-@pytest.mark.parametrize('cpu, capability, onednn, native', [
-    (True, 'AVX512', True, True), (False, 'AVX512', True, False),
-    (True, 'AVX2', True, False), (True, 'DEFAULT', True, False), (True, 'AVX512', False, False)])
-def test_bfloat16_is_native_where_the_cpu_pytorch_and_onednn_have_it(monkeypatch, cpu, capability, onednn, native):
-    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: cpu)
-    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: False)
+@pytest.mark.parametrize('avx512, amx, capability, onednn, native', [
+    (True, False, 'AVX512', True, True), (False, True, 'AVX512', True, True), (False, False, 'AVX512', True, False),
+    (True, True, 'AVX2', True, False), (True, True, 'DEFAULT', True, False), (True, True, 'AVX512', False, False),
+    (True, True, 'AVX512', None, False)])  # None: a PyTorch without oneDNN
+def test_bfloat16_is_native_where_the_cpu_pytorch_and_onednn_have_it(monkeypatch, avx512, amx, capability, onednn,
+                                                                     native):
+    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: avx512)
+    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
     monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
-    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
-    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: onednn)
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: onednn is not None)
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: onednn, raising=False)
     assert hardware.native_bf16('cpu') == native and not hardware.native_bf16('mps')
 
 
@@ -181,7 +183,7 @@ def test_a_model_that_does_not_compile_runs_in_eager_and_says_so(monkeypatch, ca
 
 
 @pytest.fixture
-def alone(tmp_path):
+def process_group(tmp_path):
     """A process group of this process alone, for DistributedDataParallel."""
     torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
     yield
@@ -193,14 +195,20 @@ def graphs(monkeypatch):
     """The graphs that torch.compile makes from here on, of which each runs as it is."""
     torch._dynamo.reset()
     made, compile = [], torch.compile
-    monkeypatch.setattr(torch, 'compile', lambda model, mode: compile(
-        model, backend=lambda graph, inputs: made.append(graph) or graph))
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return graph
+    monkeypatch.setattr(torch, 'compile', lambda model, mode: compile(model, backend=backend))
     return made
 
 
 @pytest.mark.parametrize('bucket_mb, expected', [(100, 2), (1, 4)])
-def test_with_ddp_the_graph_is_cut_where_gradients_can_travel(alone, graphs, bucket_mb, expected):
-    """That is where a bucket of them is full: the first has 1 MB, the others what DDP is told. The blocks have 2.4."""
+def test_with_ddp_the_graph_is_cut_where_gradients_can_travel(process_group, graphs, bucket_mb, expected):
+    """
+    That is where a bucket of them is full: the first has 1 MB, the others what DDP is told. Of gradients the blocks
+    have 2.4 MB and the embedding 2.
+    """
     raw_model = GPT(GPTConfig(n_layer=12, n_head=2, n_embd=64, block_size=8, vocab_size=8192)).train()
     ids = torch.arange(16).view(2, 8)
     right = raw_model(ids, ids)[1]
@@ -212,7 +220,7 @@ def test_with_ddp_the_graph_is_cut_where_gradients_can_travel(alone, graphs, buc
     assert len(graphs) == expected, 'compiled already'
 
 
-def test_with_ddp_too_a_model_that_does_not_compile_runs_in_eager(alone, monkeypatch):
+def test_with_ddp_too_a_model_that_does_not_compile_runs_in_eager(process_group, monkeypatch):
     monkeypatch.setattr(torch, 'compile', lambda model, mode: torch.nn.Module())  # which cannot be called
     raw_model = torch.nn.Linear(2, 2)
     model = torch.nn.parallel.DistributedDataParallel(raw_model)

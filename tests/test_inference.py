@@ -41,7 +41,8 @@ def test_packed_weights_change_no_logit(larger, capsys, dtype, tolerance):
             assert torch.equal(packed.generate(idx, 9, temperature=0), larger.generate(idx, 9, temperature=0))
 
 
-@pytest.mark.skipif(platform.machine() not in ('x86_64', 'AMD64'), reason='oneDNN plays x86-64 CPUs alone')
+@pytest.mark.skipif(platform.machine() not in ('x86_64', 'AMD64') or not torch.backends.mkldnn.is_available(),
+                    reason='oneDNN emulates x86-64 CPUs alone')
 def test_an_older_cpu_packs_float32_and_no_bfloat16():
     code = 'from common.inference import why_not_packed as w; print([w(d) for d in ("float32", "bfloat16")])'
     done = python('-c', code, cwd=ROOT, ONEDNN_MAX_CPU_ISA='AVX2', DNNL_MAX_CPU_ISA='AVX2')
@@ -60,6 +61,7 @@ def test_where_nothing_can_be_packed_a_line_says_so(larger, monkeypatch, capsys,
     def refuse(linear):
         raise error
     monkeypatch.setattr(inference, 'PackedLinear', refuse)
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
     inference.pack(larger, 'cpu', 'float32')
     reason = str(error).partition('\n')[0]
     assert f'packs no weights here ({reason}): ' in capsys.readouterr().out and linears(larger) == {'Linear'}
@@ -105,13 +107,13 @@ def test_int8_tells_what_it_costs(model, dtype):
     assert linears(eight) == {'Int8Linear'} and before != after == pytest.approx(before, rel=0.02)
 
 
-@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.dear)])
+@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
 def test_a_compiled_step_is_compiled_once_and_writes_the_same(model, monkeypatch, backend):
     torch._dynamo.reset()
     monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=backend))
     step = inference.compile_step(model, 2, 16, 'cpu')
-    if step is None:
-        pytest.skip('torch.compile does not work here')
+    if step is None and backend == 'inductor':
+        pytest.skip('no compiler on this machine')
     for T in (1, 5):
         idx, cache = torch.randint(64, (2, T)), generate.KVCache(16, static=True)
         with torch._dynamo.config.patch(error_on_recompile=True):

@@ -1,5 +1,4 @@
 """A run that is killed, stopped or moved to other processes ends as the one that nothing ever stopped."""
-import os
 import random
 import signal
 import subprocess
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from common import checkpoint as checkpoint_file
-from conftest import DEMANDING, HANG, HOOKED, TRAIN, assert_same_run, read_metrics
+from conftest import DEMANDING, HOOKED, TRAIN, assert_same_run, read_metrics
 
 
 def resumed_at(done):
@@ -18,8 +17,8 @@ def resumed_at(done):
 
 
 # where each run is killed, and where the next one goes on: the states of 0, 5, 10, ... are saved after their evaluation
-KILLS = [('tokens per iteration', None), ('step 0:', None), ('iter 3:', 0), ('iter 7:', 5), ('step 15:', 10),
-         ('iter 19:', 15)]
+KILLS = [('tokens per iteration', None), ('step 0:', None), ('iter 3:', 0), ('iter 7:', 5),
+         ('tokens per iteration', 5), ('step 15:', 10), ('iter 19:', 15)]
 
 
 def test_killed_again_and_again_it_ends_as_if_it_never_was(hooked, uninterrupted, tmp_path):
@@ -34,34 +33,36 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(hooked, uninterrupted
     assert_same_run(tmp_path / 'out', uninterrupted)
 
 
-# counts what Python calls, and dies at one of these calls
-AT_CALL = '''
+# counts the calls and returns of functions, and dies at one of them
+AT_EVENT = '''
 import atexit
-calls = 0
+events = 0
 def count(frame, event, argument):
-    global calls
-    calls += 1
-    if calls == {call}: die()
-atexit.register(lambda: print('calls:', calls))
+    global events
+    events += 1
+    if events == {event}: die()
+atexit.register(lambda: print('events:', events))
 sys.setprofile(count)
 '''
 
 
-@pytest.mark.dear
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', range(4))
 def test_killed_at_any_of_200_moments_it_ends_as_if_it_never_was(hooked, uninterrupted, tmp_path, seed):
-    dice, run, completed = random.Random(seed), 0, 0
-    whole = hooked(AT_CALL.format(call=0), '--out_dir=counted', settings=DEMANDING)
-    calls = int(whole.stdout.rpartition('calls: ')[2])
-    for _ in range(50):
-        done = hooked(AT_CALL.format(call=dice.randrange(calls)), f'--out_dir=out{run}', '--init_from=auto',
+    dice, kills, run = random.Random(seed), 0, 0
+    whole = hooked(AT_EVENT.format(event=0), '--out_dir=counted', settings=DEMANDING)
+    events = int(whole.stdout.rpartition('events: ')[2])
+    while kills < 50:
+        done = hooked(AT_EVENT.format(event=dice.randrange(1, events)), f'--out_dir=out{run}', '--init_from=auto',
                       settings=DEMANDING)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
+        kills += done.returncode != 0
         log = tmp_path / f'out{run}' / 'metrics.jsonl'
-        if log.exists() and '"done": true' in log.read_text():
+        if log.exists() and '"done": true' in log.read_text():  # it may still have been killed
             assert_same_run(tmp_path / f'out{run}', uninterrupted)
-            run, completed = run + 1, completed + 1
-    assert completed > 0
+            run += 1
+    assert hooked('', f'--out_dir=out{run}', '--init_from=auto', settings=DEMANDING).returncode == 0
+    assert_same_run(tmp_path / f'out{run}', uninterrupted)
 
 
 def test_told_to_stop_it_saves_and_goes_on_later(hooked, uninterrupted, tmp_path):
@@ -82,14 +83,14 @@ import types
 from common import guard
 now, passes = 0.0, 0
 guard.time = types.SimpleNamespace(monotonic=lambda: now)
-def forward(self, idx, targets=None, whole=model.GPT.forward):
+def forward(self, idx, targets=None, original=model.GPT.forward):
     global now, passes
     passes += 1
     now = {2: 10.0, 3: 10.9, 4: 11.1}.get(passes, now)
     if passes in (2, 3, 4):
         print('Ctrl-C', passes, flush=True)
         os.kill(os.getpid(), signal.SIGINT)
-    return whole(self, idx, targets)
+    return original(self, idx, targets)
 model.GPT.forward = forward
 ''')
     assert done.returncode == -signal.SIGINT and done.stdout.endswith('Ctrl-C 4\n'), done.stdout
@@ -101,8 +102,8 @@ WAIT_FOR_A_SIGNAL = '''
 import time
 from common import guard
 told = []
-def note(self, *signal, whole=guard.StopSignal.note):
-    whole(self, *signal)
+def note(self, *signal, original=guard.StopSignal.note):
+    original(self, *signal)
     told.append(signal)
 def wait():
     while not told: time.sleep(0.01)
@@ -122,7 +123,7 @@ def test_two_processes_stop_together_and_any_number_goes_on(hooked, corpus_dir, 
             seen.append(line)
             if 'iter 12:' in line:
                 process.send_signal(signal.SIGUSR1)  # torchrun passes it on, and ends with a code of its own
-        assert process.wait(timeout=HANG) != 0 and 'stopped' in ''.join(seen), ''.join(seen)
+    assert process.returncode != 0 and 'stopped' in ''.join(seen), ''.join(seen)
     assert checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num'] == 13
     assert resumed_at(hooked('', '--init_from=auto', settings=plain)) == 13
     assert hooked('', '--out_dir=whole', settings=plain).returncode == 0
@@ -132,32 +133,30 @@ def test_two_processes_stop_together_and_any_number_goes_on(hooked, corpus_dir, 
     assert np.allclose([line['val_loss'] for line in moved[1]], [line['val_loss'] for line in whole[1]], atol=1e-4)
 
 
-def test_two_processes_killed_end_as_two_that_were_not(hooked, tmp_path):
+def test_two_processes_killed_end_as_two_that_were_not(hooked_ranks, tmp_path):
     kill = '''
 from common import guard
-def judge(self, iter_num, *rest, whole=guard.StepGuard.judge, **more):
+def judge(self, iter_num, *rest, original=guard.StepGuard.judge, **more):
     if iter_num == 13: die()
-    return whole(self, iter_num, *rest, **more)
+    return original(self, iter_num, *rest, **more)
 guard.StepGuard.judge = judge
 '''
-    killed = hooked(kill, settings=DEMANDING, processes=2)
-    assert [one.returncode for one in killed] == [-signal.SIGKILL] * 2, killed[0].stderr
+    codes = [one.returncode for one in hooked_ranks(kill, settings=DEMANDING)]
+    assert -signal.SIGKILL in codes and all(codes)  # the other may have lost its connection first
     for out_dir, after in (('out', 10), ('whole', None)):
-        done = hooked('', f'--out_dir={out_dir}', '--init_from=auto', settings=DEMANDING, processes=2)
+        done = hooked_ranks('', f'--out_dir={out_dir}', '--init_from=auto', settings=DEMANDING)
         assert [one.returncode for one in done] == [0, 0] and resumed_at(done[0]) == after, done[0].stderr
     assert_same_run(tmp_path / 'out', tmp_path / 'whole')
 
 
 @pytest.mark.parametrize('recipe', [['--modern=True', '--optimizer=muon'], ['--modern=False', '--optimizer=adamw']])
-def test_split_by_fsdp_it_is_the_same_run_with_the_same_files(hooked, tmp_path, recipe):
+def test_split_by_fsdp_it_is_the_same_run_with_the_same_files(hooked, hooked_ranks, tmp_path, recipe):
     plain = [*DEMANDING, *recipe, '--dropout=0.0', '--max_iters=10', '--init_from=auto']
-    fsdp = dict(processes=2)
-    for args, several in ((['--out_dir=whole'], {}),
-                          (['--out_dir=out_of', '--fsdp=True', '--max_iters=5'], fsdp), (['--out_dir=out_of'], {}),
-                          (['--out_dir=into', '--max_iters=5'], {}), (['--out_dir=into', '--fsdp=True'], fsdp)):
-        done = hooked('', *args, settings=plain, **several)
-        for one in done if several else [done]:
-            assert one.returncode == 0, one.stderr
+    for args in (['--out_dir=whole'], ['--out_dir=out_of', '--fsdp=True', '--max_iters=5'], ['--out_dir=out_of'],
+                 ['--out_dir=into', '--max_iters=5'], ['--out_dir=into', '--fsdp=True']):
+        split = '--fsdp=True' in args
+        for done in hooked_ranks('', *args, settings=plain) if split else [hooked('', *args, settings=plain)]:
+            assert done.returncode == 0, done.stderr
     whole, state = read_metrics(tmp_path / 'whole'), checkpoint_file.load(str(tmp_path / 'whole' / 'last.pt'))
     for name in ('out_of', 'into'):
         steps, evaluations, _ = read_metrics(tmp_path / name)

@@ -16,8 +16,8 @@ import pytest
 from common import experiments, runstate
 from conftest import HANG, ROOT, TOY, python, read_metrics
 
-# wandb_run_name says how the stand-in behaves; the state is saved at each iteration. One that `holds` stands still before
-# iteration 5 until it is stopped, or there is a file `go`
+# wandb_run_name says how the stand-in behaves; the state is saved at each iteration. One that `holds` stands still
+# before iteration 5 until it is stopped, or there is a file `go`
 STAND_IN = '''
 import json, signal, time
 stopped = []
@@ -91,16 +91,18 @@ def manage(place):
         return started[-1]
     run.start = start
     yield run
-    for run_ in json_of(place).values():
-        if runstate.is_alive(run_):
-            os.kill(run_['pid'], signal.SIGKILL)
     for process in started:
         process.kill()
         process.communicate()
+    go(place)  # whoever still holds
+    for run_ in json_of(place).values():
+        if runstate.is_alive(run_):
+            os.kill(run_['pid'], signal.SIGKILL)
 
 
 def write_list(place, *lines):
-    (place / 'config' / 'experiment_list.conf').write_text('\n'.join(lines) + '\n')
+    (place / 'config' / 'new').write_text('\n'.join(lines) + '\n')
+    os.replace(place / 'config' / 'new', place / 'config' / 'experiment_list.conf')
 
 
 def json_of(place):
@@ -151,7 +153,9 @@ def read_until(process, text):
 
 def finish(process):
     """The rest of what a process prints, until it ends."""
-    return process.communicate(timeout=HANG)[0]
+    output = process.stdout.read()  # of this file, which may hold more of it than read_until() took
+    process.wait(timeout=HANG)
+    return output
 
 
 def test_a_list_is_worked_through_in_its_order_but_for_what_waits(place, manage):
@@ -168,10 +172,9 @@ def test_a_list_is_worked_through_in_its_order_but_for_what_waits(place, manage)
 
 def test_an_experiment_never_runs_beside_another_on_one_place(place, manage):
     write_list(place, 'a: config/toy.py', 'b: config/toy.py', 'c: config/toy.py')
-    manage('run')
-    ends = [os.path.getmtime(place / 'results' / name / 'metrics.jsonl') for name in 'abc']
-    begins = [json_of(place)[name]['started'] for name in 'abc']
-    assert begins[1] >= ends[0] and begins[2] >= ends[1]
+    output = manage('run').stdout
+    assert re.findall(r'(\w): (started|done)', output) == [(name, event) for name in 'abc'
+                                                           for event in ('started', 'done')]
 
 
 def test_each_gpu_has_its_own_experiment(place, manage):
@@ -310,8 +313,8 @@ def test_a_manager_killed_between_starting_and_noting_it_loses_nothing(place, ma
     write_list(place, 'a: config/toy.py --max_iters=5')
     (place / 'results').mkdir()
     (place / 'results' / 'experiment_list.json').write_text(json.dumps({'a': {
-        **runstate.NEW, 'state': 'running', 'pid': None, 'slot': None, 'started': time.time() - 2 * HANG, 'max_iters': 5,
-        'out_dir': 'results/a', 'after': []}}))
+        **runstate.NEW, 'state': 'running', 'pid': None, 'slot': None, 'started': time.time() - 2 * HANG,
+        'max_iters': 5, 'out_dir': 'results/a', 'after': []}}))
     assert manage('run').returncode == 0 and states(place) == {'a': 'done'}
 
 
@@ -456,7 +459,7 @@ def test_slurm_gets_a_job_for_each_and_is_asked_about_them(place, manage):
     wait_for(lambda: (place / 'results' / 'a' / 'last.pt').exists()
              and (place / 'results' / 'a' / 'last.pt').read_text() == '5')
     first.send_signal(signal.SIGUSR1)
-    assert first.wait(timeout=HANG) == 75
+    assert first.wait() == 75
     assert ['scontrol', ['requeue', '101'], ''] in [json.loads(line) for line in open(calls)]
     again = subprocess.run(['bash', '-c', script], cwd=place, env=env, timeout=HANG)
     assert again.returncode == 0 and read_metrics(place / 'results' / 'a')[2]['done']
@@ -513,14 +516,20 @@ def test_real_runs_survive_the_manager(corpus_dir, tmp_path):
     toy = f'{" ".join(TOY)} --dataset={corpus_dir}'
     (tmp_path / 'mine.conf').write_text(f'a: {toy} --max_iters=100 --lr_decay_iters=100\n'
                                         f'b: {toy} --init_from=results/a after=a\n')
-    words = [os.path.join(ROOT, 'run_manager.py'), 'run', '--list=mine.conf']
-    manager = subprocess.Popen([sys.executable, *words], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    words = [sys.executable, os.path.join(ROOT, 'run_manager.py'), 'run', '--list=mine.conf']
+    first = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
     metrics = tmp_path / 'results' / 'a' / 'metrics.jsonl'
     wait_for(lambda: metrics.exists() and '"iter": 20,' in metrics.read_text())
-    manager.kill()
-    manager.wait()
-    done = python(*words, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    pid = json.loads((tmp_path / 'results' / 'mine.json').read_text())['a']['pid']
+    os.kill(pid, signal.SIGSTOP)
+    first.kill()
+    first.wait()
+    second = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    status = ['status', '--list=mine.conf']
+    wait_for(lambda: 'nobody works' not in python(words[1], *status, cwd=tmp_path).stdout)
+    os.kill(pid, signal.SIGCONT)
+    output = finish(second)
+    assert second.returncode == 0, output
     assert len(read_metrics(tmp_path / 'results' / 'a')[0]) == 100
     assert read_metrics(tmp_path / 'results' / 'b')[2]['done']
     assert (tmp_path / 'results' / 'a' / 'log.txt').read_text().count('$ python') == 1, 'it was found alive'

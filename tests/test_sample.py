@@ -13,7 +13,7 @@ import torch
 from common import checkpoint as checkpoint_file
 from common import completion
 from common import tokenizer as tokenizers
-from conftest import HANG, HOOKED, ROOT, python
+from conftest import HANG, ROOT, hook
 from model import GPT
 
 
@@ -92,11 +92,11 @@ def test_a_setting_that_does_nothing_is_named(sample):
         assert done.returncode == 0 and named in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.dear)])
+@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
 def test_compiled_the_texts_are_the_same(sample, trained, tmp_path, backend):
     code = f'import functools; torch.compile = functools.partial(torch.compile, backend={backend!r})'
     args = [f'--out_dir={trained}', '--device=cpu', '--num_samples=2', '--max_new_tokens=30', '--start=the cat']
-    done = python(HOOKED, code, os.path.join(ROOT, 'sample.py'), *args, '--compile=True', cwd=tmp_path)
+    done = hook(code, 'sample.py', *args, '--compile=True', cwd=tmp_path)
     if backend == 'inductor' and 'running eager instead' in done.stdout:
         pytest.skip('no compiler on this machine: ' + done.stdout)
     compiled, whole = texts(done), texts(sample('--start=the cat'))
@@ -134,8 +134,8 @@ class Terminal(io.TextIOWrapper):
     isatty = lambda self: True
 sys.stdout = Terminal(sys.stdout.detach())
 """
-    done = python(HOOKED, terminal, os.path.join(ROOT, 'sample.py'), f'--out_dir={trained}', '--device=cpu',
-                  '--analyze=True', '--start=the', cwd=tmp_path)
+    done = hook(terminal, 'sample.py', f'--out_dir={trained}', '--device=cpu', '--analyze=True', '--start=the',
+                cwd=tmp_path)
     assert done.returncode == 0 and ('\033[' in done.stdout) == (no_color == ''), done.stderr
 
 
