@@ -46,6 +46,7 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker('slow'):
                 item.add_marker(pytest.mark.skip(reason='slow: with NANOGPT_TESTS=all'))
+    items.sort(key=lambda item: item.path, reverse=True)  # test_train.py first: no worker is to end long after the other
 
 
 def python(*args, cwd, stdin='', **env):
