@@ -1,24 +1,22 @@
-"""What the tests share: a corpus that they make, and the scripts run as a user runs them, at toy size and offline."""
+"""What the tests share: a corpus that they make, toy runs on it, and an environment that no test leaves changed."""
 import faulthandler
-import functools
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 
 import pytest
 
 from hooked import HANG
+from running import ENVIRONMENT, HOOKED, ROOT, TRAIN, environment, hook, python, ranks
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT, os.path.join(ROOT, 'data')]
 
 # Toy sizes are faster on one thread of the CPU, and nothing may wait for a network. Set before torch is imported.
 os.environ.update(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
-# A cache of torch.compile for this session alone: PyTorch takes what was compiled for another CPU, too, if that was
-# this one as .ci/run emulates it.
+# torch.compile's cache is this session's own: from a shared one PyTorch would take code that it compiled for a CPU that
+# .ci/run emulated.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     COMPILED = tempfile.TemporaryDirectory(prefix='compiled-')
     os.environ['TORCHINDUCTOR_CACHE_DIR'] = COMPILED.name
@@ -31,108 +29,17 @@ TOY = ['--device=cpu', '--dtype=float32', '--compile=False', '--n_layer=2', '--n
        '--warmup_iters=2', '--learning_rate=1e-2', '--eval_interval=10', '--eval_iters=5']
 
 
-TRAIN, HOOKED = os.path.join(ROOT, 'train.py'), os.path.join(ROOT, 'tests', 'hooked.py')
-# code for HOOKED: bench.py's measure of the machine is one product instead of a second of them
-QUICK = 'from common import roofline\nroofline.shortest = roofline.seconds\n'
-WITHOUT_TORCH = ('run_manager.py',)
-# variables that a fork may be given, as nothing reads them before a script has begun
-FORK_MAY_SET = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'HOME',
-                'PYTHONPATH', 'TORCHELASTIC_USE_AGENT_STORE', 'WANDB_MODE', 'WANDB_SILENT', 'WANDB_API_KEY')
-
-
 def pytest_collection_modifyitems(items):
     """What takes long and seldom breaks is marked `slow`, and not a part of the short command (CONTRIBUTING.md)."""
     if os.environ.get('NANOGPT_TESTS') != 'all':
         for item in items:
             if item.get_closest_marker('slow'):
                 item.add_marker(pytest.mark.skip(reason='slow: with NANOGPT_TESTS=all'))
-    items.sort(key=lambda item: item.path, reverse=True)  # test_train.py first: no worker is to end long after the other
-
-
-def python(*args, cwd, stdin='', **env):
-    """Run `python args` in a folder; returns the CompletedProcess, with stdout and stderr as text."""
-    return run_all([args], cwd, [env], stdin)[0]
-
-
-def hook(code, script, *args, cwd):
-    """Run a script of the project with a piece of code ahead of it (tests/hooked.py); returns the CompletedProcess."""
-    return python(HOOKED, code, os.path.join(ROOT, script), *args, cwd=cwd)
-
-
-def ranks(count, *args, cwd):
-    """Run `python args` as `torchrun --nproc_per_node=count` would; returns the CompletedProcess of each rank."""
-    from torch.distributed import TCPStore
-    store = TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)  # as torchrun's, on a port of its own
-    shared = dict(WORLD_SIZE=count, LOCAL_WORLD_SIZE=count, MASTER_ADDR='127.0.0.1', MASTER_PORT=store.port,
-                  TORCHELASTIC_USE_AGENT_STORE=True)
-    envs = [{key: str(value) for key, value in dict(shared, RANK=rank, LOCAL_RANK=rank).items()}
-            for rank in range(count)]
-    return run_all([args] * count, cwd, envs)
-
-
-def run_all(commands, cwd, envs, stdin=''):
-    """
-    Run commands at once, each with its own additions to the environment; returns their CompletedProcesses. Scripts are
-    forked from a process that has imported torch, where that can be.
-    """
-    commands = [[str(arg) for arg in args] for args in commands]
-    is_script = all(args[0].endswith('.py') and os.path.basename(args[0]) not in WITHOUT_TORCH for args in commands)
-    can_fork = all(env.keys() <= set(FORK_MAY_SET) for env in envs) and environment() == ENVIRONMENT
-    if is_script and can_fork and sys.platform == 'linux':
-        server = warm_python()
-        requests = [[args, str(cwd), {**ENVIRONMENT, **env}, stdin, HANG] for args, env in zip(commands, envs)]
-        print(json.dumps(requests), file=server.stdin, flush=True)
-        answer = server.stdout.readline()
-        assert answer, 'tests/warm_python.py has died; what it said stands in stderr'
-        done = [subprocess.CompletedProcess(args, *one) for args, one in zip(commands, json.loads(answer))]
-    else:
-        done = start_all(commands, cwd, envs, stdin)
-    for one in done:
-        if one.returncode == -signal.SIGALRM:
-            raise subprocess.TimeoutExpired(one.args, HANG, one.stdout, one.stderr)
-    return done
-
-
-def start_all(commands, cwd, envs, stdin):
-    """run_all() in new processes."""
-    files = [[tempfile.TemporaryFile('w+', encoding='utf-8') for _ in range(3)] for _ in commands]
-    processes = []
-    try:
-        for args, env, (given, out, err) in zip(commands, envs, files):
-            given.write(stdin)
-            given.seek(0)
-            processes.append(subprocess.Popen([sys.executable, *args], cwd=cwd, env={**environment(), **env},
-                                              stdin=given, stdout=out, stderr=err))
-        for process in processes:
-            process.wait(timeout=HANG)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    for file in sum(files, []):
-        file.seek(0)
-    return [subprocess.CompletedProcess(args, process.returncode, out.read(), err.read())
-            for args, process, (_, out, err) in zip(commands, processes, files)]
-
-
-def environment():
-    """os.environ without what pytest and, once it has compiled something, torch.compile note there."""
-    return {key: value for key, value in os.environ.items() if not key.startswith('PYTEST_')
-            and ('TORCHINDUCTOR' not in key or key == 'TORCHINDUCTOR_CACHE_DIR')}
-
-
-ENVIRONMENT = {}  # with which the tests begin
+    items.sort(key=lambda item: item.path, reverse=True)  # test_train.py first, so that both workers end together
 
 
 def pytest_collection_finish():
     ENVIRONMENT.update(environment())
-
-
-@functools.cache
-def warm_python():
-    """The process of tests/warm_python.py; it ends when its stdin does, with this process."""
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, 'tests', 'warm_python.py')], text=True,
-                            env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common import roofline, sweep
-from conftest import QUICK, hook
+from running import QUICK, hook
 
 TOY = ['--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=16', '--batch_size=2', '--device=cpu',
        '--gradient_accumulation_steps=2', '--compile=False', '--windows=2', '--vocab_size=64']

@@ -12,8 +12,8 @@ import torch
 
 from common.speaker import Speaker, Turn
 from common.tokenizer import CharTokenizer
-from conftest import HANG, ROOT
 from model import GPT, GPTConfig
+from running import HANG, ROOT
 
 PROMPT = '\n> '
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from conftest import ROOT, python
+from running import ROOT, python
 
 SCRIPT = '''"""What the script is for."""
 # numbers

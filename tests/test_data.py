@@ -18,7 +18,8 @@ import corpus
 import encoding
 import sources
 from common import bins, tokenizer
-from conftest import HANG, ROOT, make_dataset, python
+from conftest import make_dataset
+from running import HANG, ROOT, python
 from test_sources import write
 
 SHAKESPEARE = os.path.join(ROOT, '..', 'shared', 'data', 'tinyshakespeare.txt')

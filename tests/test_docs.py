@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 import torch
 
-from conftest import HOOKED, QUICK, ROOT, python
+from running import HOOKED, QUICK, ROOT, python
 
 SCRIPTS = ('train.py', 'sample.py', 'bench.py', 'export.py')
 DOCS = sorted(os.path.relpath(path, ROOT) for pattern in ('*.md', 'docs/*.md', 'data/*/readme.md')

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
-from conftest import ROOT, TOY, hook, make_dataset, python
+from conftest import TOY, make_dataset
 from model import GPT, GPTConfig, load_weights
+from running import ROOT, hook, python
 
 WORDS = 'the cat sees one bird. a dog hears that horse. my fish follows the cat. '
 

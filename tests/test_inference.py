@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from common import generate, inference
-from conftest import ROOT, python
 from model import GPT, GPTConfig
+from running import ROOT, python
 
 
 @pytest.fixture

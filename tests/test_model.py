@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
-from conftest import python, ROOT
 from model import GPT, GPTConfig, attend, load_weights, rotary, rotate
+from running import python, ROOT
 
 SMALL = dict(block_size=32, vocab_size=96, n_layer=3, n_head=4, n_embd=48)
 

@@ -15,7 +15,7 @@ import urllib.request
 import pytest
 
 from common import report
-from conftest import HANG, ROOT, python
+from running import HANG, ROOT, python
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 

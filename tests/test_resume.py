@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from common import checkpoint as checkpoint_file
-from conftest import DEMANDING, HOOKED, TRAIN, assert_same_run, read_metrics
+from conftest import DEMANDING, assert_same_run, read_metrics
+from running import HOOKED, TRAIN
 
 
 def resumed_at(done):

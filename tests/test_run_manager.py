@@ -14,7 +14,8 @@ import time
 import pytest
 
 from common import experiments, runstate
-from conftest import HANG, ROOT, TOY, python, read_metrics
+from conftest import TOY, read_metrics
+from running import HANG, ROOT, python
 
 # wandb_run_name says how the stand-in behaves; the state is saved at each iteration. One that `holds` stands still
 # before iteration 5 until it is stopped, or there is a file `go`

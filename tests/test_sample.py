@@ -13,8 +13,8 @@ import torch
 from common import checkpoint as checkpoint_file
 from common import completion
 from common import tokenizer as tokenizers
-from conftest import HANG, ROOT, hook
 from model import GPT
+from running import HANG, ROOT, hook
 
 
 @pytest.fixture

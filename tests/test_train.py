@@ -10,9 +10,9 @@ import torch
 
 from common import checkpoint as checkpoint_file
 from common import settings
-from conftest import (DEMANDING, ROOT, TOY, TRAIN, assert_same_run, learned, make_dataset, python, ranks,
-                      read_metrics)
+from conftest import DEMANDING, TOY, assert_same_run, learned, make_dataset, read_metrics
 from model import GPT
+from running import ROOT, TRAIN, python, ranks
 
 
 def losses(out_dir):
