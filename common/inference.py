@@ -72,9 +72,9 @@ def why_not_packed(dtype):
     In bfloat16 it takes AVX-512, or the newest kinds of AVX2.
     """
     try:
-        PackedLinear(torch.nn.Linear(16, 16, dtype=getattr(torch, dtype)))
+        PackedLinear(torch.nn.utils.skip_init(torch.nn.Linear, 16, 16, dtype=getattr(torch, dtype)))
     except (AttributeError, RuntimeError) as error:  # the functions behind it are not PyTorch's public ones
-        return str(error).splitlines()[0]
+        return str(error).partition('\n')[0] or type(error).__name__
     return None
 
 

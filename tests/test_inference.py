@@ -56,14 +56,14 @@ def test_small_matrices_and_float16_are_left_as_they_are(model, larger):
         assert linears(one) == {'Linear'}
 
 
-@pytest.mark.parametrize('error', [RuntimeError('no such function\nand a long story'), AttributeError('gone')])
+@pytest.mark.parametrize('error', [RuntimeError('no such function\nand a long story'), AttributeError('gone'), RuntimeError()])
 def test_where_nothing_can_be_packed_a_line_says_so(larger, monkeypatch, capsys, error):
     def refuse(linear):
         raise error
     monkeypatch.setattr(inference, 'PackedLinear', refuse)
     monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
     inference.pack(larger, 'cpu', 'float32')
-    reason = str(error).partition('\n')[0]
+    reason = str(error).partition('\n')[0] or 'RuntimeError'
     assert f'packs no weights here ({reason}): ' in capsys.readouterr().out and linears(larger) == {'Linear'}
 
 
