@@ -10,8 +10,9 @@ python bench.py --mode=matmul                       # products and memory alone:
 python bench.py --mode=sample                       # tokens a second, beside Hugging Face's generate()
 python bench.py --mode=check                        # is this machine ready to train?
 """
-import ast
 import os
+
+from common import settings
 
 # -----------------------------------------------------------------------------
 mode = 'step'          # step, plan, matmul, sample, check
@@ -42,13 +43,8 @@ uncached = True        # the loop that computes the whole context for each token
 compile_step = False   # each once more, with the step compiled
 # -----------------------------------------------------------------------------
 root = os.path.dirname(os.path.abspath(__file__))
-# every other setting of train.py is one here too, with its default, so that its command lines and config files work
-train_defaults = {}
-for _node in ast.parse(open(os.path.join(root, 'train.py'), encoding='utf-8').read()).body:
-    if isinstance(_node, ast.Assign):
-        if _node.targets[0].id == 'config_keys':
-            break
-        train_defaults[_node.targets[0].id] = eval(ast.unparse(_node.value))
+# every setting of train.py is one here too, so that its command lines and config files work
+train_defaults = settings.read(os.path.join(root, 'train.py'))
 globals().update({**train_defaults, 'gradient_accumulation_steps': gradient_accumulation_steps})
 config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
 config_keys.remove('root')
@@ -56,10 +52,12 @@ defaults = {k: globals()[k] for k in config_keys}
 exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once
 # -----------------------------------------------------------------------------
 
+import builtins
 import itertools
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 from json import dumps
 
@@ -67,118 +65,107 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import batches, bins, decoding, guard, hardware, huggingface, planner, readiness, roofline, settings
-from common import sweep as sweeps, tokenizer
+from common import console, dataset as bins, tokenizer, weights
+from common.benchmark import decoding, planner, readiness, roofline, sweep as sweeps
+from common.device import (explain_out_of_memory, find_gpu, memory_gb, native_bf16, peak_flops, resolve_device,
+                           resolve_dtype, synchronize)
+from common.distributed import world_size
 from model import GPT, GPTConfig
 
 results = sys.stdout
 if json:
-    sys.stdout = sys.stderr  # for what is said on the way
-if init_from in huggingface.OPENAI:
-    n_layer, n_head, n_embd, bias = *huggingface.OPENAI[init_from], True
+    sys.stdout = sys.stderr  # for messages along the way
+if init_from in weights.OPENAI:
+    n_layer, n_head, n_embd, bias = *weights.OPENAI[init_from], True
 elif init_from not in ('scratch', 'auto', 'resume'):
     print(f'init_from={init_from!r} is not looked at: the model is that of n_layer and the like', file=sys.stderr)
 
 
 def make_model(bias=bias):
-    """A new model of the shape that the settings say."""
+    """A new model of the shape in the settings."""
     torch.manual_seed(seed)
     return GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias, activation, modern))
 
 
 def find_vocab_size():
-    """How many ids the model has, and whose they are."""
-    if vocab_size:
+    """The vocabulary size of the model, and where it comes from."""
+    if vocab_size and not real_data:
         return vocab_size, 'as said'
     try:
-        return tokenizer.padded_vocab_size(bins.read_meta(bins.find(root, dataset))), f'of {dataset}'
+        found = tokenizer.padded_vocab_size(bins.read_meta(bins.find(root, dataset)))
     except (ValueError, OSError):
         if real_data:
             raise
         return 50304, f"GPT-2's, as {dataset} is not prepared here"
+    if vocab_size not in (0, found):
+        raise ValueError(f'vocab_size={vocab_size}, but real_data of {dataset} has {found}; leave it out')
+    return found, f'of {dataset}'
 
 
-def make_step(model):
+def make_random_data(folder):
+    """A dataset of a million random ids in `folder`: what they are does not change the speed of a step."""
+    dtype = 'uint16' if vocab_size <= 2**16 else 'uint32'
+    ids = np.random.default_rng(seed).integers(vocab_size, size=max(2**20, 2 * block_size), dtype=dtype)
+    for split in bins.SPLITS:
+        ids.tofile(os.path.join(folder, f'{split}.bin'))
+    with open(os.path.join(folder, 'meta.json'), 'w', encoding='utf-8') as f:
+        f.write(dumps({'tokenizer': 'char', 'vocab_size': vocab_size, 'dtype': dtype}))
+
+
+def set_up_training():
     """
-    (a function of (iteration, clock) that makes a training step as train.py does it, on one process; whether the model
-    is compiled). The clock may be None; after the call the device may still be at work.
+    train.py with these settings as a namespace, a dict: it is executed, with all its set-up, but without its loop.
+    train_step(i) in it is one iteration; when it returns, the device may still be at work.
     """
-    model.gradient_checkpointing = gradient_checkpointing
-    device_type = device.partition(':')[0]
-    muon = dict(muon_lr=muon_lr, muon_dtype=hardware.muon_dtype(device, dtype)) if optimizer == 'muon' else {}
-    opt = model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, **muon)
-    scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
-    ctx, step_guard = hardware.autocast(device, dtype), guard.StepGuard(spike_z, [])
-    shape = gradient_accumulation_steps, batch_size
-    if real_data:
-        folder = bins.find(root, dataset)
-        meta = bins.read_meta(folder)
-        size = bins.check(folder, meta, block_size)['train']
-        reader = batches.Reader(folder, 'train', meta, block_size + 1, device)
-    else:
-        ids = torch.randint(model.config.vocab_size, (*shape, block_size + 1), device=device)
-
-    def starts(i):
-        numbers = batches.random_numbers(seed, 0, i, gradient_accumulation_steps * batch_size)
-        return (numbers % np.uint64(size - block_size)).astype(np.int64).reshape(shape)
-
-    def get_batch(i):
+    path, own = os.path.join(root, 'train.py'), {key: globals()[key] for key in train_defaults}
+    with tempfile.TemporaryDirectory() as folder:
         if not real_data:
-            return ids[..., :-1], ids[..., 1:].contiguous()
-        tokens, counts = reader.windows(starts(i))
-        reader.read_ahead(starts(i + 1))
-        return tokens[..., :-1], torch.where(counts, tokens, -1)[..., 1:].contiguous()
+            make_random_data(folder)
+            own['dataset'] = folder
+        own.update(init_from='scratch', eval_only=False, sample_prompts='')
+        with open(path, encoding='utf-8') as f, settings.command_line(sys.argv[0], *settings.words(own)):
+            namespace = {'__file__': path, '__name__': 'train'}
+            exec(builtins.compile(f.read(), path, 'exec'), namespace)
+    return namespace
 
-    x, y = get_batch(0)
-    compiled = model
-    if compile:
-        compiled = hardware.compile_or_eager(model, ctx, lambda compiled: compiled(x[0], y[0])[1].backward())
 
-    def step(i, clock=None):
-        mark = clock.mark if clock else lambda part: None
-        mark('begin')
-        for group in opt.param_groups:
-            group['lr'] = learning_rate * group['lr_ratio']
-            group['momentum'] = 0.95
-        xs, ys = get_batch(i)
-        shares = hardware.shares(ys)
-        loss_sum = torch.zeros((), device=device)
-        mark('data')
-        for x, y, share in zip(xs, ys, shares):
-            with ctx:
-                loss = compiled(x, y)[1] * share
-            loss_sum += loss.detach()
-            mark('forward')
-            scaler.scale(loss).backward()
-            mark('backward')
-        scaler.unscale_(opt)
-        grad_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-        if grad_clip > 0.0:
-            torch.nn.utils.clip_grads_with_norm_(model.parameters(), grad_clip, grad_norm)
-        step_guard.settle()
-        skip = step_guard.judge(i, loss_sum, grad_norm, scaled=scaler.is_enabled())
-        opt.found_inf = skip.float() if opt.defaults['fused'] else None
-        if (opt.defaults['fused'] and not scaler.is_enabled()) or not skip:
-            scaler.step(opt)
-        scaler.update()
-        opt.zero_grad(set_to_none=True)
-        mark('optimizer')
-    return step, compiled is not model
+def measure_shares(train, run):
+    """The shares of the time that the parts of train_step() take, when run() calls it a few times."""
+    clock = roofline.Clock(device)
+    model, unscale, step = train['model'], train['scaler'].unscale_, train['train_step']
+
+    def forward(*batch):
+        clock.mark('data' if clock.marks[-1][0] == 'begin' else 'backward')  # ends here
+        result = model(*batch)
+        clock.mark('forward')
+        return result
+
+    def unscale_(optimizer):
+        clock.mark('backward')
+        unscale(optimizer)
+
+    def marked_step(i):
+        clock.mark('begin')
+        step(i)
+        clock.mark('optimizer')
+
+    train['model'], train['scaler'].unscale_ = forward, unscale_
+    run(marked_step)
+    return clock.shares()
 
 
 def measure_step():
-    """What a training step takes: a dict of figures. None stands for what cannot be known here."""
-    model = make_model().to(device)
-    guard.check_model(model.config, device, dtype, gradient_checkpointing)
+    """What a training step takes: a dict of figures. None means unknown on this machine."""
     begin = time.perf_counter()
-    (step, is_compiled), numbers = make_step(model), itertools.count()
+    train, numbers = set_up_training(), itertools.count()
+    model, train_step = train['raw_model'], train['train_step']
 
-    def run(count, clock=None):
-        hardware.synchronize(device)
+    def run(count, step=train_step):
+        synchronize(device)
         begin = time.perf_counter()
         for _ in range(count):
-            step(next(numbers), clock)
-        hardware.synchronize(device)
+            step(next(numbers))
+        synchronize(device)
         return time.perf_counter() - begin
 
     run(2)
@@ -187,26 +174,25 @@ def measure_step():
     count = max(1, min(100, round(1.5 / seconds)))  # steps in a window: a second or two
     stretches = windows if seconds < 5 else min(windows, 3)
     ms = [1000 * run(count) / count for _ in tqdm(range(stretches), 'windows', disable=None, leave=False)]
-    clock = roofline.Clock(device)
-    run(count, clock)
+    memory = memory_gb(device)  # before the matmuls below allocate theirs
+    shares = measure_shares(train, lambda step: run(count, step))
     tokens = gradient_accumulation_steps * batch_size * block_size
-    memory_gb = hardware.memory_gb(device)  # before the products below take theirs
     flops = model.flops_per_token() * tokens / (statistics.median(ms) / 1000)
-    peak, reached = hardware.peak_flops(device, dtype), roofline.matmul_flops(device, dtype)
+    peak, reached = peak_flops(device, dtype), roofline.matmul_flops(device, dtype)
+    same = ('n_layer', 'n_head', 'n_embd', 'vocab_size', 'dropout', 'bias', 'activation', 'modern', 'optimizer',
+            'real_data', 'device', 'dtype', 'batch_size', 'block_size', 'gradient_accumulation_steps',
+            'gradient_checkpointing')
     return dict(
+        {key: globals()[key] for key in same}, torch=torch.__version__, compile=train['compiled_model'] is not model,
         device_name=torch.cuda.get_device_name(device) if device.startswith('cuda') else None,
-        torch=torch.__version__, n_layer=n_layer, n_head=n_head, n_embd=n_embd, vocab_size=vocab_size, dropout=dropout,
-        bias=bias, activation=activation, modern=modern, optimizer=optimizer, real_data=real_data,
-        device=device, dtype=dtype, compile=is_compiled, batch_size=batch_size, block_size=block_size,
-        gradient_accumulation_steps=gradient_accumulation_steps, gradient_checkpointing=gradient_checkpointing,
         parameters=model.get_num_params(), warmup_s=warmup_s, ms=statistics.median(ms), ms_lowest=min(ms),
         ms_highest=max(ms), tok_s=1000 * tokens / statistics.median(ms), tflops=flops / 1e12,
-        mfu=peak and flops / peak, mfu_measured=flops / reached, matmul_tflops=reached / 1e12,
-        memory_gb=memory_gb, **{f'share_{part}': share for part, share in clock.shares().items()})
+        mfu=peak and flops / peak, mfu_measured=flops / reached, matmul_tflops=reached / 1e12, memory_gb=memory,
+        **{f'share_{part}': share for part, share in shares.items()})
 
 
 def step_lines(row):
-    """What was measured, for people."""
+    """measure_step() for people."""
     yield f'model: {row["parameters"] / 1e6:.2f}M parameters, {vocab_size:,} ids in the vocabulary ({whose_ids})'
     yield (f'step: {row["ms"]:.1f} ms ({row["ms_lowest"]:.1f} to {row["ms_highest"]:.1f}), {row["tok_s"]:,.0f} '
            f'tokens/s, after {row["warmup_s"]:.1f} s to compile and warm up')
@@ -223,7 +209,7 @@ def step_lines(row):
 def profile_step():
     """The operators that take the time in three steps, as a table, and all of them in trace.json."""
     from torch.profiler import ProfilerActivity
-    step, _ = make_step(make_model().to(device))
+    step = set_up_training()['train_step']
     for i in range(3):
         step(i)
     on_cuda = device.startswith('cuda')
@@ -231,7 +217,7 @@ def profile_step():
     with torch.profiler.profile(activities=activities) as profiler:
         for i in range(3):
             step(3 + i)
-        hardware.synchronize(device)
+        synchronize(device)
     averages = profiler.key_averages()
     print(averages.table(sort_by='self_cuda_time_total' if on_cuda else 'self_cpu_time_total', row_limit=20,
                          max_name_column_width=60))
@@ -247,7 +233,7 @@ def run_sweep():
     """Many settings, and the best of them as a line for train.py."""
     native = ['bfloat16', 'float16' if device.startswith('cuda') else 'float32']
     sizes = sweep_batch_size or sorted({max(1, batch_size * n // 4) for n in (1, 2, 4, 8, 16)})
-    values = [sweep_dtype or [name for name in native if name != 'bfloat16' or hardware.native_bf16(device)],
+    values = [sweep_dtype or [name for name in native if name != 'bfloat16' or native_bf16(device)],
               sweep_compile, sizes, sweep_gradient_checkpointing]
     if not all(values):
         raise ValueError('a list of the sweep is empty: each must name something')
@@ -257,7 +243,7 @@ def run_sweep():
     given = {key: globals()[key] for key in config_keys if globals()[key] != defaults[key]}
     own = {key: value for key, value in given.items() if not key.startswith('sweep')
            and key not in ('out', 'json', 'mode', 'profile', 'gradient_accumulation_steps', *sweeps.KEYS)}
-    command = [sys.executable, os.path.abspath(__file__), '--json=True', *sweeps.words(own)]
+    command = [sys.executable, os.path.abspath(__file__), '--json=True', *settings.words(own)]
     # all combinations work on as many sequences, but not on more than take a few seconds
     rows = sweeps.run(command, values, min(sequences, max(sizes)), out)
     print('\n'.join(sweeps.table(rows)))
@@ -271,14 +257,14 @@ def run_sweep():
     best = {**{key: value for key, value in own.items() if key in train_defaults},
             **{key: rows[0][key] for key in sweeps.KEYS},
             'gradient_accumulation_steps': max(1, sequences // rows[0]['batch_size'])}
-    print('\n' + shlex.join(['python', 'train.py', *sweeps.words(best)]))
+    print('\n' + shlex.join(['python', 'train.py', *settings.words(best)]))
 
 
 def show_plan():
     """What a run with these settings needs and may reach, on GPUs that need not be here."""
     with torch.device('meta'):
         model = make_model()
-    card = planner.find_gpu(gpu, hardware.peak_flops('cuda', 'float16') if torch.cuda.is_available() else None)
+    card = planner.find_gpu(gpu)
     if dtype == 'bfloat16' and gpu.startswith(('v100', 't4')):
         print('no bfloat16 on such a card: float16 is planned, which train.py takes there')
     options = dict(model=model, optimizer=optimizer, half=dtype != 'float32', dropout=dropout, gpus=gpus, fsdp=fsdp)
@@ -288,15 +274,16 @@ def show_plan():
           'Derived, not measured.\n')
     print('\n'.join(planner.memory_lines(card, batch_size, options)))
     print()
-    kept = max_iters // keep_interval if keep_interval else 0
-    print('\n'.join(planner.time_lines(card, max_iters * tokens, options, kept)))
+    print('\n'.join(planner.time_lines(card, max_iters * tokens, options, globals())))
 
 
 def show_matmul():
     """The roofline: products in each precision, and reading memory."""
     for name in ('float32', 'bfloat16', 'float16'):
         print(f'products in {name:9} {roofline.matmul_flops(device, name) / 1e12:10.3f} TFLOP/s')
-    print(f'reading memory       {roofline.read_bytes_per_second(device) / 1e9:12.1f} GB/s')
+    gpu_here = find_gpu(device) if device.startswith('cuda') else None
+    of_peak = f' of {gpu_here.bandwidth:g}' if gpu_here else ''
+    print(f'reading memory       {roofline.read_bytes_per_second(device) / 1e9:12.1f} GB/s{of_peak}')
 
 
 def show_readiness():
@@ -346,7 +333,7 @@ MODES = {'step': show_training_step, 'plan': show_plan, 'matmul': show_matmul, '
 try:
     if mode not in MODES:
         raise ValueError(f'mode={mode!r} is not one of {", ".join(MODES)}')
-    if hardware.world_size() > 1:
+    if world_size() > 1:
         raise ValueError('it measures one process: leave out torchrun')
     if json and (mode in ('plan', 'matmul', 'check') or profile or sweep):
         raise ValueError('json goes with a step and with mode=sample; a sweep has out')
@@ -374,14 +361,14 @@ try:
     elif mode != 'check':  # which finds out what is wrong, and does not end with that
         gradient_accumulation_steps = gradient_accumulation_steps or 1
         settings.check(globals(), 1)
-        device = hardware.resolve_device(device)
-        dtype = hardware.resolve_dtype(dtype, device, training=mode == 'step')
-        guard.explain_out_of_memory(batch_size, gradient_accumulation_steps, gradient_checkpointing)
+        device = resolve_device(device)
+        dtype = resolve_dtype(dtype, device, training=mode == 'step')
+        explain_out_of_memory(batch_size, gradient_accumulation_steps, gradient_checkpointing)
     with torch.device('meta'):
         make_model()  # settings that make no model show here
     MODES[mode]()
 except (ValueError, OSError) as error:
-    hardware.stop(error)
+    console.stop(error)
 except KeyboardInterrupt:
     print('stopped', file=sys.stderr)
     sys.exit(130)  # what a shell expects after Ctrl-C

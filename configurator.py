@@ -12,7 +12,6 @@
 # A mistake ends the script with exit code 2 and one line that says what to type instead.
 
 
-
 def _configure(settings, keys, argv):
     """Override `settings` (the script's globals), of which only `keys` may change, from `argv`."""
     import ast
@@ -26,11 +25,7 @@ def _configure(settings, keys, argv):
     script = os.path.basename(settings['__file__'])
     if root not in sys.path:
         sys.path.insert(0, root)  # a config file may import from common/
-
-    def stop(message):
-        if os.environ.get('LOCAL_RANK', '0') == '0':  # once a machine, not once a process
-            print(f'{script}: {message}', file=sys.stderr)
-        sys.exit(2)
+    from common.console import stop
 
     def nearest(name, known):
         name = name.lstrip('-').replace('-', '_')

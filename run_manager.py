@@ -18,54 +18,87 @@ import shlex
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
-from common import experiments, report, runstate, slurm
-from common.manager import Manager, say
+from common.console import stop
+from common.experiments import experiment_list, report, slurm
+from common.experiments.manager import Manager, say
+from common.experiments.runs import DEFAULT_LIST, Queue, Run, State, status_lines
 
 root = os.path.dirname(os.path.abspath(__file__))
 
 
 def main():
+    options = parse_command_line()
+    queue = Queue(options.list)
+    if not os.path.exists(options.list):  # as for config files: from here, or in the project's folder
+        options.list = os.path.join(root, options.list)
+    try:
+        sys.exit(options.function(options, queue))
+    except (ValueError, OSError) as error:
+        stop(error)
+
+
+def parse_command_line():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
-    def add(name, help):
+    def add(name, function, help):
         command = commands.add_parser(name, help=help)
-        command.add_argument('--list', default=runstate.DEFAULT_LIST, help='the experiments, one a line')
+        command.add_argument('--list', default=DEFAULT_LIST, help='the experiments, one a line')
+        command.set_defaults(function=function)
         return command
 
-    command = add('run', 'work through the list')
+    command = add('run', run_queue, 'work through the list')
     command.add_argument('--gpus', default='', help='their numbers, as in 0,1; one experiment on each')
     command.add_argument('--nproc_per_node', type=int, default=1, help='GPUs for one experiment, through torchrun')
     command.add_argument('--launcher', choices=['local', 'slurm'], default='local')
-    command.add_argument('--sbatch', default='', help="more words for sbatch, as in '--gres=gpu:1 --time=12:00:00'")
-    command.add_argument('--dry_run', action='store_true', help='check the list and print the commands, no more')
-    add('status', 'what each experiment is doing').add_argument('--json', action='store_true', help='for programs')
-    command = add('logs', 'what an experiment printed')
+    command.add_argument('--sbatch', default='', help="more options for sbatch, as in '--gres=gpu:1 --time=12:00:00'")
+    command.add_argument('--dry_run', action='store_true', help='only check the list and print the commands')
+    command = add('status', show_status, 'what each experiment is doing')
+    command.add_argument('--json', action='store_true', help='for programs')
+    command = add('logs', show_log, 'what an experiment printed')
     command.add_argument('name')
     command.add_argument('-f', '--follow', action='store_true', help='and what it goes on to print')
-    add('stop', 'stop an experiment, with a checkpoint, or take it out of the queue').add_argument('name')
-    command = add('retry', 'back into the queue; it goes on from its last checkpoint')
+    command = add('stop', stop_run, 'stop an experiment, with a checkpoint, or take it out of the queue')
+    command.add_argument('name')
+    command = add('retry', retry_runs, 'put an experiment back into the queue; it goes on from its last checkpoint')
     command.add_argument('name', nargs='?')
     command.add_argument('--failed', action='store_true', help='all that failed')
-    report.add_arguments(add('report', 'compare runs: a table, report.html, report.png'))
-    options = parser.parse_args()
-    queue = runstate.Queue(options.list)
-    options.list = find_list(options.list)
+    report.add_arguments(add('report', make_report, 'compare runs: a table, report.html, report.png'))
+    return parser.parse_args()
+
+
+def run_queue(options, queue):
+    """Work through the list until all is done, or submit it to Slurm. Returns the exit code."""
+    experiments = experiment_list.read(options.list, root)
+    slots = find_slots(options.gpus, options.nproc_per_node)
+    runs = queue.read()
+    left = []
+    for experiment in experiments:
+        run = runs.get(experiment.name, Run())
+        if run.state != State.DONE:
+            left.append(experiment)
+        elif run.words not in (None, experiment.words):
+            print(f'{experiment.name}: its line has changed since it was done; python run_manager.py retry '
+                  f'{experiment.name}{queue.hint} trains it anew')
+    experiment_list.check(left, options.list, root, options.nproc_per_node)
+    if options.dry_run:
+        for experiment in left:
+            anew = runs.get(experiment.name, Run()).anew
+            print(shlex.join(experiment_list.command(experiment, root, options.nproc_per_node, anew)))
+        return 0
+    lock = queue.lock_for_manager()
     try:
-        sys.exit(COMMANDS[options.command](options, queue))
-    except (ValueError, OSError) as error:
-        print(f'run_manager.py: {error}', file=sys.stderr)
-        sys.exit(2)
-
-
-def find_list(path):
-    """A list as it is named: from here, or in the project's folder, as config files are."""
-    return path if os.path.exists(path) else os.path.join(root, path)
+        if options.launcher == 'slurm':
+            return submit_all(left, queue, options)
+        return Manager(queue, slots, options.nproc_per_node, root).work(experiments, options.list)
+    finally:
+        lock.release()
 
 
 def find_slots(gpus, processes):
-    """The GPUs of each place for an experiment, as CUDA_VISIBLE_DEVICES has them; [None]: one place, whatever it is."""
+    """The GPUs of each experiment that may run at a time, as in CUDA_VISIBLE_DEVICES; [None]: one, on any GPU."""
     if processes < 1:
         raise ValueError(f'--nproc_per_node={processes} is below 1')
     numbers = gpus.split(',') if gpus else []
@@ -74,97 +107,80 @@ def find_slots(gpus, processes):
     if not numbers:
         return [None]
     try:
-        said = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, check=True).stdout
-        here = sum(line.startswith('GPU ') for line in said.splitlines())
+        output = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, check=True).stdout
+        count = sum(line.startswith('GPU ') for line in output.splitlines())
     except (OSError, subprocess.CalledProcessError):
-        here = 0
-    if any(int(number) >= here for number in numbers):
-        raise ValueError(f'--gpus={gpus}, but nvidia-smi knows {here} GPUs here')
+        count = 0
+    if any(int(number) >= count for number in numbers):
+        raise ValueError(f'--gpus={gpus}, but nvidia-smi knows {count} GPUs here')
     if len(numbers) % processes:
-        raise ValueError(f'--gpus={gpus} are {len(numbers)}, which --nproc_per_node={processes} does not divide')
+        raise ValueError(f'--gpus={gpus}: {len(numbers)} GPUs are not a multiple of --nproc_per_node={processes}')
     return [','.join(numbers[i:i + processes]) for i in range(0, len(numbers), processes)]
 
 
-def run_queue(options, queue):
-    """Start what can be started, watch what runs, until all is done. Returns the exit code."""
-    listed = experiments.read(options.list, root)
-    slots = find_slots(options.gpus, options.nproc_per_node)
-    runs = queue.read()
-    for one in listed:
-        run = runs.get(one.name, runstate.NEW)
-        if run['state'] == 'done' and run.get('words', one.words) != one.words:
-            print(f'{one.name}: its line has changed since it was done; python run_manager.py retry {one.name}'
-                  f'{queue.hint} trains it anew')
-    left = [one for one in listed if runs.get(one.name, runstate.NEW)['state'] != 'done']
-    experiments.check(left, options.list, root, options.nproc_per_node)
-    if options.dry_run:
-        for one in left:
-            anew = runs.get(one.name, runstate.NEW).get('anew')
-            print(shlex.join(experiments.command(one, root, options.nproc_per_node, anew)))
-        return 0
-    with queue.lock_for_manager():
-        if options.launcher == 'slurm':
-            return submit(left, queue, options)
-        return Manager(queue, slots, options.nproc_per_node, root).work(listed, options.list)
-
-
-def submit(listed, queue, options):
-    """A Slurm job for each experiment that is queued."""
-    names = {one.name: one for one in listed}
+def submit_all(experiments, queue, options):
+    """Submit a Slurm job for each experiment that is queued. Returns the exit code."""
+    by_name = {experiment.name: experiment for experiment in experiments}
     with queue.changing() as runs:
         slurm.update(runs)
     # those that others wait for come first
-    for one in sorted(listed, key=lambda one: len(experiments.ancestors(one, names))):
-        with queue.changing() as runs:  # one after the other: what was submitted is noted, whatever happens next
-            run = runs.setdefault(one.name, dict(runstate.NEW, out_dir=one.out_dir))
-            before = [runs[name] for name in one.after if runs[name]['state'] != 'done']
-            if run['state'] != 'queued' or any(other['state'] != 'submitted' for other in before):
-                continue
-            if not run['started']:
-                experiments.begin(one)
-            words = experiments.command(one, root, options.nproc_per_node, run.get('anew'))
-            job = slurm.submit(one.name, words, one.out_dir, [other['job'] for other in before], options.sbatch)
-            run.update(state='submitted', job=job, started=time.time(), out_dir=one.out_dir, words=one.words,
-                       max_iters=one.settings['max_iters'], slurm='PENDING')
-            say(f'{one.name}: job {job}')
+    for experiment in sorted(experiments, key=lambda one: len(experiment_list.ancestors(one, by_name))):
+        with queue.changing() as runs:  # written after each job: an error later must not submit one twice
+            submit(experiment, runs, options)
     return 0
 
 
+def submit(experiment, runs, options):
+    """Submit an experiment, if it is queued and those that it waits for are done or submitted."""
+    run = runs.setdefault(experiment.name, Run(out_dir=experiment.out_dir))
+    before = [runs[name] for name in experiment.after if runs[name].state != State.DONE]
+    if run.state != State.QUEUED or any(other.state != State.SUBMITTED for other in before):
+        return
+    if not run.started:
+        experiment_list.begin(experiment)
+    words = experiment_list.command(experiment, root, options.nproc_per_node, run.anew)
+    run.job = slurm.submit(experiment.name, words, experiment.out_dir, [other.job for other in before], options.sbatch)
+    run.slurm = 'PENDING'
+    run.start(State.SUBMITTED, experiment)
+    say(f'{experiment.name}: job {run.job}')
+
+
 def show_status(options, queue):
-    if any(run['state'] == 'submitted' for run in queue.read().values()):
+    """Print a table of the experiments, or JSON. Returns the exit code, as all commands do."""
+    if any(run.state == State.SUBMITTED for run in queue.read().values()):
         with queue.changing() as runs:
             slurm.update(runs)
     runs = queue.read()
     try:
-        listed = experiments.read(options.list)
+        experiments = experiment_list.read(options.list)
     except ValueError as error:
         if not runs:
             raise
         print(f'run_manager.py: {error}', file=sys.stderr)
-        listed = []
-    for one in listed:
-        runs.setdefault(one.name, dict(runstate.NEW, out_dir=one.out_dir))['after'] = one.after
-    known = [one.name for one in listed]
-    names = known + [name for name, run in runs.items() if name not in known and run['state'] != 'queued']
+        experiments = []
+    for experiment in experiments:
+        runs.setdefault(experiment.name, Run(out_dir=experiment.out_dir)).after = experiment.after
+    listed = [experiment.name for experiment in experiments]
+    names = listed + [name for name, run in runs.items() if name not in listed and run.state != State.QUEUED]
     if options.json:
-        rows = [{**runs[name], **runstate.progress(runs[name]), 'name': name,
-                 'state': runstate.describe(runs[name], runs)[0]} for name in names]
-        print(json.dumps(rows, indent=1))
+        print(json.dumps([{**asdict(runs[name]), **runs[name].progress(), 'name': name,
+                           'state': runs[name].describe(runs)[0]} for name in names], indent=1))
         return 0
-    print('\n'.join(runstate.status_lines(names, runs)))
-    if any(runs[name]['state'] in ('queued', 'running') for name in names) and not queue.has_manager():
+    print('\n'.join(status_lines(names, runs)))
+    unfinished = any(runs[name].state in (State.QUEUED, State.RUNNING) for name in names)
+    if unfinished and not queue.has_manager():
         print(f'nobody works through this list now: python run_manager.py run{queue.hint}{queue.others()}')
     return 0
 
 
 def find_run(runs, name, queue):
     if name not in runs:
-        raise ValueError(f'{name!r} was not started yet; known are {", ".join(runs) or "none"}{queue.others()}')
+        raise ValueError(f'{name!r} was not started yet; known: {", ".join(runs) or "none"}{queue.others()}')
     return runs[name]
 
 
 def show_log(options, queue):
-    path = os.path.join(find_run(queue.read(), options.name, queue)['out_dir'], 'log.txt')
+    path = os.path.join(find_run(queue.read(), options.name, queue).out_dir, 'log.txt')
     if not os.path.exists(path):
         raise ValueError(f'{options.name} has printed nothing yet')
     with open(path, encoding='utf-8', errors='replace') as f:
@@ -172,51 +188,55 @@ def show_log(options, queue):
             while True:
                 sys.stdout.write(f.read())
                 sys.stdout.flush()
-                ended = find_run(queue.read(), options.name, queue)['state'] in ('done', 'failed', 'stopped')
-                if not options.follow or ended:
+                state = find_run(queue.read(), options.name, queue).state
+                if not options.follow or state in (State.DONE, State.FAILED, State.STOPPED):
                     return 0
                 time.sleep(0.5)
         except KeyboardInterrupt:
             return 0
 
 
-def stop(options, queue):
+def stop_run(options, queue):
+    name = options.name
     with queue.changing() as runs:
-        if options.name not in runs:  # in the list alone; what runs can be stopped whatever became of the list
-            runs.update({one.name: dict(runstate.NEW, out_dir=one.out_dir)
-                         for one in experiments.read(options.list) if one.name == options.name})
-        run = find_run(runs, options.name, queue)
-        if run['state'] == 'submitted':
-            slurm.update(runs)  # whether it runs by now, and saves first, or has ended
-        if run['wanted'] is not None:
-            raise ValueError(f'{options.name} is told to stop already')
-        if run['state'] == 'running' and (runstate.is_alive(run) or queue.has_manager()):
-            runstate.stop(run, then='stopped')
-            print(f'{options.name} saves and ends after the iteration at hand, if it has got that far')
-        elif run['state'] == 'submitted':
-            slurm.stop(run)
-            run['state'] = 'stopped'
-        elif run['state'] in ('queued', 'running'):  # not, or no longer, at work
-            run['state'] = 'stopped'
+        if name not in runs:  # new in the list; the list is read only then, as a mistake in it must not prevent a stop
+            runs.update({one.name: Run(out_dir=one.out_dir) for one in experiment_list.read(options.list)
+                         if one.name == name})
+        run = find_run(runs, name, queue)
+        if run.state == State.SUBMITTED:
+            slurm.update(runs)  # it may run by now, and then saves first; or it has ended
+        if run.wanted is not None:
+            raise ValueError(f'{name} was told to stop already')
+        if is_at_work(run, queue):
+            run.stop(then=State.STOPPED)
+            print(f'{name} ends after its current iteration, with a checkpoint if it has got that far')
+        elif run.state in (State.QUEUED, State.RUNNING, State.SUBMITTED):
+            if run.state == State.SUBMITTED:
+                slurm.stop(run)
+            run.state = State.STOPPED
         else:
-            raise ValueError(f'{options.name} is {run["state"]} already')
-    print(f'python run_manager.py retry {options.name}{queue.hint} goes on with it')
+            raise ValueError(f'{name} is {run.state} already')
+    print(f'python run_manager.py retry {name}{queue.hint} resumes it')
     return 0
 
 
-def retry(options, queue):
+def is_at_work(run, queue):
+    """Whether a run in the state `running` has a process, or a manager that will see that it has none."""
+    return run.state == State.RUNNING and (run.is_alive() or queue.has_manager())
+
+
+def retry_runs(options, queue):
+    if not options.name and not options.failed:
+        raise ValueError('retry what? a NAME, or --failed')
     with queue.changing() as runs:
-        names = [name for name, run in runs.items() if run['state'] == 'failed'] if options.failed else [options.name]
-        if names == [None]:
-            raise ValueError('retry what? a NAME, or --failed')
+        names = [name for name, run in runs.items() if run.state == State.FAILED] if options.failed else [options.name]
         for name in names:
             run = find_run(runs, name, queue)
-            at_work = run['state'] == 'running' and (runstate.is_alive(run) or queue.has_manager())
-            if at_work or run['state'] == 'submitted':
-                raise ValueError(f'{name} is {run["state"]}')
-            if run['state'] == 'done':  # it begins anew; what was not done goes on
-                run.update(started=None, anew=True)
-            run.update(runstate.NEW, started=run['started'])
+            if is_at_work(run, queue) or run.state == State.SUBMITTED:
+                raise ValueError(f'{name} is {run.state}')
+            if run.state == State.DONE:  # it begins from scratch; any other resumes
+                run.started, run.anew = None, True
+            run.state, run.attempts, run.not_before, run.wanted, run.error = State.QUEUED, 0, 0.0, None, None
             print(f'{name} is in the queue again')
     if not names:
         print('nothing has failed')
@@ -227,15 +247,15 @@ def retry(options, queue):
 
 def make_report(options, queue):
     def folders():
-        """Those that were named, else those of the list as it is now."""
+        """Those that were named, or else those of the list as it is now."""
+        if options.out_dir:
+            return options.out_dir
         runs = queue.read()
-        return options.out_dir or [runs[one.name]['out_dir'] for one in experiments.read(options.list)
-                                   if runs.get(one.name, runstate.NEW)['started']]
+        return [runs[one.name].out_dir for one in experiment_list.read(options.list)
+                if one.name in runs and runs[one.name].started]
 
     return report.main(folders, options)
 
 
-COMMANDS = {'run': run_queue, 'status': show_status, 'logs': show_log, 'stop': stop, 'retry': retry,
-            'report': make_report}
 if __name__ == '__main__':
     main()

@@ -1,12 +1,12 @@
 """
-Use a trained model: write texts, talk with it, see what it makes of a text.
+Use a trained model: generate text, chat with it, or see how likely it finds a text.
 
 python sample.py --out_dir=out-shakespeare-char                      # the best weights of a run
 python sample.py --out_dir=out-quickstart --start='The ' --num_samples=3
-python sample.py --out_dir=out-quickstart --start=FILE:prompt.txt    # or --start=- for what is typed, or piped in
+python sample.py --out_dir=out-quickstart --start=FILE:prompt.txt    # or --start=- for standard input
 python sample.py --out_dir=out-alpaca --start=FILE:prompt.txt --stop="['###']" --json=True
 python sample.py --init_from=gpt2-xl --start='What is the answer to life, the universe, and everything?'
-python sample.py --chat=True                                         # a conversation; /help lists what can be typed
+python sample.py --chat=True                                         # a conversation; /help lists the commands
 python sample.py --analyze=True --start='The sum of two and two'     # how likely is each token, and what comes next
 """
 import glob
@@ -18,88 +18,90 @@ from json import dumps
 
 # -----------------------------------------------------------------------------
 # what to do
-chat = False           # talk with the model at the terminal
-analyze = False        # show what the model makes of the text in start: each token's probability, rank and surprisal
-html = ''              # with analyze: a page to write, with the text coloured by surprisal
+chat = False           # talk with the model in the terminal
+analyze = False        # show how the model sees the text in start: probability, rank and surprisal of each token
+html = ''              # with analyze: an HTML file to write, with the text coloured by surprisal
 # model
 init_from = 'resume'   # resume: the best weights in out_dir; a checkpoint file; gpt2, gpt2-medium, gpt2-large, gpt2-xl,
                        # or any GPT-2 on Hugging Face or in a folder
-out_dir = 'out'        # the folder of a training run; if there is no out, the newest out* here
+out_dir = 'out'        # the folder of a training run; without an out, the newest out* in the working directory
 # text
 start = '\n'           # the prompt; FILE:name reads it from a file, - from standard input; '' starts a new text. In a
-                       # chat: what stands before it all
-num_samples = 10       # texts, written side by side in one batch
-max_new_tokens = 500   # tokens in each, after the prompt; fewer if end-of-text comes
-temperature = 0.8      # below 1.0 less random, above more; 0 always takes the likeliest token
-top_k = 200            # choose among this many likeliest tokens; 0: among all
-top_p = 1.0            # choose among the likeliest tokens that together have this probability
-min_p = 0.0            # choose among tokens that are at least this much as likely as the likeliest
-repetition_penalty = 1.0  # above 1.0 makes tokens less likely that are there already
-num_beams = 1          # above 1: nothing at random, but a search for the likeliest texts, so many at a time; it gives
-                       # at most as many, and one of those that a text in stop makes the same
-length_penalty = 1.0   # of that search: with 0 the likeliest text wins, above longer ones gain
-stop = []              # texts that end a sample, as ['\n\n', '###']; they are not shown
-logprobs = False       # with json: the log-probability that the model gives each token; else their mean
-json = False           # one JSON object a sample: prompt, text, tokens, finish_reason, tokens_per_second
+                       # chat: a text before the conversation
+num_samples = 10       # texts, generated side by side in one batch
+max_new_tokens = 500   # in each text, after the prompt; fewer if end-of-text comes first
+temperature = 0.8      # below 1.0 less random, above 1.0 more; 0 always takes the likeliest token
+top_k = 200            # sample from this many of the likeliest tokens; 0: from all
+top_p = 1.0            # sample from the likeliest tokens that together have this probability
+min_p = 0.0            # sample from tokens that are at least this much as likely as the likeliest
+repetition_penalty = 1.0  # above 1.0 makes tokens that are already in the text less likely
+num_beams = 1          # above 1: beam search for the likeliest texts, with nothing random. It writes at most num_beams,
+                       # and only one of those that are the same once cut at stop
+length_penalty = 1.0   # of beam search: with 0 the likeliest text wins, above 0 longer ones gain
+stop = []              # strings that end a sample, as in ['\n\n', '###']; they are not shown
+logprobs = False       # with json: the model's log-probability of each token; otherwise their mean
+json = False           # one JSON object per sample: prompt, text, tokens, finish_reason, tokens_per_second
 seed = 1337
 # system
 device = 'auto'        # cuda, cuda:1, mps, cpu; auto: the best there is
 dtype = 'auto'         # of the weights: float32, bfloat16, float16; auto: what the GPU is fast in
-quantize = ''          # int8: matrices, not embeddings, in 8 bits; says what that costs. Saves memory, on CPUs time too
-use_cache = True       # keep keys and values; False computes the whole context for each token, as nanoGPT does
-compile = False        # torch.compile, where it works: takes up to a minute, and pays on a GPU and for small models
+quantize = ''          # int8: matrices, not embeddings, in 8 bits; prints the cost. Saves memory, and time on CPUs
+use_cache = True       # keep keys and values; False recomputes the whole context for each token, as nanoGPT does
+compile = False        # torch.compile, where it works: takes up to a minute, pays off on a GPU and for small models
 config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
 defaults = {k: globals()[k] for k in config_keys}
 root = os.path.dirname(os.path.abspath(__file__))
 exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once
 # -----------------------------------------------------------------------------
 
+from common import console  # not its stop by name, which is a setting here
+
 results = sys.stdout
-results.reconfigure(errors='backslashreplace')  # a model may write what the terminal cannot show
+results.reconfigure(errors='backslashreplace')  # a model may generate characters that the terminal cannot show
 if json:
-    sys.stdout = sys.stderr  # for what is said on the way
+    sys.stdout = sys.stderr  # stdout gets nothing but the JSON
 
 SAMPLING = ('temperature', 'top_k', 'top_p', 'min_p')
-WITHOUT_EFFECT = [  # when, which settings, why
+WITHOUT_EFFECT = [  # (when, which settings, why)
     (chat, ('num_samples', 'num_beams', 'length_penalty', 'logprobs'), 'a chat gives one answer, token by token'),
     (analyze, (*SAMPLING, 'num_samples', 'max_new_tokens', 'repetition_penalty', 'num_beams', 'length_penalty', 'stop',
-               'logprobs', 'use_cache', 'compile'), 'analyze writes nothing new'),
-    (num_beams > 1, (*SAMPLING, 'seed'), 'num_beams leaves nothing to chance'),
-    (num_beams == 1, ('length_penalty',), 'it belongs to num_beams')]
-IMPOSSIBLE = [
-    (chat and analyze, 'chat and analyze are two things to do; /top shows the likeliest tokens in a chat'),
-    (chat and json, 'a chat is for people; json goes with samples and with analyze'),
-    (chat and start == '-', '--start=- would take what is typed in the chat'),
-    (html and not analyze, 'html is what --analyze=True writes'),
-    (not os.path.isdir(os.path.dirname(html) or '.'), f'html={html!r} is in a folder that is not there'),
+               'logprobs', 'use_cache', 'compile'), 'analyze generates nothing'),
+    (num_beams > 1, (*SAMPLING, 'seed'), 'a beam search is not random'),
+    (num_beams == 1, ('length_penalty',), 'it needs num_beams above 1')]
+IMPOSSIBLE = [  # (when, why)
+    (chat and analyze, 'choose chat or analyze; in a chat /top shows the likeliest tokens'),
+    (chat and json, 'a chat has no JSON; json goes with samples and with analyze'),
+    (chat and start == '-', '--start=- would read what is typed in the chat'),
+    (html and not analyze, 'html needs --analyze=True'),
+    (not os.path.isdir(os.path.dirname(html) or '.'), f'html={html!r} is in a folder that does not exist'),
     (analyze and start == '\n', "analyze needs a text, as in --start='The sum of two and two'"),
     ((chat or compile) and not use_cache, 'with use_cache=False there is no chat, and no step to compile')]
 
 
 def check_settings():
-    """ValueError for what cannot be; a line for what does nothing."""
+    """ValueError for settings that cannot work; a printed line for those without effect."""
     for key, low, high in (('num_samples', 1, 10**6), ('num_beams', 1, 10**6), ('max_new_tokens', 1, 10**9),
                            ('top_p', 0, 1), ('min_p', 0, 1), ('seed', 0, 2**63 - 1),
                            ('repetition_penalty', 0.01, 100), ('length_penalty', 0, 10)):
         if not low <= globals()[key] <= high:
-            raise ValueError(f'{key}={globals()[key]} is not from {low} to {high}')
+            raise ValueError(f'{key}={globals()[key]} is not between {low} and {high}')
     if not all(isinstance(text, str) and text for text in stop):
-        raise ValueError(f"stop={stop} is not a list of texts, as in ['###']")
+        raise ValueError(f"stop={stop} is not a list of strings, as in ['###']")
     if quantize not in ('', 'int8'):
         raise ValueError(f"quantize={quantize!r} is not one of '', int8")
     for given, reason in IMPOSSIBLE:
         if given:
             raise ValueError(reason)
     for given, keys, reason in WITHOUT_EFFECT:
-        without = [f'{key}={globals()[key]!r}' for key in keys if given and globals()[key] != defaults[key]]
-        if without:
-            print(f'{", ".join(without)} does nothing here: {reason}', file=sys.stderr)
+        ignored = [f'{key}={globals()[key]!r}' for key in keys if given and globals()[key] != defaults[key]]
+        if ignored:
+            print(f'{", ".join(ignored)} does nothing here: {reason}', file=sys.stderr)
 
 
 def read_start():
-    """The prompt's text."""
+    """The prompt."""
     if start == '-':
-        return sys.stdin.read().removesuffix('\n')  # which echo, or the last Enter, adds
+        return sys.stdin.read().removesuffix('\n')  # the newline of echo, or of the last Enter
     if not start.startswith('FILE:'):
         return start
     name = start.removeprefix('FILE:')
@@ -111,34 +113,34 @@ def read_start():
 
 
 def find_model():
-    """What to load: what init_from names, or out_dir. Where there is no model yet, one may be trained now."""
+    """The model to load: init_from, or the folder of a run. If there is no model yet, offer to train one."""
     if init_from != 'resume':
         return init_from
-    first = f'python {os.path.relpath(os.path.join(root, "train.py"))} config/quickstart.py'
+    command = f'python {os.path.relpath(os.path.join(root, "train.py"))} config/quickstart.py'
     runs = sorted(glob.glob('out*/ckpt.pt') + glob.glob('out*/last.pt'), key=os.path.getmtime)
     folders = list(dict.fromkeys(os.path.dirname(path) for path in runs))
     if out_dir in folders or out_dir != 'out' and os.path.exists(out_dir):
         return out_dir
     if out_dir != 'out':
-        train_one = f'to train a first one: {first}, then --out_dir=out-quickstart'
+        train_one = f'to train a first one: {command}, then --out_dir=out-quickstart'
         instead = f'there are {", ".join(folders)}' if folders else train_one
         raise ValueError(f'no folder {out_dir!r} with a model here; {instead}')
     if folders:
         print(f'the newest model here: --out_dir={folders[-1]}', file=sys.stderr)
         return folders[-1]
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise ValueError(f'there is no model here yet; to train a first one, in about a minute: {first}')
+        raise ValueError(f'there is no model here yet; to train a first one, in about a minute: {command}')
     try:
-        wanted = input('There is no model here yet. Train a first one now, in about a minute? [Y/n] ').strip().lower()
+        answer = input('There is no model here yet. Train a first one now, in about a minute? [Y/n] ').strip().lower()
     except (EOFError, KeyboardInterrupt):
-        wanted = 'n'
-    if wanted not in ('', 'y', 'yes'):
-        sys.exit(f'\nTo train it later: {first}')
+        answer = 'n'
+    if answer not in ('', 'y', 'yes'):
+        sys.exit(f'\nTo train it later: {command}')
     training = subprocess.Popen([sys.executable, os.path.join(root, 'train.py'), 'config/quickstart.py'])
     while training.poll() is None:
         try:
             training.wait()
-        except KeyboardInterrupt:  # it has been told too, saves, and ends
+        except KeyboardInterrupt:  # train.py gets it too, saves, and exits
             pass
     if training.returncode != 0:
         sys.exit(training.returncode)
@@ -150,13 +152,14 @@ try:
     prompt = read_start()
     source = find_model()
 except ValueError as error:
-    print(f'sample.py: {error}', file=sys.stderr)
-    sys.exit(2)
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is something to keep, Ctrl-C ends the program
+    console.stop(error)
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is output to keep, Ctrl-C ends the program at once
 
 import torch
 
-from common import analysis, bins, completion, generate, hardware, inference
+from common import dataset, generate, inference
+from common.device import resolve_device, resolve_dtype
+from common.sampling import analysis, completion
 from common.tokenizer import check_same, from_meta
 from model import load_weights
 
@@ -164,7 +167,7 @@ from model import load_weights
 def load(name):
     """(model, tokenizer, meta) of a model, ready to generate."""
     model, checkpoint = load_weights(name, dropout=0.0)
-    meta = bins.meta_of(root, checkpoint, model.config.vocab_size)
+    meta = dataset.meta_of(root, checkpoint, model.config.vocab_size)
     check_same(meta, None, model.config.vocab_size)
     tokenizer = from_meta(meta)
     model.eval().to(device, getattr(torch, dtype))
@@ -179,14 +182,14 @@ def load(name):
 
 
 def own_text(model, tokenizer):
-    """16 texts of up to 65 ids that the model writes: such as it knows, whatever it was trained on."""
+    """16 texts of up to 65 ids that the model generates: typical text, whatever it was trained on."""
     first = torch.full((16, 1), tokenizer.start_id, device=device)
     return generate.generate(model, first, min(64, model.config.block_size), vocab_size=tokenizer.vocab_size,
                              generator=torch.Generator(device).manual_seed(seed))
 
 
 def complete():
-    """Write texts that continue the prompt."""
+    """Continue the prompt."""
     shared = dict(out=results, as_json=json, num_samples=num_samples, max_new_tokens=max_new_tokens, stops=stop,
                   logprobs=logprobs, use_cache=use_cache, compile=compile)
     if num_beams == 1:
@@ -197,22 +200,22 @@ def complete():
 
 
 def talk():
-    """A conversation at the terminal."""
-    from common.chat import Chat
-    from common.speaker import Speaker
+    """A conversation in the terminal."""
+    from common.sampling.chat import Chat
+    from common.sampling.speaker import Speaker
 
-    def speaker(name):
+    def load_speaker(name):
         model, tokenizer, meta = load(name)
         step = inference.compile_step(model, 1, model.config.block_size, device) if compile else None
         return Speaker(name, model, tokenizer, meta, step)
 
-    conversation = Chat(speaker, source, max_new_tokens, stop, seed, '' if start == '\n' else prompt, **options)
+    conversation = Chat(load_speaker, source, max_new_tokens, stop, seed, '' if start == '\n' else prompt, **options)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     conversation.talk()
 
 
 def show_analysis():
-    """What the model makes of the text."""
+    """How the model sees the prompt: as a table, as JSON, or as a page."""
     result = analysis.analyze(model, tokenizer, prompt)
     if html:
         with open(html, 'w', encoding='utf-8') as f:
@@ -227,10 +230,10 @@ def show_analysis():
 
 options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
 try:
-    device = hardware.resolve_device(device)
+    device = resolve_device(device)
     if quantize and dtype == 'auto' and device == 'cpu':
-        dtype = 'bfloat16'  # in which PyTorch multiplies with 8 bits fast
-    dtype = hardware.resolve_dtype(dtype, device, training=False)
+        dtype = 'bfloat16'  # the dtype of PyTorch's fast 8-bit product
+    dtype = resolve_dtype(dtype, device, training=False)
     with torch.no_grad():
         if chat:
             talk()
@@ -242,9 +245,9 @@ try:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 complete()
     results.flush()
-except KeyboardInterrupt:  # while a step was being compiled, say
+except KeyboardInterrupt:  # for example while a step was compiled
     sys.exit(130)
-except BrokenPipeError:  # whoever reads has had enough
+except BrokenPipeError:  # the reader of the pipe is gone, as in `sample.py | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), results.fileno())
 except (ValueError, OSError) as error:
-    hardware.stop(error)
+    console.stop(error)

@@ -81,88 +81,94 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from common import batches, bins, checkpoint as checkpoint_file, guard, hardware, runlog, settings, tokenizer
-from common.hardware import print0
+from common import checkpoint, dataset as bins, device as devices, distributed, settings, tokenizer
+from common.compile import compile_or_eager
+from common.console import exit_on_error
+from common.distributed import print0
+from common.training import batches, guard, runlog, samples
 from model import GPT, GPTConfig, load_weights
 
-rank, world_size = hardware.rank(), hardware.world_size()
-data_dir = bins.find(root, dataset)
+rank, world_size = distributed.rank(), distributed.world_size()
+is_script = __name__ == '__main__'  # bench.py executes this file to measure train_step(): it must write nothing then
 
-
-def load_model():
-    """(model, checkpoint, path): the GPT to train; the state to resume from and its file, or None."""
-    shape = {key: globals()[key] for key in
-             ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'activation', 'modern')}
-    if init_from in ('resume', 'auto'):
-        try:
-            checkpoint, path = checkpoint_file.load_newest(out_dir)
-            model = GPT.from_checkpoint(checkpoint, dropout=dropout)
-            tokenizer.check_same(meta, checkpoint.get('meta'), model.config.vocab_size)
-            bins.check_unchanged(meta, checkpoint.get('meta'), allow_data_change)
-            checkpoint_file.check_same_model(shape, asdict(model.config), checkpoint.get('config', {}), out_dir)
-            return model, checkpoint, path
-        except FileNotFoundError:
-            if init_from == 'resume':
-                raise
-    if init_from in ('scratch', 'auto'):
-        torch.manual_seed(seed)  # the same weights in every process
-        return GPT(GPTConfig(**shape, vocab_size=tokenizer.padded_vocab_size(meta), dropout=dropout)), None, None
-    model, source = load_weights(init_from, dropout=dropout)
-    guard.check_modern(modern, model.config.modern, init_from)
-    tokenizer.check_same(meta, source and source.get('meta'), model.config.vocab_size)
-    model.crop_block_size(block_size)
-    print0(f'{init_from} sets ' + ', '.join(f'{key}={getattr(model.config, key)}' for key in shape))
-    return model, None, None
-
-
-# a mistake of the user's shows here, before any work
-try:
+# 1) Settings and device, before any work: a mistake must show at once. The process group needs the device.
+with exit_on_error():
     settings.check(globals(), world_size)
-    device = hardware.resolve_device(device)
-    dtype = hardware.resolve_dtype(dtype, device)
-    hardware.start_processes(backend, device)
-    if auto_prepare and hardware.local_rank() == 0:
+    device = devices.resolve_device(device)
+    dtype = devices.resolve_dtype(dtype, device)
+    device_type = device.partition(':')[0]
+    config = {key: globals()[key] for key in config_keys}
+    devices.explain_out_of_memory(batch_size, gradient_accumulation_steps, gradient_checkpointing)
+    distributed.start_processes(backend, device)
+
+# 2) The data, before the model: it says how large the vocabulary is.
+with exit_on_error():
+    data_dir = bins.find(root, dataset)
+    if auto_prepare and distributed.local_rank() == 0:
         bins.prepare(data_dir)
-    hardware.barrier()
+    distributed.barrier()
     meta = bins.read_meta(data_dir)
     data_size = bins.check(data_dir, meta, block_size)  # tokens in each split
-    guard.explain_out_of_memory(batch_size, gradient_accumulation_steps, gradient_checkpointing)
     data = {split: batches.Reader(data_dir, split, meta, block_size + 1, device) for split in bins.SPLITS}
-    prompts = tokenizer.encode_prompts(meta, sample_prompts)
-    raw_model, checkpoint, path = load_model()
-    iter_num, best_val_loss, evaluated_at, since_best, train_s, recent_losses = checkpoint_file.progress(checkpoint)
-    if hardware.all_reduce([iter_num], device)[0] != iter_num * world_size:
-        raise ValueError(f'the processes found different states in {out_dir}; it must be on a disk that all share')
+    prompts = samples.encode_prompts(meta, sample_prompts)
+
+# 3) The model: that of the run to resume, a new one, or one with other weights to start from.
+with exit_on_error():
+    shape = {key: config[key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'activation', 'modern')}
+    state, path = checkpoint.load_to_resume(init_from, out_dir)
+    if state is not None:
+        raw_model = GPT.from_checkpoint(state, dropout=dropout)
+        guard.check_resumed(state, raw_model.config, shape, meta, allow_data_change, out_dir)
+    elif init_from in ('scratch', 'auto'):
+        torch.manual_seed(seed)  # the same weights on every rank
+        raw_model = GPT(GPTConfig(**shape, vocab_size=tokenizer.padded_vocab_size(meta), dropout=dropout))
+    else:
+        raw_model, source = load_weights(init_from, dropout=dropout)
+        guard.check_modern(modern, raw_model.config.modern, init_from)
+        tokenizer.check_same(meta, source.get('meta'), raw_model.config.vocab_size)
+        raw_model.crop_block_size(block_size)
+        print0(f'{init_from} sets ' + ', '.join(f'{key}={getattr(raw_model.config, key)}' for key in shape))
+    run = checkpoint.Progress.of(state)
+    guard.check_same_on_all_ranks(run.iter_num, device, out_dir)
     guard.check_model(raw_model.config, device, dtype, gradient_checkpointing)
     model_args = asdict(raw_model.config)
-    device_type = device.partition(':')[0]
     raw_model.gradient_checkpointing = gradient_checkpointing
+
+# 4) The optimizer, after the model is on its device: it refers to the parameters there.
+with exit_on_error():
     if fsdp:
-        hardware.shard(raw_model, raw_model.transformer.h, device)
+        distributed.shard(raw_model, raw_model.transformer.h, device)
     else:
         raw_model.to(device)
-    muon = dict(muon_lr=muon_lr, muon_dtype=hardware.muon_dtype(device, dtype)) if optimizer == 'muon' else {}
-    opt = raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, **muon)
+    muon = dict(muon_lr=muon_lr, muon_dtype=devices.muon_dtype(device, dtype)) if optimizer == 'muon' else {}
+    optimizer = raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, **muon)
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
-    if checkpoint is not None:
-        checkpoint_file.load_optimizer(opt, scaler, checkpoint)
-        print0(f'resuming {path} at iteration {iter_num}' + checkpoint_file.changes(checkpoint, globals()))
-    if rank == 0 and not eval_only:
-        lock = checkpoint_file.open_out_dir(out_dir, path)  # held until the process ends
-        guard.check_disk(out_dir, raw_model, optimizer, kept=max_iters // keep_interval if keep_interval else 0)
-except (ValueError, OSError) as error:
-    hardware.stop(error)
+    if state is not None:
+        checkpoint.load_optimizer(optimizer, scaler, state)
+        print0(f'resuming {path} at iteration {run.iter_num}' + checkpoint.describe_changes(state, config))
+    state = None  # free its memory
 
-checkpoint = None  # frees its memory
+# 5) The folder of the run, when nothing above can fail any more: files of an earlier run may move away now.
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
-config = {key: globals()[key] for key in config_keys}  # with device and dtype resolved
-ctx = hardware.autocast(device, dtype, fsdp)
-print0(f'data: {dataset}, {data_size["train"]:,} tokens to train on, {data_size["val"]:,} to validate')
-print0(f'model: {raw_model.get_num_params() / 1e6:.2f}M parameters')
-print0(f'run: {device}, {dtype}, processes: {world_size}, tokens per iteration will be: {tokens_per_iter:,}')
+if is_script:
+    with exit_on_error():
+        if rank == 0 and not eval_only:
+            lock = checkpoint.claim_out_dir(out_dir, path)  # held until the process ends
+            guard.check_disk(out_dir, {**config, **model_args}, raw_model.config.vocab_size)
+    print0(f'data: {dataset}, {data_size["train"]:,} tokens to train on, {data_size["val"]:,} to validate')
+    print0(f'model: {raw_model.get_num_params() / 1e6:.2f}M parameters')
+    print0(f'run: {device}, {dtype}, processes: {world_size}, tokens per iteration will be: {tokens_per_iter:,}')
+    stop_signal = guard.StopSignal(saves=not eval_only)
+
+# -----------------------------------------------------------------------------
+# what the loop is made of
+
+TRAIN, DROPOUT = 0, 1  # streams of random numbers; each rank has its own, DROPOUT + rank
+step_guard = guard.StepGuard(spike_z, run.recent_losses)
+ctx = devices.autocast(device, dtype, fsdp)
+log = None  # on rank 0 of a training run a runlog.RunLog
 
 
 def train_starts(i):
@@ -172,179 +178,171 @@ def train_starts(i):
 
 
 def get_batch(split, starts):
-    """x, y (*shape, block_size) on the device: the ids from each of `starts` (an array) on, and those one further."""
-    ids, counts = data[split].windows(starts)  # what a mask leaves out, or is past the end, is no target
-    return ids[..., :-1], torch.where(counts, ids, -1)[..., 1:].contiguous()
-
-
-def eval_batches(split):
-    """The starts of every batch of an evaluation, the same each time; this process's share, (n, rows) int64."""
-    size = data_size[split]
-    if eval_iters > 0:  # spread evenly over the split, which estimates its loss better than random places do
-        starts = np.linspace(0, size - block_size - 1, eval_iters * batch_size)
-    else:  # windows side by side over the whole validation split, and over a piece of train as long
-        starts = np.arange(0, min(size, data_size['val']) - 1, block_size)
-    rows = max(1, 1024 // block_size) if gradient_checkpointing else batch_size  # short of memory: fewer logits at once
-    # fill up with what counts for nothing: with fsdp all processes must run the same number of batches
-    starts = np.append(starts, np.full(-len(starts) % (rows * world_size), size))
-    return starts.astype(np.int64).reshape(-1, rows)[rank::world_size]
+    """x, y (*starts.shape, block_size) on the device: the ids from each of `starts` on, and the same shifted by one."""
+    ids, is_target = data[split].sequences(starts)
+    return ids[..., :-1], torch.where(is_target, ids, -1)[..., 1:].contiguous()  # -1: no target
 
 
 @torch.no_grad()
 def estimate_loss():
-    """[(loss, accuracy) of train, (loss, accuracy) of val], means over all scored tokens of all processes."""
+    """(train_loss, val_loss, val_acc): means over all scored targets of all ranks."""
     raw_model.eval()
-    result = []
-    for split in ('train', 'val'):
+    scores = {}
+    for split in bins.SPLITS:
         sums = [torch.zeros(3, device=device)]
-        for starts in tqdm(eval_batches(split), f'evaluating {split}', delay=5, leave=False, disable=rank > 0 or None):
-            x, y = get_batch(split, starts)
+        starts = batches.eval_starts(split, data_size, eval_iters, batch_size, block_size, gradient_checkpointing)
+        for at in tqdm(starts[rank::world_size], f'evaluating {split}', delay=5, leave=False, disable=rank > 0 or None):
+            x, y = get_batch(split, at)
             with ctx:
                 logits, loss = compiled_model(x, y)
             counted = (y >= 0).sum()
             sums.append(torch.stack((loss * counted, (logits.argmax(dim=-1) == y).sum(), counted)))
-        loss, correct, counted = hardware.all_reduce(torch.stack(sums).cpu().double().sum(dim=0), device)
-        result.append(guard.mean_scores(split, loss, correct, counted))
+        loss, correct, counted = distributed.all_reduce(torch.stack(sums).cpu().double().sum(dim=0), device)
+        scores[split] = guard.mean_scores(split, loss, correct, counted)
     raw_model.train()
-    return result
+    return scores['train'][0], *scores['val']
 
 
-def sample_texts():
-    """Each of sample_prompts continued by 200 tokens, with the same random numbers every time."""
-    raw_model.eval()
-    generator = torch.Generator(device).manual_seed(seed)
-    with ctx:
-        ids = [raw_model.generate(torch.tensor([prompt], device=device), 200, temperature=0.8, top_k=200,
-                                  vocab_size=meta['vocab_size'], generator=generator)[0].tolist() for prompt in prompts]
-    raw_model.train()
-    return tokenizer.decode_all(meta, ids)
+def evaluate():
+    """Evaluate, print, sample and log. Returns the validation loss if it is the best so far, else None."""
+    scores = train_loss, val_loss, val_acc = estimate_loss()
+    print0(runlog.evaluation_line(run.iter_num, *scores))
+    is_best = val_loss < run.best_val_loss
+    run.evaluated_at, run.since_best = run.iter_num, 0 if is_best else run.since_best + 1
+    texts = samples.write(raw_model, prompts, meta, seed, ctx)
+    if log:
+        log.evaluation(run, *scores, texts)
+    return val_loss if is_best else None
+
+
+def save(best):
+    """Save the full state; if `best` is not None, the weights too, with that best loss. Whether it was written."""
+    handle_skipped_update()
+    weights = dict(vars(run), best_val_loss=run.best_val_loss if best is None else best, model_args=model_args,
+                   model=distributed.gather(raw_model.state_dict()), config=config, meta=meta)
+    full = dict(weights, optimizer=distributed.gather(optimizer.state_dict()), scaler=scaler.state_dict())
+    written = checkpoint.save_run(out_dir, weights, full, best is not None, keep_interval) if rank == 0 else (0, 0)
+    saved, best_saved = distributed.all_reduce(written, device)  # other ranks add 0
+    if best_saved:
+        run.best_val_loss = best
+    return bool(saved)
 
 
 def get_lr(it):
-    """AdamW's learning rate at iteration `it`: linear warmup, then the schedule down to min_lr. Muon's follows it."""
+    """The learning rate of AdamW at iteration `it`: linear warmup, then the schedule. Muon's is proportional to it."""
     if it < warmup_iters:
         return learning_rate * (it + 1) / (warmup_iters + 1)
     if it > lr_decay_iters:
         return min_lr
-    progress = (it - warmup_iters) / (lr_decay_iters - warmup_iters)
-    level = {'cosine': 0.5 * (1.0 + math.cos(math.pi * progress)),
-             'linear': 1.0 - progress,
+    decayed = (it - warmup_iters) / (lr_decay_iters - warmup_iters)  # from 0 to 1
+    level = {'cosine': 0.5 * (1.0 + math.cos(math.pi * decayed)),
+             'linear': 1.0 - decayed,
              'wsd': min(1.0, (lr_decay_iters - it) / (cooldown * lr_decay_iters))}[schedule]
     return min_lr + level * (learning_rate - min_lr)
 
 
-def full_state():
-    """(weights, state): the dicts to save, without and with the optimizer. With fsdp all processes must call it."""
-    weights = dict(model=checkpoint_file.gather(raw_model.state_dict()), model_args=model_args, config=config,
-                   meta=meta, iter_num=iter_num, best_val_loss=best_val_loss, evaluated_at=evaluated_at,
-                   since_best=since_best, train_s=train_s, recent_losses=list(step_guard.losses))
-    return weights, dict(weights, optimizer=checkpoint_file.gather(opt.state_dict()), scaler=scaler.state_dict())
-
-
-def settle_last_step():
-    """Find out whether the last update was skipped, and record its batch; too many in a row end the run."""
-    skipped = step_guard.settle()
-    if skipped is not None and rank == 0:
+def handle_skipped_update():
+    """If the last update was skipped, log its batch; too many in a row end the run."""
+    skipped = step_guard.fetch_skipped()
+    if skipped is not None and log:
         starts = train_starts(skipped).reshape(-1)
         log.skipped(skipped, step_guard.last_loss, starts.tolist(),
-                    lambda: tokenizer.decode_all(meta, get_batch('train', starts)[0].tolist()))
+                    lambda: samples.decode_all(meta, get_batch('train', starts)[0].tolist()))
     step_guard.give_up_after(max_skips, out_dir)
 
 
-TRAIN, DROPOUT = 0, 1  # streams of random numbers; DROPOUT + rank is each process's own
-# raw_model is saved and sampled from; compiled_model runs the same weights faster; model averages gradients as well
-model = raw_model
-stop_signal = guard.StopSignal(saves=not eval_only)
-if world_size > 1 and not fsdp:
-    model = DistributedDataParallel(raw_model, device_ids=[device] if device_type == 'cuda' else None,
-                                    gradient_as_bucket_view=True)  # or gradients take their memory twice
-if compile:
-    batch = get_batch('train', np.arange(batch_size))
-    model = hardware.compile_or_eager(model, ctx, lambda compiled: compiled(*batch)[1].backward())
-compiled_model = model.module if isinstance(model, DistributedDataParallel) else model
-if rank == 0 and not eval_only:
-    log = runlog.RunLog({**config, **model_args, 'parameters': raw_model.get_num_params()}, iter_num, evaluated_at,
-                        train_s, tokens_per_iter, raw_model.flops_per_token(), hardware.peak_flops(device, dtype))
-step_guard = guard.StepGuard(spike_z, recent_losses)
-t0 = time.perf_counter()
-while True:
-    # evaluate and save; the clock of training stands still meanwhile
-    due = (iter_num % eval_interval == 0 or iter_num >= max_iters) and iter_num != evaluated_at
-    evaluating = eval_only or (due and not stop_signal.agreed())
-    improved, best_before = False, best_val_loss
-    if evaluating:
-        hardware.synchronize(device)
-        train_s += time.perf_counter() - t0
-        (train_loss, _), (val_loss, val_acc) = estimate_loss()
-        print0(runlog.evaluation_line(iter_num, train_loss, val_loss, val_acc))
-        if eval_only:
-            break
-        improved = val_loss < best_val_loss
-        best_val_loss = val_loss if improved else best_val_loss
-        evaluated_at, since_best = iter_num, 0 if improved else since_best + 1
-        texts = sample_texts()
-        if rank == 0:
-            log.evaluation(iter_num, train_loss, val_loss, val_acc, train_s, texts)
-        t0 = time.perf_counter()
-    done = iter_num >= max_iters and iter_num == evaluated_at or 0 < patience <= since_best
-    stopping = stop_signal.agreed()
-    keeping = always_save_checkpoint or checkpoint_file.is_kept(iter_num, keep_interval)
-    if stopping or (evaluating and (done or improved or keeping)):
-        settle_last_step()
-        train_s += time.perf_counter() - t0
-        weights, state = full_state()
-        written = checkpoint_file.save_run(out_dir, weights, state, improved, keep_interval) if rank == 0 else (0, 0)
-        saved, best_saved = hardware.all_reduce(written, device)  # the first process's word
-        weights = state = None  # frees their memory
-        if not best_saved:
-            best_val_loss = best_before
-        if not saved and (done or stopping):
-            sys.exit(1)
-        t0 = time.perf_counter()
-    if done or stopping:
-        break
-
-    # the step: the gradient of the global batch, of which each process takes every world_size-th micro-batch
+def train_step(iter_num):
+    """One update on the global batch; each rank takes every world_size-th micro-batch. Returns lr, loss, grad_norm."""
     lr = get_lr(iter_num) if decay_lr else learning_rate
-    for group in opt.param_groups:
+    for group in optimizer.param_groups:
         group['lr'] = lr * group['lr_ratio']
-        group['momentum'] = 0.85 + 0.1 * min(iter_num / 300, 1.0)  # of Muon alone; this warmup is modded-nanogpt's
+        group['momentum'] = 0.85 + 0.1 * min(iter_num / 300, 1.0)  # of Muon only; this warmup is modded-nanogpt's
     if dropout > 0.0:
         torch.manual_seed(int(batches.random_numbers(seed, DROPOUT + rank, iter_num, 1)[0]))
     xs, ys = get_batch('train', train_starts(iter_num)[rank::world_size])  # (micro-batches, batch_size, block_size)
-    shares = hardware.shares(ys)  # of the global batch's loss, which is the mean over all its targets that count
+    weights = distributed.micro_batch_weights(ys)  # the loss is the mean over all targets of the global batch
     data['train'].read_ahead(train_starts(iter_num + 1)[rank::world_size])
     loss_sum = torch.zeros((), device=device)
-    for micro_step, (x, y, share) in enumerate(zip(xs, ys, shares)):
-        if world_size > 1:  # with DDP gradients travel once an iteration, not once a micro-batch
-            model.require_backward_grad_sync = micro_step == len(shares) - 1
+    for micro_step, (x, y, weight) in enumerate(zip(xs, ys, weights)):
+        if world_size > 1:  # DDP: average gradients over the ranks once an iteration, not once a micro-batch
+            model.require_backward_grad_sync = micro_step == len(xs) - 1
         with ctx:
-            loss = model(x, y)[1] * share
+            loss = model(x, y)[1] * weight
         loss_sum += loss.detach()
         scaler.scale(loss).backward()
-    scaler.unscale_(opt)
+    scaler.unscale_(optimizer)
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in raw_model.parameters() if p.grad is not None])
     if grad_clip > 0.0:
         torch.nn.utils.clip_grads_with_norm_(raw_model.parameters(), grad_clip, grad_norm)
-    settle_last_step()  # now, while the device is busy with this step: nothing waits
-    loss = hardware.mean_over_processes(loss_sum)
+    handle_skipped_update()  # of the iteration before, now, while the device is busy with this one
+    loss = distributed.mean_over_ranks(loss_sum)
     grad_norm = grad_norm.full_tensor() if fsdp else grad_norm
-    skip = step_guard.judge(iter_num, loss, grad_norm, scaled=scaler.is_enabled())
-    opt.found_inf = skip.float() if opt.defaults['fused'] else None  # where it is 1 this step changes nothing
-    if (opt.defaults['fused'] and not scaler.is_enabled()) or not skip:  # to look at skip is to wait for the device
-        scaler.step(opt)
+    skip = step_guard.check_update(iter_num, loss, grad_norm, scaled=scaler.is_enabled())
+    # A fused optimizer reads found_inf on the device and changes nothing where it is 1, so the host need not wait for
+    # `skip`. But GradScaler puts its own found_inf in its place, and others do not read it: then the host looks.
+    skips_by_itself = optimizer.defaults['fused'] and not scaler.is_enabled()
+    optimizer.found_inf = skip.float() if skips_by_itself else None
+    if skips_by_itself or not skip:
+        scaler.step(optimizer)
     scaler.update()
-    opt.zero_grad(set_to_none=world_size == 1 or fsdp)  # or DDP's gradients would leave its buckets
-    iter_num += 1
+    optimizer.zero_grad(set_to_none=world_size == 1 or fsdp)  # DDP's gradients must stay in its buckets
+    return lr, loss, grad_norm
 
-    # log; nothing below changes the run
-    if (iter_num - 1) % log_interval == 0 and rank == 0:
-        loss = loss.item()  # waits for the device
-        train_s, t0 = train_s + time.perf_counter() - t0, time.perf_counter()
-        log.iteration(iter_num - 1, loss, lr, grad_norm, train_s, hardware.memory_gb(device))
+
+# 6) Three views of the same weights: raw_model is eager, for saving and sampling; compiled_model evaluates; model
+# trains, through DDP if there are several processes.
+model = raw_model if world_size == 1 or fsdp else distributed.data_parallel(raw_model, device)
+if compile:
+    trial = get_batch('train', np.arange(batch_size))
+    model = compile_or_eager(model, ctx, lambda compiled: compiled(*trial)[1].backward())
+compiled_model = getattr(model, 'module', model)  # without DDP
+
+# -----------------------------------------------------------------------------
+# the training loop
+
+if is_script and eval_only:
+    print0(runlog.evaluation_line(run.iter_num, *estimate_loss()))
+    distributed.shut_down(0)
+
+elif is_script:
     if rank == 0:
-        log.progress(iter_num)
+        log = runlog.RunLog({**config, **model_args, 'parameters': raw_model.get_num_params()}, run, tokens_per_iter,
+                            raw_model.flops_per_token(), devices.peak_flops(device, dtype))
+    clock = runlog.TrainingClock(run, device)
+    while True:
+        # evaluate: at iteration 0, every eval_interval iterations and at the end, unless it must stop
+        due = run.iter_num % eval_interval == 0 or run.iter_num >= max_iters
+        evaluating = due and run.evaluated_at != run.iter_num and not stop_signal.on_any_rank()
+        best = None
+        if evaluating:
+            with clock.paused():
+                best = evaluate()
 
-if rank == 0 and not eval_only:
-    log.close(done, iter_num, best_val_loss, train_s)
-hardware.leave(0 if eval_only or done else settings.RESUMABLE)
+        # save: after an evaluation, and before the run ends for any reason
+        done = run.iter_num >= max_iters and run.evaluated_at == run.iter_num or 0 < patience <= run.since_best
+        stopping = stop_signal.on_any_rank()
+        keep = best is not None or always_save_checkpoint or checkpoint.is_kept(run.iter_num, keep_interval)
+        if stopping or evaluating and (done or keep):
+            with clock.paused():
+                saved = save(best)
+            if not saved and (done or stopping):
+                sys.exit(1)
+        if done or stopping:
+            break
+
+        # step
+        lr, loss, grad_norm = train_step(run.iter_num)
+        run.iter_num += 1
+        run.tokens += tokens_per_iter
+
+        # log; nothing here changes the run
+        if log and (run.iter_num - 1) % log_interval == 0:
+            loss = loss.item()  # waits for the device, so that the clock is right
+            clock.update()
+            log.iteration(run, loss, lr, grad_norm, devices.memory_gb(device))
+        if log:
+            log.show_progress(run)
+
+    if log:
+        log.close(run, done)
+    distributed.shut_down(0 if done else settings.RESUMABLE)

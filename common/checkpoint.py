@@ -1,54 +1,68 @@
 """
-Checkpoints on disk: saved so that no file is ever half written, loaded without running anything in them.
-It knows dicts and files, no model and no settings.
+Checkpoints on disk: saved whole or not at all, and loaded without executing anything in them. It knows dicts and files,
+no model and no settings.
 
     ckpt.pt              the best weights so far by validation loss: what sample.py takes
     last.pt, prev.pt     the newest full state and the one before it: what resume takes
     iter_010000.pt       weights kept on the way
 
-A checkpoint is a dict of plain values, with the original nanoGPT's keys: model, optimizer, model_args, iter_num,
-best_val_loss, config; and of ours: scaler, meta (the dataset's meta.json), format, train_s, and for an exact resume
-evaluated_at, since_best, recent_losses.
+A checkpoint is a dict of plain values with the keys of the original nanoGPT: model, optimizer, model_args, iter_num,
+best_val_loss, config; and our own: the other fields of Progress, scaler, meta (the dataset's meta.json), format.
 """
-import contextlib
 import json
+import math
 import os
 import pickle
 import re
-import shutil
 import zipfile
+from dataclasses import dataclass, field, fields
 
 import torch
 
-try:
-    import fcntl
-except ImportError:  # Windows, where a run's folder is not locked
-    fcntl = None
+from common import files
 
-FORMAT = 1  # raised when a checkpoint's layout changes in a way that older code cannot read
+FORMAT = 1  # raised when the layout of a checkpoint changes so that older code cannot read it
+
+
+@dataclass
+class Progress:
+    """How far a run is: the loop updates it, a checkpoint keeps it, a resume restores it."""
+    iter_num: int = 0               # updates so far
+    tokens: int = 0                 # trained on so far
+    train_s: float = 0.0            # seconds of training, without evaluations and saves
+    best_val_loss: float = math.inf
+    evaluated_at: int = -1          # iteration of the last evaluation; -1: none yet
+    since_best: int = 0             # evaluations since the best one
+    recent_losses: list = field(default_factory=list)  # of up to 100 updates, with spike_z
+
+    @classmethod
+    def of(cls, state):
+        """The progress in a checkpoint, ours or the original's; that of a new run for None."""
+        if state is None:
+            return cls()
+        progress = cls(**{one.name: state[one.name] for one in fields(cls) if one.name in state})
+        progress.best_val_loss = float(progress.best_val_loss)  # a tensor in the original's
+        if 'tokens' not in state:  # an older state, or the original's
+            sizes = ('gradient_accumulation_steps', 'batch_size', 'block_size')
+            progress.tokens = progress.iter_num * math.prod(state.get('config', {}).get(size, 0) for size in sizes)
+        return progress
 
 
 def save(checkpoint, path):
-    """Write a checkpoint so that `path` is at every moment either the old file or the new one, both whole."""
-    temporary = f'{path}.tmp'
+    """Write a checkpoint whole, or leave the old file."""
     try:
-        with open(temporary, 'wb') as f:
+        with files.write_whole(path, 'wb') as f:
             torch.save({**checkpoint, 'format': FORMAT}, f)
-            f.flush()
-            os.fsync(f.fileno())
-    except BaseException as error:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    except RuntimeError as error:
         if isinstance(error.__context__, OSError):
-            raise error.__context__  # a full disk, which torch.save reports as an error of its own
+            raise error.__context__  # such as a full disk, which torch.save turns into a RuntimeError
         raise
-    os.replace(temporary, path)
 
 
-def save_last(checkpoint, out_dir):
-    """Save a full state as last.pt; the one before it stays as prev.pt, should the newest turn out damaged."""
+def save_last(state, out_dir):
+    """Save a full state as last.pt. The one before it stays as prev.pt, in case the newest is damaged later."""
     last = os.path.join(out_dir, 'last.pt')
-    save(checkpoint, f'{last}.new')
+    save(state, f'{last}.new')
     if os.path.exists(last):
         os.replace(last, os.path.join(out_dir, 'prev.pt'))
     os.replace(f'{last}.new', last)
@@ -56,9 +70,9 @@ def save_last(checkpoint, out_dir):
 
 def save_run(out_dir, weights, state, best, keep_interval):
     """
-    All that a run saves at a time: the full `state`; the `weights`, if they are the `best`; and those of every
-    keep_interval iterations for good. Returns whether the state was written, and whether the best weights were. What
-    could not be, as the disk is full or the weights are not finite, stays what it was, and a line says so.
+    Write last.pt, ckpt.pt if these are the `best` weights, and every keep_interval iterations iter_N.pt. Returns
+    whether last.pt and ckpt.pt were written. On a full disk, or if the weights are not finite, the old files stay and a
+    line is printed.
     """
     if not all(torch.isfinite(value).all() for value in state['model'].values()):
         print(f'not saved: the weights are no longer finite; the last good state stays in {out_dir}', flush=True)
@@ -70,44 +84,27 @@ def save_run(out_dir, weights, state, best, keep_interval):
             best_saved = True
         if is_kept(weights['iter_num'], keep_interval):
             save(weights, os.path.join(out_dir, f'iter_{weights["iter_num"]:06d}.pt'))
-        save_last(state, out_dir)  # last: a resume from it repeats neither the evaluation nor the other two
+        save_last(state, out_dir)  # last: a resume from it repeats neither the evaluation nor the other two files
     except OSError as error:
-        needed = 4 * 3 * sum(value.numel() for value in state['model'].values())  # with AdamW's two moments
-        free = shutil.disk_usage(out_dir).free
+        needed = 4 * 3 * sum(value.numel() for value in state['model'].values())  # with the two moments of AdamW
         print(f'not saved: {error} (a full state needs about {needed / 1e6:.1f} MB, the disk of {out_dir} has '
-              f'{free / 1e6:.1f} MB free); earlier checkpoints are intact', flush=True)
+              f'{files.free_bytes(out_dir) / 1e6:.1f} MB free); earlier checkpoints are intact', flush=True)
         return False, best_saved
     return True, best_saved
 
 
 def is_kept(iter_num, keep_interval):
-    """Whether the weights of this iteration are among those that are kept for good."""
+    """Whether the weights of this iteration are kept for good."""
     return keep_interval > 0 and iter_num > 0 and iter_num % keep_interval == 0
 
-
-def gather(value, seen=None):
-    """
-    The same state dict, with the tensors that FSDP split over the processes put together, one at a time, on the CPU of
-    the first process; the others get None for them.
-    """
-    seen = {} if seen is None else seen
-    if isinstance(value, dict):
-        return {key: gather(item, seen) for key, item in value.items()}
-    if not hasattr(value, 'full_tensor'):
-        return value
-    whole = value.full_tensor()
-    if torch.distributed.get_rank() > 0:
-        return None
-    storage = value.to_local().data_ptr()  # the same one for tied weights, which the file shall hold once
-    return seen.setdefault(storage, whole.cpu())
 
 
 def load(path):
     """
-    The checkpoint in a file, its tensors on the CPU. Reads ours and the original nanoGPT's, whose keys it cleans: no
-    '_orig_mod.' or 'module.' prefix, no attention masks.
-    FileNotFoundError if there is none; ValueError if it is damaged, or not a checkpoint. Nothing in the file is ever
-    executed (weights_only=True): a pickle that would run code is refused.
+    The checkpoint in a file, with its tensors on the CPU. Reads ours and the original nanoGPT's, whose keys it cleans:
+    no '_orig_mod.' or 'module.' prefix, no attention masks.
+    FileNotFoundError if there is none; ValueError if it is damaged or not a checkpoint. Nothing in the file is executed
+    (weights_only=True): a pickle that would run code is refused.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint {path}')
@@ -115,13 +112,13 @@ def load(path):
         return load_safetensors(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load does not look at the checksums that torch.save wrote
+            damaged = archive.testzip()  # torch.load does not check the checksums that torch.save wrote
         if damaged:
             raise ValueError(f'{damaged} does not match its checksum')
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # what random bytes raise has no common base
+    except Exception as error:  # what random bytes raise has no common base class
         reason = str(error).strip().split('\n')[0]
-        if isinstance(error, pickle.UnpicklingError):  # whose text advises to load it unsafely
+        if isinstance(error, pickle.UnpicklingError):  # its text advises to load the file unsafely
             reason = 'it holds more than plain values, or none that can be read'
         raise ValueError(f'{path} is damaged or not a checkpoint, and was not loaded ({reason})') from None
     if not isinstance(checkpoint, dict) or not {'model', 'model_args'} <= checkpoint.keys():
@@ -134,7 +131,7 @@ def load(path):
 
 
 def save_safetensors(model, checkpoint, path):
-    """The weights of a model alone, with what the checkpoint says of them in the file's metadata, as JSON."""
+    """The weights of a model alone, with the rest of the checkpoint as JSON in the metadata of the file."""
     from safetensors.torch import save_file
     about = {key: checkpoint[key] for key in ('model_args', 'config', 'meta', 'iter_num') if key in checkpoint}
     if 'best_val_loss' in checkpoint:  # a tensor in the original's
@@ -144,13 +141,13 @@ def save_safetensors(model, checkpoint, path):
 
 
 def load_safetensors(path):
-    """What save_safetensors wrote, as load() gives a checkpoint. ValueError if it is another's, or damaged."""
+    """What save_safetensors wrote, as a checkpoint. ValueError if it is damaged or was written by something else."""
     from safetensors import safe_open
     try:
         with safe_open(path, 'pt') as f:
             checkpoint = json.loads(f.metadata()['checkpoint'])
             weights = {name: f.get_tensor(name) for name in f.keys()}
-    except Exception as error:  # SafetensorError has no base of its own
+    except Exception as error:  # SafetensorError has no base class of its own
         raise ValueError(f'{path} is damaged, or was not written by export.py ({error})') from None
     if not checkpoint['model_args'].get('modern'):
         weights['lm_head.weight'] = weights['transformer.wte.weight']
@@ -158,50 +155,49 @@ def load_safetensors(path):
 
 
 def clean_key(key):
-    """A parameter's own name, without what torch.compile and DistributedDataParallel put in front of it."""
+    """A parameter's name without the prefixes of torch.compile and DistributedDataParallel."""
     return key.removeprefix('module.').removeprefix('_orig_mod.').removeprefix('module.')
 
 
-def load_newest(out_dir):
+def load_to_resume(init_from, out_dir):
     """
-    (checkpoint, path) of the newest full state in `out_dir` that loads: last.pt, else one that was about to become it
-    (last.pt.new), else prev.pt, else a ckpt.pt that the original wrote. FileNotFoundError if there is none; ValueError
-    if none loads.
+    (state, path) of the newest full state in `out_dir` that loads: last.pt, else last.pt.new, which was about to become
+    it, else prev.pt, else a ckpt.pt of the original nanoGPT. (None, None) if init_from is not resume or auto, or if it is
+    auto and there is none; FileNotFoundError if it is resume. ValueError if none loads.
     """
+    if init_from not in ('resume', 'auto'):
+        return None, None
     damaged = []
     for name in ('last.pt', 'last.pt.new', 'prev.pt', 'ckpt.pt'):
         path = os.path.join(out_dir, name)
         try:
-            checkpoint = load(path)
+            state = load(path)
         except FileNotFoundError:
             continue
         except ValueError as error:
             damaged.append(str(error))
             continue
-        if {'optimizer', 'iter_num', 'best_val_loss'} <= checkpoint.keys():
-            return checkpoint, path
+        if {'optimizer', 'iter_num', 'best_val_loss'} <= state.keys():
+            return state, path
     if damaged:
         raise ValueError('nothing to resume: ' + '; '.join(damaged))
+    if init_from == 'auto':
+        return None, None
     raise FileNotFoundError(f'nothing to resume: {out_dir} has no last.pt (with --init_from=auto a run starts from '
                             f'scratch where there is nothing yet)')
 
 
-def open_out_dir(out_dir, resumed=None):
+def claim_out_dir(out_dir, resumed=None):
     """
-    Make a run's folder ready, and return a lock on it that is held as long as the process lives. `resumed`: the path
-    that load_newest gave. If it stood in for a damaged last.pt it takes that place, before the next save does; without
-    it, an earlier run's files are set aside. A ckpt.pt of the original's stays what it is. ValueError if another
-    process is writing there.
+    Make the folder of a run and lock it; returns the lock, which is held as long as the process lives. `resumed` is the
+    path from load_to_resume: if it stands in for a damaged last.pt, it takes its place before the next save. Without it
+    the files of an earlier run are set aside. ValueError if another process is writing there.
     """
     os.makedirs(out_dir, exist_ok=True)
-    lock = open(os.path.join(out_dir, '.lock'), 'w')
-    if fcntl is not None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f'another run is writing to out_dir={out_dir!r}; choose another one') from None
-        except OSError as error:  # some network file systems know no locks
-            print(f'{out_dir} cannot be locked ({error}): start no second run there', flush=True)
+    try:
+        lock = files.lock_if_possible(os.path.join(out_dir, '.lock'), 'start no second run there')
+    except files.Locked:
+        raise ValueError(f'another run is writing to out_dir={out_dir!r}; choose another one') from None
     if resumed is None:
         previous = set_aside(out_dir)
         if previous:
@@ -212,39 +208,16 @@ def open_out_dir(out_dir, resumed=None):
     return lock
 
 
-def progress(checkpoint):
-    """
-    (iter_num, best_val_loss, evaluated_at, since_best, train_s, recent_losses) of a state, or of a run that begins.
-    evaluated_at: the iteration of the last evaluation, -1 if there was none; since_best: how many followed the best.
-    """
-    state = checkpoint or {}
-    return (state.get('iter_num', 0), float(state.get('best_val_loss', float('inf'))), state.get('evaluated_at', -1),
-            state.get('since_best', 0), state.get('train_s', 0.0), state.get('recent_losses', []))
-
-
-def changes(checkpoint, now):
-    """What to say of settings that are not what they were when a state was saved; '' if all are the same."""
-    then = checkpoint.get('config', {})
+def describe_changes(state, now):
+    """'; changed since then: ...', the settings that differ from those in a state; '' if none does."""
+    then = state.get('config', {})
     differing = [f'{key} {then[key]!r} -> {now[key]!r}' for key in then
                  if key in now and key != 'init_from' and now[key] != then[key]]
     return '; changed since then: ' + ', '.join(differing) if differing else ''
 
 
-def check_same_model(shape, model_args, then, out_dir):
-    """
-    ValueError if the settings in `shape` (n_layer, ...) ask for another model than the run to resume has (model_args).
-    They may also be what they were `then`, when it began: a run that started from gpt2-xl has a model that its n_layer
-    does not name.
-    """
-    differing = [key for key, value in shape.items() if value != model_args[key] and value != then.get(key)]
-    if differing:
-        raise ValueError(f'the run in {out_dir} has another model: resume it with '
-                         + ' '.join(f'--{key}={model_args[key]}' for key in differing)
-                         + ', or start another run in another out_dir')
-
-
 def load_optimizer(optimizer, scaler, checkpoint):
-    """Load the optimizer's and the loss scaler's state; settings (betas, weight decay, ...) stay those of this run."""
+    """Restore optimizer and loss scaler. Settings of the optimizer (betas, weight decay, ...) stay this run's."""
     state = checkpoint['optimizer']
     counts = [[len(group['params']) for group in groups] for groups in (state['param_groups'], optimizer.param_groups)]
     if counts[0] != counts[1]:
@@ -255,7 +228,7 @@ def load_optimizer(optimizer, scaler, checkpoint):
     for i, moments in state['state'].items():
         if hasattr(params[i], 'device_mesh'):  # split by FSDP
             from torch.distributed.tensor import distribute_tensor
-            # in the same order in all processes, which send each other their parts
+            # in the same order on all ranks, as this is a collective
             for key in [key for key in ('exp_avg', 'exp_avg_sq', 'momentum_buffer') if key in moments]:
                 moments[key] = distribute_tensor(moments[key].to(params[i].device), params[i].device_mesh,
                                                  params[i].placements)
@@ -267,7 +240,7 @@ def load_optimizer(optimizer, scaler, checkpoint):
 
 
 def weights_path(path):
-    """The file with the weights: `path` itself; in a run's out_dir its ckpt.pt, else its newest state; an export's."""
+    """The file with the weights: `path` itself; in a run's out_dir ckpt.pt, else the newest state, else an export."""
     if not os.path.isdir(path):
         return path
     for name in ('ckpt.pt', 'last.pt', 'prev.pt', 'model.safetensors'):
@@ -278,8 +251,8 @@ def weights_path(path):
 
 def set_aside(out_dir):
     """
-    Move what an earlier run wrote in `out_dir`, and export.py of it, to out_dir/previous-1 (or -2, ...) and return that
-    folder; None if there was nothing. So a run that is started over by mistake loses nothing.
+    Move the files of an earlier run and its exports from `out_dir` to out_dir/previous-1 (or -2, ...), so that a run
+    that is started over by mistake loses nothing. Returns that folder; None if there was nothing to move.
     """
     written = r'(ckpt|last|prev|iter_\d+)\.pt|last\.pt\.new|(metrics|spikes)\.jsonl|settings\.json|samples|tensorboard'
     exported = 'hf|onnx|safetensors'

@@ -1,18 +1,17 @@
 """
-From logits to ids, as a ladder of small functions: each is composed of the one below. It knows no tokenizer; ids
-come in and ids go out. `model` is a GPT, or anything that is called like one and has its config.
+From logits to ids, as a ladder of small functions: each is built from those above it. It knows no tokenizer; ids come
+in and ids go out. `model` is a GPT, or anything with its config that is called in the same way.
 """
 import torch
 
 
 class KVCache:
     """
-    The keys and values of the tokens so far, in buffers of `size` tokens that are made once, so that a step computes
-    one new token and not all of them again. When the buffers are full a new token takes the place of the oldest one,
-    which suits rotary positions (sliding window attention); for learned ones advance() begins anew before that.
-    `padding` (B,) int64: how many ids at the beginning of each row are none, so that prompts differ in length.
-    `static`: a step of one token has the same shapes wherever it stands, as a compiled one must; it then reads all of
-    the buffers.
+    The keys and values of the tokens so far, so that a step computes only the new token. The buffers have room for
+    `size` tokens and are allocated once. When they are full, a new token overwrites the oldest one: sliding-window
+    attention, which suits rotary positions. With learned positions advance() starts over before that.
+    `padding` (B,) int64: how many ids at the start of each row are padding, for prompts of different lengths.
+    `static`: every step of one token has the same shapes, as a compiled one needs; it then reads the whole buffers.
     """
 
     def __init__(self, size, padding=None, static=False):
@@ -22,36 +21,36 @@ class KVCache:
         self.begin(0)
 
     def begin(self, origin):
-        """Forget all. What comes next are the ids from `origin` on."""
+        """Empty the cache. The next ids are those from index `origin` on."""
         self.origin, self.length = origin, 0  # ids left out; tokens seen since
         self.padding = None if self.row_padding is None else (self.row_padding - origin).clamp(min=0)
         if self.last is not None:
             self.last.zero_()
 
     def expect(self, T, device):
-        """Work out, once for all layers, where T new tokens go and what they may look at; the model comes next."""
-        at = torch.arange(self.length, self.length + T, device=device)
-        self.slots = at % self.size
-        one_shape = self.static and T == 1
-        self.used = self.size if one_shape else min(self.length + T, self.size)
-        everything = self.padding is None and (self.length == 0 or T == 1) and not one_shape
-        self.mask = None if everything else self.visible(at)
-        # in their texts: (T,), or (B, T) with padding
-        self.positions = at if self.padding is None else (at - self.padding[:, None]).clamp(min=0)
+        """Prepare for T new tokens, once for all layers: their slots, their positions and their mask."""
+        new = torch.arange(self.length, self.length + T, device=device)
+        self.slots = new % self.size
+        fixed_shape = self.static and T == 1
+        self.used = self.size if fixed_shape else min(self.length + T, self.size)
+        needs_mask = fixed_shape or self.padding is not None or (self.length > 0 and T > 1)
+        self.mask = self.visible(new) if needs_mask else None
+        # (T,), or (B, T) with padding, where each row counts from its first real token
+        self.positions = new if self.padding is None else (new - self.padding[:, None]).clamp(min=0)
 
     def visible(self, queries):
-        """Where the tokens at `queries` (T,) may look: (1 or B, 1, T, used) bool."""
+        """The attention mask of the tokens at `queries` (T,): (1 or B, 1, T, used) bool, True where they may attend."""
         ends = self.length + len(queries)
         keys = torch.arange(self.used, device=queries.device)
-        keys = torch.where(keys + self.size < ends, keys + self.size, keys)  # the oldest were written over
+        keys = torch.where(keys + self.size < ends, keys + self.size, keys)  # a later token overwrote the slot
         hidden = (keys > queries[:, None])[None]
-        if self.padding is not None:  # padding looks at padding, or it would have nothing to look at, which gives nan
+        if self.padding is not None:  # padding attends to padding, because a row without any key gives nan
             padding = self.padding[:, None, None]
             hidden = hidden | ((keys < padding) & (queries[:, None] >= padding))
         return ~hidden[:, None]
 
     def before(self, x):
-        """What stands before each of the new tokens x (B, T, n_embd), and zeros before the first of a text."""
+        """For new embeddings x (B, T, n_embd): the one before each, of the same shape; zeros before the first token."""
         if self.last is None:
             self.last = self.buffer(x.new_zeros(x.size(0), 1, x.size(2)))
         before = torch.cat((self.last, x[:, :-1]), dim=1)
@@ -60,11 +59,12 @@ class KVCache:
 
     def extend(self, layer, k, v):
         """
-        Keep a layer's new k and v (B, n_head, T, head_dim). Returns all that the new tokens may look at, (B, n_head, S,
-        head_dim) in the cache's dtype, and the mask for it; None for causal attention, or to all if T is 1.
+        Store the new k and v (B, n_head, T, head_dim) of a layer. Returns the keys and values that the new tokens may
+        attend to, (B, n_head, S, head_dim) in the cache's dtype, and their mask. Without a mask (None) attention is
+        causal, or to everything if T is 1.
         """
         if layer == len(self.keys):
-            # on a CPU in float32: attention to 900 tokens takes 7 times as long in bfloat16, 14 times in float16
+            # float32 on a CPU: attention to 900 tokens takes 7 times as long in bfloat16, 14 times in float16
             dtype = torch.float32 if k.device.type == 'cpu' else k.dtype
             self.keys.append(self.buffer(k.new_zeros(*k.shape[:2], self.size, k.size(3), dtype=dtype)))
             self.values.append(self.buffer(torch.zeros_like(self.keys[layer])))
@@ -74,19 +74,19 @@ class KVCache:
 
     def buffer(self, tensor):
         if self.static:
-            torch._dynamo.mark_static_address(tensor)  # or CUDA graphs would copy it in and out at each step
+            torch._dynamo.mark_static_address(tensor)  # otherwise CUDA graphs copy it in and out at each step
         return tensor
 
     def reorder(self, rows):
-        """Continue with these rows (B,) int64 of the batch, some of them several times, others no more."""
+        """Continue with these rows (B,) int64 of the batch, some repeated, some dropped."""
         for kept in (*self.keys, *self.values, *([] if self.last is None else [self.last])):
             kept.copy_(kept[rows])
 
 
 def filter_top_p(logits, top_p):
     """
-    Leave only the likeliest ids of each row (B, V) that together reach the probability top_p; at least one. 1 or None
-    is off. Nucleus sampling: Holtzman et al. 2019, https://arxiv.org/abs/1904.09751
+    Keep the likeliest ids of each row (B, V) that together reach the probability top_p, at least one; the others become
+    -inf. 1 or None is off. Nucleus sampling: Holtzman et al. 2019, https://arxiv.org/abs/1904.09751
     """
     if top_p is None or top_p >= 1.0:
         return logits
@@ -98,7 +98,7 @@ def filter_top_p(logits, top_p):
 
 def filter_min_p(logits, min_p):
     """
-    Leave only the ids of each row (B, V) that are at least min_p times as likely as the likeliest. 0 or None is off.
+    Keep the ids of each row (B, V) that are at least min_p times as likely as the likeliest. 0 or None is off.
     Nguyen et al. 2024, https://arxiv.org/abs/2407.01082
     """
     if not min_p:
@@ -109,29 +109,29 @@ def filter_min_p(logits, min_p):
 
 def penalize_repetition(logits, idx, penalty):
     """
-    Make the ids that idx (B, T) has less likely: their logits (B, V) divided by `penalty`, or multiplied where they are
-    negative; ids from V on are none. 1 or None is off. Keskar et al. 2019, https://arxiv.org/abs/1909.05858
+    Make the ids in idx (B, T) less likely: divide their logits (B, V) by `penalty`, or multiply negative ones. Ids from
+    V on are ignored. 1 or None is off. Keskar et al. 2019, https://arxiv.org/abs/1909.05858
     """
     if penalty is None or penalty == 1.0:
         return logits
     V = logits.size(1)
-    wide, idx = torch.nn.functional.pad(logits, (0, 1)), idx.clamp(max=V)  # one column for what is none
+    wide, idx = torch.nn.functional.pad(logits, (0, 1)), idx.clamp(max=V)  # a spare column for the ids to ignore
     seen = wide.gather(1, idx)
     return wide.scatter(1, idx, torch.where(seen < 0, seen * penalty, seen / penalty))[:, :V]
 
 
 def candidates(logits, temperature=1.0, top_k=None, top_p=None, min_p=None):
     """
-    What may come next, from logits (B, V): (logits, ids), both (B, k), with -inf for what may not; ids is None if they
-    are 0 to V - 1. The top_k largest come first (0 or None: all), so that all that follows is about few.
+    The ids to draw from, by logits (B, V): (logits, ids), both (B, k), with -inf for ids that are filtered out; ids is
+    None if they are 0 to V - 1. top_k (0 or None: off) comes first, so that the other filters see only k logits.
     """
     logits, ids = torch.topk(logits, min(top_k, logits.size(-1))) if top_k else (logits, None)
     return filter_min_p(filter_top_p(logits / temperature, top_p), min_p), ids
 
 
 def sample(logits, temperature=1.0, generator=None, **filters):
-    """One id a row (B, 1) from logits (B, V). Temperature 0 is greedy: the largest logit, with no randomness."""
-    if temperature < 1e-5:  # closer to 0 quotients are infinite
+    """One id per row (B, 1) from logits (B, V). Temperature 0 is greedy: the largest logit, nothing random."""
+    if temperature < 1e-5:  # dividing by less gives infinities
         return logits.argmax(dim=-1, keepdim=True)
     logits, ids = candidates(logits, temperature, **filters)
     drawn = torch.multinomial(torch.softmax(logits, dim=-1), num_samples=1, generator=generator)
@@ -139,7 +139,7 @@ def sample(logits, temperature=1.0, generator=None, **filters):
 
 
 def feed(model, ids, cache):
-    """The logits (B, V) of what follows ids (B, T), which come after those that the cache has seen."""
+    """The logits (B, V) after ids (B, T), which follow the tokens in the cache and are added to it."""
     cache.expect(ids.size(1), ids.device)
     logits = model(ids, cache=cache)[0][:, -1]
     cache.length += ids.size(1)
@@ -148,27 +148,28 @@ def feed(model, ids, cache):
 
 def advance(model, idx, cache=None, step=None):
     """
-    The logits (B, V) of what follows idx (B, T), of which the cache, if there is one, has seen the beginning. Without a
-    cache the last block_size ids count. With one, and learned positions, it begins anew with the last half of its size
-    whenever it is full: every half size one step costs as much as half a prompt. Rotary positions slide instead, if
-    tokens come one at a time; where several come that do not fit, they begin anew too.
-    `step` is what is called for one new token, if that is not the model: the model compiled.
+    The logits (B, V) after idx (B, T). The cache, if any, has seen the beginning of idx, and only the rest is computed.
+    Without a cache the model sees the last block_size ids. A full cache of a model with learned positions starts over
+    with the last half of its size; one step in size / 2 then costs as much as half a prompt. With rotary positions it
+    slides if tokens come one at a time, and starts over if several do not fit.
+    `step` replaces the model where there is one new token: the compiled model.
     """
     if cache is None:
         return model(idx[:, -model.config.block_size:])[0][:, -1]
     new = idx.size(1) - cache.origin - cache.length
-    slides = model.config.modern and new == 1
-    if cache.length + new > cache.size and not (slides and cache.length > 0):
-        cache.begin(idx.size(1) - (cache.size if cache.length == 0 else (cache.size + 1) // 2))
-    # a copy, as a compiled step wants the same strides each time
+    slides = model.config.modern and new == 1 and cache.length > 0
+    if cache.length + new > cache.size and not slides:
+        kept = cache.size if cache.length == 0 else (cache.size + 1) // 2
+        cache.begin(idx.size(1) - kept)
+    # a copy, because a compiled step needs the same strides each time
     ids = idx[:, cache.origin + cache.length:].clone(memory_format=torch.contiguous_format)
     return feed(step if step is not None and ids.size(1) == 1 and cache.length > 0 else model, ids, cache)
 
 
 def next_token(model, idx, cache=None, step=None, vocab_size=None, repetition_penalty=None, **options):
     """
-    The next id (B, 1) after idx (B, T), and the logits (B, V) that the model gave. Ids from vocab_size on are padding
-    of the model and are never drawn.
+    The next id (B, 1) after idx (B, T), and the model's logits (B, V) for it. Ids from vocab_size on only pad the
+    model's vocabulary and are never drawn.
     """
     logits = advance(model, idx, cache, step)[:, :vocab_size].float()
     if cache is not None and cache.row_padding is not None:
@@ -180,10 +181,9 @@ def next_token(model, idx, cache=None, step=None, vocab_size=None, repetition_pe
 @torch.no_grad()
 def stream(model, idx, max_new_tokens, use_cache=True, padding=None, cache=None, logprobs=False, **options):
     """
-    Yield what continues idx (B, T), one step at a time: ids (B, 1), and with `logprobs` the log-probabilities (B,) that
-    the model gives them, whatever the options make of that, else None. `padding` (B,) int64 is how many ids at the
-    beginning of each row are none. `cache`: one that may have seen a beginning of idx, and has the padding. Other
-    options as in next_token and sample.
+    Continue idx (B, T). Yields for each step the ids (B, 1) and, with `logprobs`, the log-probabilities (B,) that the
+    model itself gives them, before any sampling option; else None. `padding` is the KVCache's. `cache`: one made with
+    that padding, which may have seen a beginning of idx. Other options as in next_token and sample.
     """
     if cache is None and use_cache:
         cache = KVCache(min(model.config.block_size, idx.size(1) + max_new_tokens), padding)
@@ -202,22 +202,22 @@ def generate(model, idx, max_new_tokens, **options):
 def beam_search(model, idx, max_new_tokens, num_beams, length_penalty=1.0, end_id=None, vocab_size=None,
                 repetition_penalty=None, cache=None, step=None, progress=iter):
     """
-    The num_beams likeliest continuations that were found of idx (1, T), the best first: a list of (score, ids), with
-    end_id where it ends one. At each step the num_beams likeliest beginnings go on. A score is the log-probability over
-    length ** length_penalty: above 0 longer texts gain, below shorter ones. `progress` may wrap the range of steps.
-    As Hugging Face's beam search does it, with early_stopping=False.
+    The num_beams likeliest continuations found for idx (1, T), best first: a list of (score, ids), where ids include
+    the end_id that came. Each step keeps the num_beams likeliest beginnings. A score is the log-probability over
+    length ** length_penalty: above 0 longer texts gain, below 0 shorter ones. `progress` may wrap the range of steps.
+    The same search as Hugging Face's with early_stopping=False.
     """
     T, device = idx.size(1), idx.device
     idx = idx.expand(num_beams, -1)
     scores = torch.full((num_beams,), -float('inf'), device=device)
-    scores[0] = 0.0  # they are all the same yet: the first step takes num_beams continuations of one
+    scores[0] = 0.0  # all beams are still the same: the first step expands only one
     ended = []
     try:
         for length in progress(range(1, max_new_tokens + 1)):
             logprobs = advance(model, idx, cache, step)[:, :vocab_size].float().log_softmax(dim=-1)
             logprobs = penalize_repetition(logprobs, idx, repetition_penalty) + scores[:, None]
             V = logprobs.size(1)
-            # twice as many as needed: one of each beam's may end it
+            # twice as many as needed, because one continuation of each beam may end it
             best, places = logprobs.flatten().topk(min(2 * num_beams, num_beams * V))
             rows, tokens = places // V, places % V
             texts = torch.cat((idx[rows], tokens[:, None]), dim=1)
@@ -231,9 +231,9 @@ def beam_search(model, idx, max_new_tokens, num_beams, length_penalty=1.0, end_i
                 cache.reorder(rows[going_on])
             if len(ended) == num_beams and ended[-1][0] >= scores[0].item() / length ** length_penalty:
                 break
-    except KeyboardInterrupt:  # what was found is worth having
+    except KeyboardInterrupt:  # return what was found so far
         pass
     length = max(1, idx.size(1) - T)
     going = [(score / length ** length_penalty, text[T:]) for score, text in zip(scores.tolist(), idx.tolist())]
-    # in a small vocabulary some beams may never have begun
+    # a small vocabulary may not fill all beams: the unused ones are still at -inf
     return [one for one in sorted(ended + going, reverse=True) if one[0] > -float('inf')][:num_beams]

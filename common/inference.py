@@ -1,22 +1,25 @@
 """
-A trained model made ready to generate: its weights in the dtype, the order or the 8 bits in which the device reads them
-fastest, for reading the weights is what a token costs. It knows no tokenizer and no settings.
+A trained model made fast at generating. The cost of a token is that of reading all weights once, so they are packed or
+quantized for the device; and a step of one token can be compiled. It knows no tokenizer and no settings.
 """
 from contextlib import nullcontext
 
 import torch
 from torch.nn import functional as F
 
-from common import generate, hardware
+from common import generate
+from common.compile import compile_or_eager
+from common.device import synchronize
+from common.distributed import print0
 
 
 class PackedLinear(torch.nn.Module):
     """
-    A Linear on a CPU. Its weight is in the order that oneDNN reads it in, as torch.compile keeps it when it freezes a
-    model: the product of a few rows is bound by reading the weight, and F.linear reads at half the speed.
+    A Linear for a CPU, with its weight in oneDNN's own layout, as torch.compile has it in a frozen model. The product
+    of a few rows is bound by reading the weight, and F.linear reads it at half the speed.
     """
 
-    ROWS = 6  # that oneDNN's kernel works on at a time. With fewer it waits for its own sums: 6 are sooner done than 1
+    ROWS = 6  # oneDNN's kernel takes this many at a time; fewer make it wait for its own sums, and 6 are faster than 1
 
     def __init__(self, linear):
         super().__init__()
@@ -36,8 +39,8 @@ class PackedLinear(torch.nn.Module):
 
 class Int8Linear(torch.nn.Module):
     """
-    A Linear whose weight is in 8 bits, with one scale for each of its outputs; what it computes in is not. It saves
-    memory, and on a CPU time; on a GPU, where each use converts the weight, it takes time.
+    A Linear whose weight is in 8 bits, with one scale per output; it computes in the dtype of its input. It saves
+    memory, and time on a CPU; on a GPU it costs time, because each use converts the weight.
     """
 
     def __init__(self, linear):
@@ -48,10 +51,10 @@ class Int8Linear(torch.nn.Module):
         self.weight = (weight / self.scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
 
     def forward(self, x):
-        few = x.numel() <= 8 * x.size(-1)  # rows; for more than 8, or in float32, PyTorch's kernel takes longer
+        few = x.numel() <= 8 * x.size(-1)  # rows; with more, or in float32, PyTorch's int8 kernel is slower
         if few and x.device.type == 'cpu' and x.dtype == torch.bfloat16:
             y = torch._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale).view(*x.shape[:-1], -1)
-        elif x.dtype == torch.float16:  # whose largest number products of whole weights would soon pass
+        elif x.dtype == torch.float16:  # scale the weight first: unscaled products overflow
             y = F.linear(x, self.weight.to(x.dtype) * self.scale[:, None])
         else:
             y = F.linear(x, self.weight.to(x.dtype)) * self.scale
@@ -59,7 +62,7 @@ class Int8Linear(torch.nn.Module):
 
 
 def replace_linears(model, kind, larger_than=0):
-    """Make every Linear with more than so many weights, the output layer too, one of another kind."""
+    """Replace every Linear of more than `larger_than` weights, the output layer too, by kind(linear)."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, torch.nn.Linear) and child.weight.numel() > larger_than:
@@ -68,35 +71,35 @@ def replace_linears(model, kind, larger_than=0):
 
 def why_not_packed(dtype):
     """
-    None if oneDNN packs weights of a dtype ('float32', 'bfloat16') on this CPU; else the reason, as oneDNN gives it.
-    In bfloat16 it takes AVX-512, or the newest kinds of AVX2.
+    None if oneDNN packs weights of a dtype ('float32', 'bfloat16') on this CPU, else the reason that it gives.
+    bfloat16 needs AVX-512 or the newest kinds of AVX2.
     """
     try:
         PackedLinear(torch.nn.utils.skip_init(torch.nn.Linear, 16, 16, dtype=getattr(torch, dtype)))
-    except (AttributeError, RuntimeError) as error:  # the functions behind it are not PyTorch's public ones
+    except (AttributeError, RuntimeError) as error:  # PackedLinear uses private functions of PyTorch
         return str(error).partition('\n')[0] or type(error).__name__
     return None
 
 
 def pack(model, device, dtype):
-    """Pack the Linears of a model that is in `dtype` on `device`, where that is faster; torch.compile takes none."""
-    if device != 'cpu' or dtype == 'float16' or not torch.backends.mkldnn.is_available():  # in float16 F.linear is fast
+    """Pack the Linears of a model in `dtype` on `device` where that is faster. torch.compile cannot take these."""
+    if device != 'cpu' or dtype == 'float16' or not torch.backends.mkldnn.is_available():  # F.linear is fast in float16
         return
     reason = why_not_packed(dtype)
     if reason:
-        hardware.print0(f'oneDNN packs no weights here ({reason}): generating takes longer')
+        print0(f'oneDNN packs no weights here ({reason}): generating takes longer')
     else:
-        replace_linears(model, PackedLinear, larger_than=2 ** 16)  # smaller ones are bound by the call, not by memory
+        replace_linears(model, PackedLinear, larger_than=2 ** 16)  # in smaller ones the call costs more than the memory
 
 
 @torch.no_grad()
 def quantize(model, ids):
     """
-    Round the weights of all Linears to 8 bits. Returns the model's perplexity on ids (B, T) before and after it. The
-    embeddings stay as they are.
+    Round the weights of all Linears to 8 bits; embeddings stay as they are. Returns the perplexity on ids (B, T) before
+    and after.
     """
     def perplexity():
-        logits = model(ids[:, :-1], ids[:, 1:])[0].float()  # a mean in 16 bits would hide what is asked for
+        logits = model(ids[:, :-1], ids[:, 1:])[0].float()  # a mean in 16 bits would hide the difference
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).exp().item()
 
     before = perplexity()
@@ -106,18 +109,18 @@ def quantize(model, ids):
 
 def compile_step(model, batch, size, device):
     """
-    The model compiled for one token at a time, with a static KVCache of `size` tokens: on a GPU as CUDA graphs, which
-    start its kernels at once. None, and a printed line, where that does not work.
+    The model compiled for steps of one token, with a static KVCache of `size` tokens; on a GPU as CUDA graphs, which
+    launch all kernels at once. Where that fails, None and a printed line.
     """
     @torch.no_grad()
     def trial(step):
         cache, ids = generate.KVCache(size, static=True), torch.zeros(batch, 1, dtype=torch.long, device=device)
-        for run in (model, step, step, step):  # a graph is recorded the second time, and then used
+        for run in (model, step, step, step):  # step compiles, then records a CUDA graph, then replays it
             generate.feed(run, ids, cache)
-        hardware.synchronize(device)
+        synchronize(device)
 
-    hardware.print0('compiling a step, which can take a minute')
-    torch._dynamo.config.recompile_limit = 64  # for all models of a process together; past it they run eager, unsaid
+    print0('compiling a step, which can take a minute')
+    torch._dynamo.config.recompile_limit = 64  # shared by all models of the process; past it they silently run eager
     mode = 'reduce-overhead' if device.startswith('cuda') else None
-    compiled = hardware.compile_or_eager(model, nullcontext(), trial, mode)
+    compiled = compile_or_eager(model, nullcontext(), trial, mode)
     return None if compiled is model else compiled

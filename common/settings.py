@@ -1,16 +1,56 @@
 """
-What can be said of train.py's settings before anything is done with them. It knows no torch, so that a queue can look
-through its experiments at once.
+The settings of a script: read from its source, and checked for what cannot work before any work begins. It needs no
+torch, so that the queue can check its experiments quickly.
 """
+import ast
+import contextlib
 import importlib.util
+import io
 import math
+import sys
 
-RESUMABLE = 75  # exit code of a run that was stopped and saved: EX_TEMPFAIL, try again later
+RESUMABLE = 75  # exit code of a run that was stopped after saving: EX_TEMPFAIL, try again later
+
+
+def read(script, words=()):
+    """
+    {name: value} of all settings of a script (its path) with `words` on its command line. Only the settings block and
+    the configurator are executed. ValueError with the script's own message if it would refuse the words.
+    """
+    with open(script, encoding='utf-8') as f:
+        body = ast.parse(f.read(), script).body
+    end = next(i for i, node in enumerate(body) if 'configurator.py' in ast.unparse(node))
+    block = compile(ast.Module(body[:end + 1], []), script, 'exec')
+    names, said = {'__file__': script, '__name__': 'settings'}, io.StringIO()
+    with command_line(script, *words):
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+                exec(block, names)
+        except SystemExit:
+            message = said.getvalue().strip().partition(': ')[2]
+            raise ValueError(message or 'it only asks for help') from None
+    return {key: names[key] for key in names['config_keys']}
+
+
+@contextlib.contextmanager
+def command_line(*argv):
+    """sys.argv is `argv` within the block."""
+    before = sys.argv
+    sys.argv = list(argv)
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def words(settings):
+    """Settings as words of a command line, ['--key=value', ...]."""
+    return [f'--{key}={value}' for key, value in settings.items()]
 
 
 def check_shape(n_embd, n_head, modern, activation):
-    """ValueError, with what to type instead, for a model that cannot be."""
-    unit = 2 if modern else 1  # rotary positions turn the channels of a head in pairs
+    """ValueError, with what to type instead, for a shape that no model can have."""
+    unit = 2 if modern else 1  # rotary embeddings rotate the channels of a head in pairs
     fitting = [n for n in range(max(1, n_head // 2), n_head) if n_embd % (n * unit) == 0]
     wider = -(-n_embd // (n_head * unit)) * n_head * unit
     remedy = (f'--n_head={fitting[-1]} or ' if fitting else '') + f'--n_embd={wider}'
@@ -18,7 +58,7 @@ def check_shape(n_embd, n_head, modern, activation):
         raise ValueError(f'n_embd={n_embd} is not divisible by n_head={n_head}; try {remedy}')
     if n_embd % (n_head * unit) != 0:
         raise ValueError(f'n_embd={n_embd} and n_head={n_head} give heads of {n_embd // n_head} channels; modern=True '
-                         f'turns them in pairs, so that it needs an even number; try {remedy}')
+                         f'rotates them in pairs and needs an even number; try {remedy}')
     if activation not in ('gelu', 'gelu_tanh'):
         raise ValueError(f'activation={activation!r} is not one of gelu, gelu_tanh')
 
@@ -70,14 +110,31 @@ def check(settings, world_size):
             raise ValueError(f'{key}=True needs a package that is not here: pip install {package}')
 
 
+def count_parameters(shape, vocab_size):
+    """
+    (parameters, those of them in the matrices of the blocks) of a GPT; `shape` has the settings n_layer, n_embd,
+    block_size, bias and modern.
+    """
+    width, layers = shape['n_embd'], shape['n_layer']
+    matrices = 12 * layers * width**2
+    embeddings = 2 * vocab_size * width + width if shape['modern'] else (vocab_size + shape['block_size']) * width
+    norms = 0 if shape['modern'] else (1 + shape['bias']) * (2 * layers + 1) * width
+    biases = 9 * layers * width if shape['bias'] else 0  # of c_attn, c_fc and both c_proj
+    return matrices + embeddings + norms + biases, matrices
+
+
+def state_bytes(shape, vocab_size, optimizer):
+    """(weights, moments of the optimizer) in bytes, without a few scalars of the optimizer."""
+    parameters, matrices = count_parameters(shape, vocab_size)
+    with_one_moment = matrices if optimizer == 'muon' else 0  # Muon keeps one per parameter, AdamW two
+    return 4 * parameters, 8 * parameters - 4 * with_one_moment
+
+
 def disk_bytes(settings, vocab_size):
-    """What a run's checkpoints take at most, about: the number of parameters is that of a classic model."""
-    width, block = settings['n_embd'], settings['block_size']
-    weights = 4 * ((vocab_size + block) * width + 12 * settings['n_layer'] * width**2)
+    """
+    The most that the checkpoints of a run take on disk: the best weights, those that are kept, two full states, and a
+    third while it is written.
+    """
+    weights, moments = state_bytes(settings, vocab_size, settings['optimizer'])
     kept = settings['max_iters'] // settings['keep_interval'] if settings['keep_interval'] else 0
-    return checkpoint_bytes(weights, 2 * weights, kept)
-
-
-def checkpoint_bytes(weights, moments, kept):
-    """Of weights and an optimizer's moments so large: the best weights, `kept` ones, two states, a third in writing."""
-    return (1 + kept + 3) * weights + 3 * moments
+    return (1 + kept) * weights + 3 * (weights + moments)

@@ -1,6 +1,6 @@
 """
-Text to ids and back, as a dataset's meta.json describes it. It knows no model: a model may have more ids than the
-tokenizer (GPT-2's 50257 padded to 50304), and whoever samples leaves those out.
+Text to ids and back, as a dataset's meta.json describes it. It knows no model. A model may have more ids than the
+tokenizer (GPT-2's 50257 are padded to 50304); sampling excludes those.
 """
 import functools
 import hashlib
@@ -13,17 +13,17 @@ END_OF_TEXT = '<|endoftext|>'
 
 
 class CharTokenizer:
-    """One id a character, in the order of `chars`."""
+    """One id per character, in the order of `chars`."""
 
     def __init__(self, chars):
         self.chars = chars
         self.vocab_size = len(chars)
         self.ids = {char: i for i, char in enumerate(chars)}
-        self.start_id = self.ids.get('\n', 0)  # what an empty prompt starts from
+        self.start_id = self.ids.get('\n', 0)  # where generation from an empty prompt starts
         self.end_id = None
 
     def encode(self, text):
-        """ValueError naming the characters that the vocabulary lacks."""
+        """ValueError names the characters that the vocabulary lacks."""
         unknown = [char for char in dict.fromkeys(text) if char not in self.ids]
         if unknown:
             raise ValueError(f'the model does not know the characters {"".join(unknown)!r}; '
@@ -34,15 +34,15 @@ class CharTokenizer:
         return ''.join(self.chars[i] for i in ids)
 
     def to_json(self):
-        """The same as a tokenizer.json of Hugging Face's tokenizers."""
+        """A tokenizer.json of Hugging Face's tokenizers that gives the same ids."""
         from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
         same = Tokenizer(models.WordLevel(self.ids))
         same.pre_tokenizer, same.decoder = pre_tokenizers.Split(Regex(r'[\s\S]'), 'isolated'), decoders.Fuse()
         return same.to_str()
 
 
-# How GPT-2 splits text into words: tiktoken's pattern, with all that needs no look ahead in a group. A faster engine
-# takes that group, which makes the whole 1.5 times as fast; the ids are the same.
+# How GPT-2 splits text into words: tiktoken's pattern, with everything that needs no lookahead in one group. A faster
+# regex engine handles that group, which makes encoding 1.5 times as fast. The ids are the same.
 GPT2_PATTERN = r"(?:'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+)|\s++$|\s+(?!\S)|\s"
 
 
@@ -56,7 +56,7 @@ def load_gpt2():
 
 
 class GPT2Tokenizer:
-    """GPT-2's byte-pair encoding, 50257 ids, by tiktoken, which fetches its two files once and caches them."""
+    """GPT-2's byte-pair encoding, 50257 ids, with tiktoken, which downloads its two files once and caches them."""
 
     vocab_size = 50257
     start_id = end_id = 50256  # <|endoftext|>
@@ -76,8 +76,8 @@ class GPT2Tokenizer:
         return self.bpe.encode(text, allowed_special={END_OF_TEXT})
 
     def encode_corpus(self, texts):
-        """The ids of each text, arrays; <|endoftext|> in it is text like any other. Threads can run it in parallel."""
-        # one call for all, or the threads would wait for each other, and the reader, between any two texts
+        """An array of ids for each text, in which <|endoftext|> is ordinary text. Threads can run it in parallel."""
+        # one call for all texts, or the threads would wait for each other and the reader after each one
         ids = self.encode_to_numpy(END_OF_TEXT.join(texts), {END_OF_TEXT})
         ends = np.flatnonzero(ids == self.end_id)
         if len(ends) == len(texts) - 1:
@@ -87,7 +87,7 @@ class GPT2Tokenizer:
     def encode_to_numpy(self, text, allowed_special):
         try:
             return self.bpe.encode_to_numpy(text, allowed_special=allowed_special, disallowed_special=())
-        except ValueError:  # a million blanks in a row are too many to look ahead over: some at a time
+        except ValueError:  # a million blanks in a row exceed the lookahead: cut them up
             cuts = [0, *(run.end() for run in re.finditer(r'\s{100000}', text)), len(text)]
             return np.concatenate([self.bpe.encode_to_numpy(text[a:b], allowed_special=allowed_special,
                                                             disallowed_special=()) for a, b in zip(cuts, cuts[1:])])
@@ -96,7 +96,7 @@ class GPT2Tokenizer:
         return self.bpe.decode(list(ids))
 
     def to_json(self):
-        """The same as a tokenizer.json of Hugging Face's tokenizers, from OpenAI's own two files."""
+        """A tokenizer.json of Hugging Face's tokenizers that gives the same ids, from OpenAI's two files."""
         from json import loads
         from tiktoken.load import read_file_cached
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -109,13 +109,13 @@ class GPT2Tokenizer:
 
 
 class BPETokenizer:
-    """A byte-level byte-pair encoding of one's own; `content` is a tokenizer.json of Hugging Face's tokenizers."""
+    """A byte-level BPE learned by train_bpe(); `content` is a tokenizer.json of Hugging Face's tokenizers."""
 
     def __init__(self, content):
         from tokenizers import Tokenizer
         self.content = content
         self.bpe, self.corpus_bpe = Tokenizer.from_str(content), Tokenizer.from_str(content)
-        self.corpus_bpe.encode_special_tokens = True  # as text like any other
+        self.corpus_bpe.encode_special_tokens = True  # as ordinary text
         self.vocab_size = self.bpe.get_vocab_size()
         self.start_id = self.end_id = self.bpe.token_to_id(END_OF_TEXT)
 
@@ -123,7 +123,7 @@ class BPETokenizer:
         return self.bpe.encode(text).ids
 
     def encode_corpus(self, texts):
-        """The ids of each text, arrays; <|endoftext|> in it is text like any other."""
+        """An array of ids for each text, in which <|endoftext|> is ordinary text."""
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in self.corpus_bpe.encode_batch_fast(texts)]
 
     def decode(self, ids):
@@ -135,8 +135,8 @@ class BPETokenizer:
 
 def train_bpe(texts, vocab_size):
     """
-    The tokenizer.json of a byte-level byte-pair encoding of at most vocab_size tokens, learned from an iterator of
-    texts: every byte and <|endoftext|> are tokens. ValueError if vocab_size is too small for these 257.
+    Learn a byte-level BPE of at most vocab_size tokens from an iterator of texts; returns its tokenizer.json. All bytes
+    and <|endoftext|> are tokens. ValueError if vocab_size is too small for these 257.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     if vocab_size < 257:
@@ -151,7 +151,7 @@ def train_bpe(texts, vocab_size):
 
 
 def from_meta(meta):
-    """The tokenizer that a meta.json describes, as bins.read_meta gives it; ValueError for a kind not known here."""
+    """The tokenizer that a meta.json, as dataset.read_meta returns it, describes. ValueError if its kind is unknown."""
     if meta['tokenizer'] == 'char':
         return CharTokenizer(meta['chars'])
     if meta['tokenizer'] == 'gpt2':
@@ -163,17 +163,17 @@ def from_meta(meta):
 
 class TextStream:
     """
-    Text out of ids that come one by one: never a part of a character of several bytes, and nothing of a stop string,
-    not even its beginning. `finished` is None, 'end' (end-of-text came) or 'stop' (a stop string did).
+    Decodes ids one by one. It never returns part of a multi-byte character or any part of a stop string. `finished` is
+    None, 'end' (after end-of-text) or 'stop' (after a stop string).
     """
 
     def __init__(self, tokenizer, stops=()):
         self.tokenizer, self.stops = tokenizer, [stop for stop in stops if stop]
-        self.ids, self.decoded = [], 0  # since the last whole character; characters of their text that were taken
+        self.ids, self.decoded = [], 0  # since the last whole character; how much of their text is returned or held
         self.held, self.finished = '', None  # text that may yet turn out to be a stop string
 
     def push(self, token):
-        """The text that is certain now."""
+        """The text that is certain after this id."""
         if self.finished:
             return ''
         if token == self.tokenizer.end_id:
@@ -181,7 +181,7 @@ class TextStream:
             return self.rest()
         self.ids.append(token)
         text = self.tokenizer.decode(self.ids)
-        certain = text.rstrip('\ufffd')  # which stands for the first bytes of a character, too
+        certain = text.rstrip('\ufffd')  # an incomplete character decodes to this, too
         self.held += certain[self.decoded:]
         self.ids, self.decoded = ([], 0) if certain == text else (self.ids, len(certain))
         found = [self.held.find(stop) for stop in self.stops if stop in self.held]
@@ -194,47 +194,22 @@ class TextStream:
         return text
 
     def rest(self):
-        """What was held back, when no more ids come."""
+        """The text that was held back, after the last id."""
         text = self.held + ('' if self.finished == 'stop' else self.tokenizer.decode(self.ids)[self.decoded:])
         self.held, self.ids, self.decoded = '', [], 0
         return text
 
 
-def encode_prompts(meta, prompts):
-    """
-    The ids of each of the `prompts`, a list of lists. They are one string with | between them, or FILE:PATH of a file
-    with one a line; '' is none, and an empty one among several becomes the id that a new text starts with.
-    """
-    if not prompts:
-        return []
-    if prompts.startswith('FILE:'):
-        try:
-            with open(prompts.removeprefix('FILE:'), encoding='utf-8') as f:
-                texts = f.read().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f'sample_prompts={prompts!r} cannot be read: {error}') from None
-    else:
-        texts = prompts.split('|')
-    tokenizer = from_meta(meta)
-    return [tokenizer.encode(text) or [tokenizer.start_id] for text in texts]
-
-
-def decode_all(meta, ids):
-    """The text of each list of ids."""
-    tokenizer = from_meta(meta) if ids else None
-    return [tokenizer.decode(row) for row in ids]
-
-
 def padded_vocab_size(meta):
-    """How many ids a new model gets: GPT-2's 50257 become 50304, a multiple of 64, which tensor cores want."""
+    """The vocab_size of a new model. GPT-2's 50257 become 50304, a multiple of 64, for tensor cores."""
     size = meta['vocab_size']
     return size if meta['tokenizer'] == 'char' else -(-size // 64) * 64
 
 
 def check_same(meta, theirs, vocab_size):
     """
-    ValueError unless a model can go on with the dataset that `meta` describes. `theirs` is the meta.json of what it
-    was trained on, or None where that is not known; `vocab_size` is the model's.
+    ValueError unless a model can train on the dataset that `meta` describes. `theirs` is the meta.json of its previous
+    dataset, or None if unknown; `vocab_size` is the model's.
     """
     for key in ('tokenizer', 'vocab_size', 'chars', 'tokenizer_json'):
         if theirs is not None and theirs.get(key) != meta.get(key):

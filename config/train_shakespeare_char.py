@@ -7,7 +7,8 @@
 # validation loss of 1.4697 after 3 minutes on one A100.
 # Where there is no GPU: 4 layers, 128 wide, 0.8M parameters, 12 x 64 = 768 tokens an iteration, which is nanoGPT's
 # line for a laptop; validation loss about 1.88 after a minute on 2 cores (docs/measurements.md).
-from common.hardware import has_gpu, print0
+from common.device import has_gpu
+from common.distributed import print0
 
 out_dir = 'out-shakespeare-char'
 eval_interval = 250

@@ -11,7 +11,8 @@
 #
 # On a GPU: 6 layers, 384 wide, 64 x 256 = 16,384 characters an iteration. Not measured yet: the number of iterations
 # is a guess.
-from common.hardware import has_gpu, print0
+from common.device import has_gpu
+from common.distributed import print0
 
 out_dir = 'out-shakespeare-char-fast'
 eval_interval = 100

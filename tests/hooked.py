@@ -38,6 +38,6 @@ if __name__ == '__main__':
     sys.path[0] = os.path.dirname(sys.argv[0])
     import torch  # noqa: for CODE
     import model  # noqa: for CODE
-    from common import checkpoint  # noqa: for CODE
+    from common import checkpoint
     exec(code)
     runpy.run_path(sys.argv[0], run_name='__main__')

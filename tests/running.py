@@ -15,7 +15,7 @@ from hooked import HANG
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TRAIN, HOOKED = os.path.join(ROOT, 'train.py'), os.path.join(ROOT, 'tests', 'hooked.py')
 # code for HOOKED: bench.py's measure of the machine is one product instead of a second of them
-QUICK = 'from common import roofline\nroofline.shortest = roofline.seconds\n'
+QUICK = 'from common.benchmark import roofline\nroofline.shortest = roofline.seconds\n'
 WITHOUT_TORCH = ('run_manager.py',)
 # variables that a fork may be given, as nothing reads them before a script has begun
 FORK_MAY_SET = ('RANK', 'LOCAL_RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT', 'HOME',

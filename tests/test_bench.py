@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from common import roofline, sweep
+from common.benchmark import roofline, sweep
 from running import QUICK, hook
 
 TOY = ['--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=16', '--batch_size=2', '--device=cpu',

@@ -32,7 +32,7 @@ def configure(tmp_path):
     def configure(*args, **files):
         for name, text in files.items():
             (tmp_path / f'{name}.py').write_text(text)
-        done = python('script.py', *args, cwd=tmp_path)
+        done = python('script.py', *args, cwd=tmp_path, PYTHONPATH=ROOT)
         return json.loads(done.stdout) if done.returncode == 0 and '--help' not in args else done
     return configure
 
@@ -132,7 +132,7 @@ def test_every_config_has_only_settings_that_train_knows(monkeypatch, name):
 
 @pytest.mark.parametrize('gpu, layers, context', [(True, 6, 256), (False, 4, 64)])
 def test_shakespeare_char_takes_the_small_settings_where_there_is_no_gpu(monkeypatch, capsys, gpu, layers, context):
-    monkeypatch.setattr('common.hardware.has_gpu', lambda: gpu)
+    monkeypatch.setattr('common.device.has_gpu', lambda: gpu)
     settings = settings_of('config/train_shakespeare_char.py', monkeypatch)
     assert (settings['n_layer'], settings['block_size']) == (layers, context)
     assert capsys.readouterr().out.count('\n') == (0 if gpu else 1)

@@ -1,6 +1,6 @@
 """
-export.py as a user runs it, on small models of every vocabulary. What it writes is opened by the library it is for, and
-the proof that it prints is seen to fail where an export is wrong.
+export.py as a user runs it, on small models of every vocabulary. What it writes is opened by the library that it is
+for, and its own comparison must fail for a wrong export.
 """
 import json
 import os
@@ -18,7 +18,7 @@ WORDS = 'the cat sees one bird. a dog hears that horse. my fish follows the cat.
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory, corpus_dir):
-    """{name: out_dir} of small trained models: classic and modern in characters, classic in a vocabulary of its own."""
+    """{name: out_dir} of small trained models: classic and modern on characters, classic with a BPE of its own."""
     bpe_dir = tmp_path_factory.mktemp('bpe')
     make_dataset(bpe_dir, '\n\n'.join(40 * [WORDS]), '--vocab_size=300')
     place, found = tmp_path_factory.mktemp('runs'), {}
@@ -39,7 +39,7 @@ def openai_sized(tmp_path_factory):
     model = GPT(GPTConfig(block_size=16, vocab_size=50304, n_layer=1, n_head=2, n_embd=16, bias=False))
     path = tmp_path_factory.mktemp('gpt2') / 'ckpt.pt'
     torch.save({'model': model.state_dict(), 'model_args': vars(model.config), 'iter_num': 1, 'best_val_loss': 1.0,
-                'config': {'dataset': 'openwebtext'}}, path)  # as the original nanoGPT has it: no meta
+                'config': {'dataset': 'openwebtext'}}, path)  # no meta, as from the original nanoGPT
     return str(path)
 
 
@@ -134,7 +134,7 @@ def test_gpt2s_vocabulary_loses_its_padding_and_keeps_its_ids(openai_sized, run,
 
 
 def test_the_names_and_shapes_are_those_that_gguf_knows(runs, run, tmp_path):
-    """What llama.cpp's converter looks up, by its own table."""
+    """Those that llama.cpp's converter looks up, in its own table."""
     gguf = pytest.importorskip('gguf')
     from safetensors import safe_open
     export(run, f'--out_dir={runs["bpe"]}', '--to=hf', '--verify=False')
@@ -145,19 +145,20 @@ def test_the_names_and_shapes_are_those_that_gguf_knows(runs, run, tmp_path):
     assert None not in shapes and len(shapes) == 2 * 12 + 4
     assert shapes['blk.0.attn_qkv.weight'] == [32, 96] and shapes['token_embd.weight'][1] == 32
     config = json.loads((tmp_path / 'hf' / 'config.json').read_text())
-    assert config['n_ctx'] == 16  # its converter wants it
+    assert config['n_ctx'] == 16  # the converter needs it
     tokens = json.loads((tmp_path / 'hf' / 'tokenizer.json').read_text())['model']['vocab']
     assert shapes['token_embd.weight'][0] == config['vocab_size'] == len(tokens)
 
 
-# a projection the wrong way round, and a token that sees too much of the one before
+# a transposed projection, and a token that sees too much of the one before
 BREAK = '''
-from common import huggingface, onnx_graph
-weights, before = huggingface.gpt2_weights, onnx_graph.Past.before
+from common import weights
+from common.exporting import onnx_graph
+gpt2_weights, before = weights.gpt2_weights, onnx_graph.Past.before
 def broken(model, vocab_size):
-    for name, value in weights(model, vocab_size):
+    for name, value in gpt2_weights(model, vocab_size):
         yield name, value.t().contiguous() if name == 'transformer.h.1.attn.c_proj.weight' else value
-huggingface.gpt2_weights = broken
+weights.gpt2_weights = broken
 onnx_graph.Past.before = lambda self, x: before(self, x) * 1.01
 '''
 SHUFFLE = '''
@@ -218,7 +219,7 @@ def test_a_damaged_or_foreign_safetensors_file_is_no_checkpoint(tmp_path):
 
 
 def test_the_folder_runs_in_the_evaluation_harness(runs, run, tmp_path):
-    """EleutherAI's lm_eval, on a task made of files that are here: which of two endings is likelier."""
+    """EleutherAI's lm_eval on a task made of local files: which of two endings is likelier."""
     pytest.importorskip('lm_eval')
     export(run, f'--out_dir={runs["bpe"]}', '--to=hf', '--verify=False')
     questions = [('the cat', [' sees one', ' hears my'], 0), ('a dog', [' sees one', ' hears that'], 1),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
-from common import guard
+from common.training import guard
 from conftest import DEMANDING, TOY, assert_same_run, learned, read_metrics
 
 # Where a save can be cut off. `saves` counts files: two for iteration 0, ckpt.pt and last.pt, and two for each
@@ -124,10 +124,11 @@ checkpoint.save = save'''
 
 
 def test_a_small_disk_is_named_at_the_start(tmp_path, monkeypatch, capsys):
-    model = torch.nn.Linear(1000, 1000, bias=False)
+    shape = dict(n_layer=1, n_embd=250, block_size=1000, bias=False, modern=False)  # 1.0 million parameters
+    run = dict(shape, optimizer='adamw', max_iters=4, keep_interval=1)
     for free, said in ((7 * 10**7, False), (5 * 10**7, True)):
         monkeypatch.setattr(shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(2 * free, free, free))
-        guard.check_disk(str(tmp_path), model, 'adamw', kept=4)  # (1 + 4 + 3 x 3) x 4 MB = 56 MB
+        guard.check_disk(str(tmp_path), run, vocab_size=0)  # (1 + 4 + 3 x 3) x 4 MB = 56 MB
         assert (f'warning: this run may write 0.1 GB into {tmp_path}' in capsys.readouterr().out) == said
 
 
@@ -216,7 +217,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys):
     for value in (math.nan, math.inf):
         assert checkpoint_file.save_run(str(tmp_path), *state(value, 2), best=True, keep_interval=1) == (False, False)
     assert sorted(os.listdir(tmp_path)) == ['ckpt.pt', 'iter_000001.pt', 'last.pt']
-    assert checkpoint_file.load_newest(str(tmp_path))[0]['iter_num'] == 1
+    assert checkpoint_file.load_to_resume('resume', str(tmp_path))[0]['iter_num'] == 1
     assert capsys.readouterr().out.count('not saved: the weights are no longer finite') == 2
 
 
@@ -235,10 +236,10 @@ def test_the_guard_judges_as_its_docstring_says():
     good, bad = torch.tensor(1.0), torch.tensor(math.inf)
     for loss, norm, scaled, skip in ((4.9, good, False, False), (5.1, good, False, True), (4.9, bad, False, True),
                                      (4.9, bad, True, False), (math.nan, good, True, True)):
-        assert bool(step_guard.judge(7, torch.tensor(loss), norm, scaled)) == skip
-        assert step_guard.settle() == (7 if skip else None)
-        assert step_guard.in_a_row == int(skip) and step_guard.settle() is None
-        step_guard.in_a_row, step_guard.losses = 0, type(step_guard.losses)([1.0, 3.0] * 50, maxlen=100)
+        assert bool(step_guard.check_update(7, torch.tensor(loss), norm, scaled)) == skip
+        assert step_guard.fetch_skipped() == (7 if skip else None)
+        assert step_guard.in_a_row == int(skip) and step_guard.fetch_skipped() is None
+        step_guard.in_a_row, step_guard.losses = 0, [1.0, 3.0] * 50
 
 
 def test_what_saves_nothing_ends_at_a_signal(monkeypatch):
@@ -280,8 +281,8 @@ def test_a_stop_in_the_last_iteration_does_not_skip_the_last_evaluation(hooked, 
 
 def test_two_runs_cannot_write_to_one_folder(hooked, tmp_path):
     (tmp_path / 'out').mkdir()
-    lock = checkpoint_file.open_out_dir(str(tmp_path / 'out'))
+    lock = checkpoint_file.claim_out_dir(str(tmp_path / 'out'))
     done = hooked('')
     assert done.returncode == 2 and "another run is writing to out_dir='out'" in done.stderr
-    lock.close()
+    lock.release()
     assert hooked('', '--max_iters=1').returncode == 0

@@ -81,7 +81,7 @@ def test_a_second_ctrl_c_stops_at_once(hooked):
     """In the middle of an evaluation. Two of them within a second are one: torchrun passes on what all have seen."""
     done = hooked('''
 import types
-from common import guard
+from common.training import guard
 now, passes = 0.0, 0
 guard.time = types.SimpleNamespace(monotonic=lambda: now)
 def forward(self, idx, targets=None, original=model.GPT.forward):
@@ -101,7 +101,7 @@ model.GPT.forward = forward
 # the first rank waits, in iteration 12, until it is told to stop
 WAIT_FOR_A_SIGNAL = '''
 import time
-from common import guard
+from common.training import guard
 told = []
 def note(self, *signal, original=guard.StopSignal.note):
     original(self, *signal)
@@ -136,11 +136,11 @@ def test_two_processes_stop_together_and_any_number_goes_on(hooked, corpus_dir, 
 
 def test_two_processes_killed_end_as_two_that_were_not(hooked_ranks, tmp_path):
     kill = '''
-from common import guard
-def judge(self, iter_num, *rest, original=guard.StepGuard.judge, **more):
+from common.training import guard
+def check_update(self, iter_num, *rest, original=guard.StepGuard.check_update, **more):
     if iter_num == 13: die()
     return original(self, iter_num, *rest, **more)
-guard.StepGuard.judge = judge
+guard.StepGuard.check_update = check_update
 '''
     codes = [one.returncode for one in hooked_ranks(kill, settings=DEMANDING)]
     assert -signal.SIGKILL in codes and all(codes)  # the other may have lost its connection first

@@ -1,6 +1,6 @@
 """
-run_manager.py as a user runs it, with a stand-in for train.py that has its settings and its way to end, but learns
-nothing and needs no torch; the last test has the real one.
+run_manager.py as a user runs it, with a stand-in for train.py that has its settings and exit codes but learns nothing
+and needs no torch. The last test uses the real train.py.
 """
 import json
 import os
@@ -10,15 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 
-from common import experiments, runstate
+from common.experiments.runs import Run
 from conftest import TOY, read_metrics
 from running import HANG, ROOT, python
 
-# wandb_run_name says how the stand-in behaves; the state is saved at each iteration. One that `holds` stands still
-# before iteration 5 until it is stopped, or there is a file `go`
+# wandb_run_name says how the stand-in behaves. It saves its state at each iteration. One that `holds` waits before
+# iteration 5 until it is stopped or a file `go` appears.
 STAND_IN = '''
 import json, signal, time
 stopped = []
@@ -28,7 +29,7 @@ last, first = os.path.join(out_dir, 'last.pt'), 0
 if init_from == 'auto' and os.path.exists(last):
     first = int(open(last).read())
 log = open(os.path.join(out_dir, 'metrics.jsonl'), 'a')
-while os.environ.get('RANK', '0') != '0':  # under torchrun the first process does it all
+while os.environ.get('RANK', '0') != '0':  # under torchrun rank 0 does all the work
     if stopped or '"done"' in open(log.name).read():
         sys.exit(75 if stopped else 0)
     time.sleep(0.02)
@@ -58,9 +59,9 @@ def place(tmp_path):
     for name in ('run_manager.py', 'configurator.py'):
         shutil.copy(os.path.join(ROOT, name), tmp_path)
     shutil.copytree(os.path.join(ROOT, 'common'), tmp_path / 'common', ignore=shutil.ignore_patterns('__pycache__'))
-    manager = tmp_path / 'common' / 'manager.py'
+    manager = tmp_path / 'common' / 'experiments' / 'manager.py'
     source = manager.read_text()
-    for name, value in (('PAUSE', 0.2), ('LOOK', 0.05), ('AT_ONCE', HANG)):  # what fails at all fails at once
+    for name, value in (('PAUSE', 0.2), ('LOOK', 0.05), ('AT_ONCE', HANG)):  # so every failure counts as one at once
         source, changes = re.subn(rf'^{name} = \S+', f'{name} = {value}', source, flags=re.MULTILINE)
         assert changes == 1
     manager.write_text(source)
@@ -79,7 +80,7 @@ def place(tmp_path):
 
 @pytest.fixture
 def manage(place):
-    """manage('status', ...): run_manager.py with these words, to its end. manage.start('run'): without waiting."""
+    """manage('status', ...) runs run_manager.py with these words to its end; manage.start('run') does not wait."""
     def run(*words, **env):
         return subprocess.run([sys.executable, 'run_manager.py', *words], cwd=place, env={**os.environ, **env},
                               capture_output=True, text=True, timeout=HANG)
@@ -95,10 +96,10 @@ def manage(place):
     for process in started:
         process.kill()
         process.communicate()
-    go(place)  # whoever still holds
-    for run_ in json_of(place).values():
-        if runstate.is_alive(run_):
-            os.kill(run_['pid'], signal.SIGKILL)
+    go(place)
+    for values in json_of(place).values():
+        if Run(**values).is_alive():
+            os.kill(values['pid'], signal.SIGKILL)
 
 
 def write_list(place, *lines):
@@ -116,7 +117,7 @@ def states(place):
 
 
 def starts(place, name):
-    """The lines with which a run was started."""
+    """The command lines in the log of a run."""
     return [line for line in (place / 'results' / name / 'log.txt').read_text().splitlines() if line[0] == '$']
 
 
@@ -131,19 +132,19 @@ HOLDS = '--wandb_run_name=holds'
 
 
 def held(place, *names):
-    """Wait until experiments that hold stand still, and the manager has noted them."""
+    """Wait until experiments that hold do so and the manager has recorded their pids."""
     for name in names:
         path = place / 'results' / name / 'last.pt'
         wait_for(lambda: path.exists() and path.read_text() == '5' and json_of(place)[name]['pid'])
 
 
 def go(place):
-    """Let go what holds, now and later."""
+    """Let the experiments that hold go on, now and later."""
     (place / 'go').touch()
 
 
 def read_until(process, text):
-    """What a process prints, up to the line with `text`."""
+    """The output of a process up to the line with `text`."""
     output = ''
     while text not in output:
         line = process.stdout.readline()
@@ -153,8 +154,8 @@ def read_until(process, text):
 
 
 def finish(process):
-    """The rest of what a process prints, until it ends."""
-    output = process.stdout.read()  # of this file, which may hold more of it than read_until() took
+    """The rest of the output of a process, until it ends."""
+    output = process.stdout.read()  # not communicate(), which misses what read_until() left in the buffer
     process.wait(timeout=HANG)
     return output
 
@@ -171,7 +172,7 @@ def test_a_list_is_worked_through_in_its_order_but_for_what_waits(place, manage)
     assert manage('run').returncode == 0 and len(starts(place, 'a')) == 1, 'what is done stays done'
 
 
-def test_an_experiment_never_runs_beside_another_on_one_place(place, manage):
+def test_an_experiment_never_runs_beside_another_in_one_slot(place, manage):
     write_list(place, 'a: config/toy.py', 'b: config/toy.py', 'c: config/toy.py')
     output = manage('run').stdout
     assert re.findall(r'(\w): (started|done)', output) == [(name, event) for name in 'abc'
@@ -218,7 +219,7 @@ def test_three_that_fail_at_once_end_the_queue(place, manage):
     assert set(re.findall(r'(\w): started', done.stdout)) == set('abc') and states(place)['d'] == 'queued'
 
 
-def test_what_waits_for_what_waits_for_a_failure_is_not_waited_for(place, manage):
+def test_what_depends_on_a_failure_indirectly_is_not_waited_for(place, manage):
     write_list(place, 'a: config/toy.py --wandb_run_name=fails', 'b: config/toy.py after=a', 'c: config/toy.py after=b')
     assert manage('run').returncode == 1
     assert states(place) == {'a': 'failed', 'b': 'queued', 'c': 'queued'}
@@ -261,7 +262,7 @@ def test_a_preempted_run_goes_on_and_that_is_no_failure(place, manage):
 
 
 def test_a_run_that_was_stopped_under_torchrun_goes_on(place, manage):
-    """torchrun's own exit code is 1 then, as after a failure."""
+    """torchrun then exits with 1, as after a failure."""
     write_list(place, f'a: config/toy.py {HOLDS}')
     manager = manage.start('run', '--nproc_per_node=2')
     held(place, 'a')
@@ -271,13 +272,13 @@ def test_a_run_that_was_stopped_under_torchrun_goes_on(place, manage):
     assert 'torch.distributed.run' in starts(place, 'a')[0] and starts(place, 'a')[1].endswith('--init_from=auto')
 
 
-def test_where_nothing_has_run_the_lists_that_have_are_named(place, manage):
+def test_where_nothing_has_run_the_lists_that_have_run_are_named(place, manage):
     write_list(place, 'a: config/toy.py')
     (place / 'mine.conf').write_text('b: config/toy.py --max_iters=1\n')
     assert 'other lists' not in manage('status').stdout
     assert manage('run', '--list=mine.conf').returncode == 0
     assert '; other lists have run here: mine; --list=FILE names one' in manage('status').stdout
-    assert "'b' was not started yet; known are none; other lists have run here: mine" in manage('logs', 'b').stderr
+    assert "'b' was not started yet; known: none; other lists have run here: mine" in manage('logs', 'b').stderr
     assert 'other lists' not in manage('status', '--list=mine.conf').stdout
 
 
@@ -310,12 +311,11 @@ def test_a_killed_manager_goes_on_with_a_run_that_died_too(place, manage):
     assert states(place) == {'a': 'done'} and json_of(place)['a']['attempts'] == 0
 
 
-def test_a_manager_killed_between_starting_and_noting_it_loses_nothing(place, manage):
+def test_a_manager_killed_between_starting_and_recording_it_loses_nothing(place, manage):
     write_list(place, 'a: config/toy.py --max_iters=5')
     (place / 'results').mkdir()
-    (place / 'results' / 'experiment_list.json').write_text(json.dumps({'a': {
-        **runstate.NEW, 'state': 'running', 'pid': None, 'slot': None, 'started': time.time() - 2 * HANG,
-        'max_iters': 5, 'out_dir': 'results/a', 'after': []}}))
+    run = Run(state='running', started=time.time() - 2 * HANG, max_iters=5, out_dir='results/a')
+    (place / 'results' / 'experiment_list.json').write_text(json.dumps({'a': asdict(run)}))
     assert manage('run').returncode == 0 and states(place) == {'a': 'done'}
 
 
@@ -327,7 +327,7 @@ def test_one_manager_at_a_time(place, manage):
     assert other.returncode == 2 and 'another run_manager.py works through this list already' in other.stderr
 
 
-def test_lines_may_come_while_it_works_and_a_wrong_one_harms_nothing(place, manage):
+def test_lines_may_be_added_while_it_works_and_a_wrong_one_does_no_harm(place, manage):
     write_list(place, f'a: config/toy.py {HOLDS}')
     manager = manage.start('run')
     held(place, 'a')
@@ -341,7 +341,7 @@ def test_lines_may_come_while_it_works_and_a_wrong_one_harms_nothing(place, mana
     assert output.count("unknown setting --max_itres=3; did you mean max_iters") == 1
 
 
-def test_stop_saves_and_retry_goes_on(place, manage):
+def test_stop_saves_and_retry_resumes(place, manage):
     write_list(place, f'a: config/toy.py {HOLDS} --max_iters=1000', 'b: config/toy.py')
     manager = manage.start('run')
     held(place, 'a')
@@ -354,7 +354,7 @@ def test_stop_saves_and_retry_goes_on(place, manage):
     assert 'from 6' in (place / 'results' / 'a' / 'log.txt').read_text()
     assert manage('retry', 'a').returncode == 0 and manage('run').returncode == 0
     assert not starts(place, 'a')[-1].endswith('--init_from=auto'), 'what was done begins anew'
-    write_list(place, 'a: config/toy.py --init_from=auto', 'b: config/toy.py')  # even if it says this by itself
+    write_list(place, 'a: config/toy.py --init_from=auto', 'b: config/toy.py')  # even if its own line says auto
     assert manage('retry', 'a').returncode == 0 and manage('run').returncode == 0
     assert starts(place, 'a')[-1].endswith('--init_from=scratch')
     assert manage('stop', 'a').returncode == 2 and manage('retry', 'nobody').returncode == 2
@@ -367,7 +367,7 @@ def test_ctrl_c_once_lets_runs_finish_and_twice_stops_them(place, manage, times,
     manager = manage.start('run')
     held(place, 'a')
     manager.send_signal(signal.SIGINT)
-    output = read_until(manager, 'what runs may finish')
+    output = read_until(manager, 'running experiments may finish')
     if times == 2:
         manager.send_signal(signal.SIGINT)
     else:
@@ -413,16 +413,6 @@ def test_a_mistake_is_named_and_nothing_starts(place, manage, lines, expected):
     assert not (place / 'results').exists()
 
 
-def test_a_process_is_known_by_its_start_too():
-    process = subprocess.Popen(['sleep', str(HANG)])
-    run = {'pid': process.pid, 'start_time': runstate.start_time(process.pid)}
-    assert runstate.is_alive(run) and not runstate.is_alive({**run, 'start_time': '1'})
-    process.kill()
-    wait_for(lambda: not runstate.is_alive(run))  # a zombie, as nobody has waited for it yet
-    process.wait()
-    assert not runstate.is_alive(run) and not runstate.is_alive({'pid': None})
-
-
 SLURM = '''#!{python}
 import json, os, sys
 name, words = os.path.basename(sys.argv[0]), sys.argv[1:]
@@ -452,7 +442,7 @@ def test_slurm_gets_a_job_for_each_and_is_asked_about_them(place, manage):
     assert '--dependency=afterok:101' in jobs[2][1] and '--gres=gpu:1' in jobs[0][1] and '--time=10' in jobs[0][1]
     script = jobs[0][2]
     assert subprocess.run(['bash', '-n'], input=script, text=True).returncode == 0
-    # what Slurm would do with the job: run it; then warn it ahead of its limit, and start it again
+    # as Slurm would: run the job, warn it ahead of its time limit, and start it again
     env = dict(os.environ, SLURM_JOB_ID='101', PATH=path)
     (place / 'bin' / 'scontrol').write_text(SLURM.format(python=sys.executable, calls=calls, answers=str(answers)))
     (place / 'bin' / 'scontrol').chmod(0o755)
@@ -476,7 +466,7 @@ def test_slurm_gets_a_job_for_each_and_is_asked_about_them(place, manage):
     assert re.search(r'^b +failed +OUT_OF_MEMORY 0:125: Killed', manage('status', PATH=path).stdout, re.MULTILINE)
 
 
-def test_what_slurm_refuses_makes_nothing_submitted_twice(place, manage):
+def test_no_job_is_submitted_twice_after_slurm_refuses_one(place, manage):
     calls = place / 'calls'
     (place / 'bin').mkdir()
     (place / 'bin' / 'sbatch').write_text(f'#!/bin/sh\necho "$*" >> {calls}\n'
@@ -492,11 +482,6 @@ def test_what_slurm_refuses_makes_nothing_submitted_twice(place, manage):
     assert calls.read_text().count('name=a') == 1 and states(place)['a'] == 'submitted'
 
 
-def test_a_line_is_split_as_a_shell_would():
-    words = experiments.split("a: x.py --start='a b' --name=x#y # and so on")
-    assert words == ['a:', 'x.py', '--start=a b', '--name=x#y']
-
-
 def test_the_list_in_the_project_can_be_pasted_and_needs_no_torch(tmp_path):
     blocker = tmp_path / 'torch.py'
     blocker.write_text('raise SystemExit("torch was imported")')
@@ -505,12 +490,6 @@ def test_the_list_in_the_project_can_be_pasted_and_needs_no_torch(tmp_path):
     for line in done.stdout.splitlines():
         assert line.startswith('python train.py config/quickstart.py ')
         assert python('train.py', *line.split()[2:], '--help', cwd=ROOT).returncode == 0
-
-
-@pytest.mark.parametrize('name', sorted(set(os.listdir(os.path.join(ROOT, 'config'))) - {'experiment_list.conf'}))
-def test_the_queue_knows_the_settings_of_every_config(name):
-    known = experiments.resolve(ROOT, [f'config/{name}', '--n_layer=3'])
-    assert known['n_layer'] == 3 and isinstance(known['dataset'], str)
 
 
 def test_real_runs_survive_the_manager(corpus_dir, tmp_path):

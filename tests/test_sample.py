@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
-from common import completion
 from common import tokenizer as tokenizers
+from common.sampling import completion
 from model import GPT
 from running import HANG, ROOT, hook
 
@@ -45,7 +45,7 @@ def test_top_k_zero_is_off_and_the_seed_decides(sample):
 
 
 def test_the_cache_changes_no_text(sample):
-    """Within the context of 16 tokens; past it the two keep different parts of the text."""
+    """Within the context of 16 tokens; beyond it the two keep different parts of the text."""
     args = ['--start=the cat', '--max_new_tokens=10']
     assert texts(sample(*args)) == texts(sample(*args, '--use_cache=False'))
 
@@ -59,7 +59,7 @@ def test_a_stop_string_ends_a_sample_and_is_not_shown(sample):
     assert whole != stopped
 
 
-def test_json_has_one_object_a_sample(sample):
+def test_json_has_one_object_per_sample(sample):
     done = sample('--start=the cat', '--json=True', "--stop=['e']")
     objects = [json.loads(line) for line in done.stdout.splitlines()]
     plain = texts(sample('--start=the cat', "--stop=['e']"))
@@ -78,7 +78,7 @@ def test_beams_are_the_likeliest_texts_and_their_log_probabilities_say_so(sample
     assert all(len(one['logprobs']) == len(one['tokens']) == 8 and one['finish_reason'] == 'length' for one in found)
 
 
-def test_of_beams_that_a_stop_makes_the_same_one_is_written(sample):
+def test_beams_that_are_the_same_after_a_stop_are_written_once(sample):
     args = ['--start=a dog', '--max_new_tokens=12', '--num_beams=6', '--num_samples=6']
     whole, stopped = texts(sample(*args)), texts(sample(*args, "--stop=[' ']"))
     assert len(whole) == 6 and 1 <= len(stopped) < 6 and len(set(stopped)) == len(stopped)
@@ -93,7 +93,7 @@ def test_a_setting_that_does_nothing_is_named(sample):
 
 
 @pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
-def test_compiled_the_texts_are_the_same(sample, trained, tmp_path, backend):
+def test_compiling_changes_no_text(sample, trained, tmp_path, backend):
     code = f'import functools; torch.compile = functools.partial(torch.compile, backend={backend!r})'
     args = [f'--out_dir={trained}', '--device=cpu', '--num_samples=2', '--max_new_tokens=30', '--start=the cat']
     done = hook(code, 'sample.py', *args, '--compile=True', cwd=tmp_path)
@@ -145,8 +145,8 @@ def test_int8_says_what_it_costs(sample):
     assert done.stdout.count('---------------') == 2
 
 
-def test_more_samples_than_memory_for_them_are_written_in_turn(trained, monkeypatch):
-    """In one batch or several: each is a text of its own."""
+def test_more_samples_than_fit_in_memory_are_written_in_several_batches(trained, monkeypatch):
+    """Each is a different text, in whatever batch."""
     monkeypatch.setattr(completion, 'CACHE_BYTES', 20000)  # a text takes 8192
     state = checkpoint_file.load(os.path.join(trained, 'ckpt.pt'))
     model, tokenizer = GPT.from_checkpoint(state), tokenizers.from_meta(state['meta'])
@@ -178,7 +178,7 @@ def test_a_prompt_comes_from_a_file_or_is_empty(sample, tmp_path):
     assert len(texts(sample('--start='))[0]) == 30
 
 
-def test_a_checkpoint_of_the_original_speaks_through_its_dataset(run, trained, corpus_dir, tmp_path):
+def test_a_checkpoint_of_the_original_gets_its_tokenizer_from_its_dataset(run, trained, corpus_dir, tmp_path):
     state = checkpoint_file.load(os.path.join(trained, 'ckpt.pt'))
     (tmp_path / 'out').mkdir()
     torch.save(dict(model=state['model'], model_args=state['model_args'], config={'dataset': corpus_dir}),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
+from common.device import resolve_dtype
 from common import settings
 from conftest import DEMANDING, TOY, assert_same_run, learned, make_dataset, read_metrics
 from model import GPT
@@ -64,7 +65,7 @@ def test_a_run_shorter_than_eval_interval_is_saved_too(train, tmp_path):
 
 def test_the_best_weights_stay_when_later_ones_are_worse(hooked, tmp_path):
     losses = '''
-from common import guard
+from common.training import guard
 losses = iter([3.0, 2.0, 1.5, 2.5, 2.0])
 guard.mean_scores = lambda split, *sums: (next(losses) if split == "val" else 1.0, 0.5)
 '''
@@ -136,7 +137,7 @@ def test_how_the_batch_is_cut_into_micro_batches_changes_only_rounding(train, tr
 
 # notes every place in the corpus that is read, the seed of each forward pass, and whether its gradients are to travel
 RECORDER = '''
-from common import batches
+from common.training import batches
 from torch.nn.parallel import DistributedDataParallel
 
 def note(name, *lines):
@@ -147,9 +148,9 @@ class Recorder(batches.Reader):
     def __init__(self, folder, split, *rest):
         super().__init__(folder, split, *rest)
         self.split = split
-    def windows(self, starts):
+    def sequences(self, starts):
         note("read", *(f"{{self.split}} {{start}}" for start in starts.flatten() if start < self.size - 1))
-        return super().windows(starts)
+        return super().sequences(starts)
 
 def forward(self, *batch, original=DistributedDataParallel.forward):
     note("seeds", torch.initial_seed())
@@ -273,8 +274,8 @@ def test_muons_momentum_has_warmed_up_after_300_iterations(train, tmp_path):
 # a run in float16 on a CPU, where train.py refuses it, with a scale that overflows at first and soon grows again; it
 # notes the scale before each iteration
 FLOAT16 = '''
-from common import hardware
-hardware.resolve_dtype = lambda dtype, device: dtype
+from common import device
+device.resolve_dtype = lambda dtype, device: dtype
 class Scaler(torch.amp.GradScaler):
     def __init__(self, device, enabled):
         super().__init__(device, init_scale=2.0**24, growth_interval=4, enabled=enabled)
@@ -321,10 +322,10 @@ def test_in_float16_what_overflows_is_skipped_and_a_resume_is_exact(hooked, tmp_
 
 
 NOT_FUSED = '''
-from common import guard
-adamw, judge = torch.optim.AdamW.__init__, guard.StepGuard.judge
+from common.training import guard
+adamw, check = torch.optim.AdamW.__init__, guard.StepGuard.check_update
 torch.optim.AdamW.__init__ = lambda self, groups, fused, **rest: adamw(self, groups, fused=False, **rest)
-guard.StepGuard.judge = lambda self, i, loss, grad_norm, scaled: judge(self, i, loss / (i != 1), grad_norm, scaled)
+guard.StepGuard.check_update = lambda self, i, loss, grad_norm, scaled: check(self, i, loss / (i != 1), grad_norm, scaled)
 '''
 
 

@@ -1,9 +1,9 @@
 """
 Alpaca: 52,002 instructions with answers, to teach a pre-trained model to answer. Only the answers count in the loss.
 
-python data/alpaca/prepare.py                              # for GPT-2, and models with its vocabulary
+python data/alpaca/prepare.py                              # for GPT-2 and models with its vocabulary
 python data/alpaca/prepare.py --tokenizer=tinystories      # for a model trained on data/tinystories
-python data/alpaca/prepare.py --input=mine.jsonl           # your own: "instruction", "output", and if you like "input"
+python data/alpaca/prepare.py --input=mine.jsonl           # your own: "instruction", "output", optionally "input"
 """
 import os
 import sys
@@ -11,17 +11,17 @@ import sys
 folder = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(folder))
 import corpus
-import sources
+from corpus.documents import text_of
 
-# Everything up to the answer; meta.json and each checkpoint keep it, so that a chat can ask in the same form.
+# Everything before the answer. meta.json and each checkpoint keep it, so that a chat can ask in the same form.
 PROMPT = '### Instruction:\n{instruction}\n\n### Response:\n'
 
 
 def to_parts(row):
-    """A row as [(text, whether it counts)]; what some rows have as "input" stands below the instruction."""
-    instruction, answer = (sources.text_of(row, key) for key in ('instruction', 'output'))
+    """A row as [(text, whether it counts in the loss)]. The "input" that some rows have follows the instruction."""
+    instruction, answer = (text_of(row, key) for key in ('instruction', 'output'))
     if row.get('input'):
-        instruction += '\n\n' + sources.text_of(row, 'input')
+        instruction += '\n\n' + text_of(row, 'input')
     return [(PROMPT.format(instruction=instruction), False), (answer, True)]
 
 

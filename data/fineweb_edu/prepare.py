@@ -1,10 +1,10 @@
 """
-FineWeb-Edu: web pages that a classifier found educational. This is its sample of 10 billion tokens, 28.5 GB to stream;
-none of it is stored but the tokens.
+FineWeb-Edu: web pages that a classifier found educational. This is its sample of 10 billion tokens, 28.5 GB to stream.
+Only the tokens are stored.
 
 python data/fineweb_edu/prepare.py                                     # all of it: 20 GB of bins
-python data/fineweb_edu/prepare.py --fraction=0.01                     # one percent, always the same: 100M tokens
-python data/fineweb_edu/prepare.py --input='sample/10BT/*.parquet'     # from files that are here already
+python data/fineweb_edu/prepare.py --fraction=0.01                     # 1%, the same pages each time: 100M tokens
+python data/fineweb_edu/prepare.py --input='sample/10BT/*.parquet'     # from files on this disk
 python data/fineweb_edu/prepare.py --source='hf://datasets/HuggingFaceFW/fineweb-edu/sample/100BT/*.parquet'
 """
 import os

@@ -1,8 +1,8 @@
 """
-OpenWebText: 8 million web pages that Reddit users linked to, an open copy of what GPT-2 was trained on.
+OpenWebText: 8 million web pages that Reddit users linked to, an open copy of GPT-2's training data.
 
 python data/openwebtext/prepare.py                   # 24 GB to stream, 18 GB of bins
-python data/openwebtext/prepare.py --fraction=0.01   # one percent, always the same
+python data/openwebtext/prepare.py --fraction=0.01   # 1%, the same pages each time
 """
 import os
 import sys
@@ -12,7 +12,7 @@ sys.path.insert(0, os.path.dirname(folder))
 import corpus
 
 corpus.prepare(
-    folder, __doc__, val_fraction=0.0005,  # nanoGPT's
+    folder, __doc__, val_fraction=0.0005,  # as in nanoGPT
     config='train_gpt2.py',
     source='hf://datasets/Skylion007/openwebtext/*.parquet',
     others="Others: --source='hf://datasets/Skylion007/openwebtext@refs/convert/parquet/*.parquet', "

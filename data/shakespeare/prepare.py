@@ -1,8 +1,8 @@
 """
-Tiny Shakespeare (1.1 MB, the public domain) in GPT-2's byte-pair encoding.
+Tiny Shakespeare (1.1 MB, public domain) in GPT-2's byte-pair encoding.
 
 python data/shakespeare/prepare.py                 # downloads it, once
-python data/shakespeare/prepare.py --input=FILE    # where there is no network
+python data/shakespeare/prepare.py --input=FILE    # without a network
 
 Expect 1,115,394 characters; train has 301,966 tokens, val has 36,059.
 """

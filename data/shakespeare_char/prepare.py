@@ -1,8 +1,8 @@
 """
-Tiny Shakespeare (1.1 MB, the public domain), one id a character.
+Tiny Shakespeare (1.1 MB, public domain), one id per character.
 
 python data/shakespeare_char/prepare.py                 # downloads it, once
-python data/shakespeare_char/prepare.py --input=FILE    # where there is no network
+python data/shakespeare_char/prepare.py --input=FILE    # without a network
 
 Expect 1,115,394 characters, 65 distinct; train has 1,003,854 tokens, val has 111,540.
 """

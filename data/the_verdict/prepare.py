@@ -1,10 +1,10 @@
 """
-The Verdict, a short story by Edith Wharton of 1908 (the public domain), in GPT-2's byte-pair encoding.
+The Verdict, a short story by Edith Wharton (1908, public domain), in GPT-2's byte-pair encoding.
 
 python data/the_verdict/prepare.py                 # downloads it, once
-python data/the_verdict/prepare.py --input=FILE    # where there is no network
+python data/the_verdict/prepare.py --input=FILE    # without a network
 
-Expect 20,479 characters; train has 4,612 tokens, val has 534; uncut they would be 5,145.
+Expect 20,479 characters; train has 4,612 tokens, val has 534. The uncut text has 5,145.
 """
 import os
 import sys

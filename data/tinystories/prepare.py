@@ -1,9 +1,9 @@
 """
-TinyStories (Eldan and Li 2023): 2.1 million short stories in the words of a four-year-old, 1.9 GB, with a validation
-split of its own.
+TinyStories (Eldan and Li 2023): 2.1 million short stories in the words of a four-year-old, 1.9 GB. It has its own
+validation split.
 
 python data/tinystories/prepare.py                      # GPT-2's vocabulary
-python data/tinystories/prepare.py --vocab_size=4096    # one of its own: what a small model wants
+python data/tinystories/prepare.py --vocab_size=4096    # its own vocabulary, for a small model
 python data/tinystories/prepare.py --input=TinyStories-train.txt --val_input=TinyStories-valid.txt    # from files
 """
 import os

@@ -1,0 +1,68 @@
+"""
+Time on a device, and the most that the device can do: how fast it multiplies matrices and reads memory.
+"""
+import time
+
+import torch
+
+from common.device import synchronize
+
+
+class Clock:
+    """Measures the parts of a step on the device, without waiting for a GPU until the shares are read."""
+
+    def __init__(self, device):
+        self.device, self.marks = device, []  # (part, an event or a time)
+
+    def mark(self, part):
+        """A part of the step ends here; 'begin' marks the beginning of a step."""
+        if self.device.startswith('cuda'):
+            moment = torch.cuda.Event(enable_timing=True)
+            moment.record()
+        else:
+            synchronize(self.device)
+            moment = time.perf_counter()
+        self.marks.append((part, moment))
+
+    def shares(self):
+        """The share of the time that each part took."""
+        synchronize(self.device)
+        parts = {}
+        for (_, before), (part, after) in zip(self.marks, self.marks[1:]):
+            ms = before.elapsed_time(after) if self.device.startswith('cuda') else 1000 * (after - before)
+            parts[part] = parts.get(part, 0.0) + ms
+        parts.pop('begin', None)  # from the end of one step to the beginning of the next
+        return {part: ms / sum(parts.values()) for part, ms in parts.items()}
+
+
+def seconds(run, device):
+    """How long one call of `run` takes on the device."""
+    synchronize(device)
+    begin = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - begin
+
+
+def shortest(run, device):
+    """The shortest of the calls of `run` within a second, at least three, after one that does not count."""
+    run()
+    times, end = [], time.perf_counter() + 1.0
+    while len(times) < 3 or time.perf_counter() < end:
+        times.append(seconds(run, device))
+    return min(times)
+
+
+@torch.no_grad()
+def matmul_flops(device, dtype, size=None):
+    """FLOP/s of a matmul of two square matrices of `size` (8192 on a GPU, 1024 on a CPU) in `dtype`, a name."""
+    size = size or (1024 if device == 'cpu' else 8192)
+    a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
+    return 2 * size**3 / shortest(lambda: a @ b, device)
+
+
+@torch.no_grad()
+def read_bytes_per_second(device, count=2**27):
+    """Bytes/s at which a sum over `count` float32 numbers reads memory."""
+    numbers = torch.randn(count, device=device)
+    return numbers.nbytes / shortest(numbers.sum, device)

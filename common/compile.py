@@ -1,0 +1,38 @@
+"""torch.compile where it works, and eager execution with a printed reason where it does not."""
+import time
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from common.distributed import print0
+
+
+def compile_or_eager(model, ctx, trial, mode=None):
+    """
+    torch.compile(model); or the model itself and a printed line where that fails (no C++ compiler, no Triton, an
+    unsupported GPU). `trial` is a function that runs the compiled model as it will be used; it is called within `ctx`.
+    In a DistributedDataParallel the inner model is compiled, and first called through DDP: PyTorch then cuts the graph
+    at the gradient buckets, so that gradients travel while the backward pass goes on.
+    """
+    start = time.perf_counter()
+    parallel = isinstance(model, DistributedDataParallel)
+    inner = model.module if parallel else model
+    compiled = used = torch.compile(inner, mode=mode)
+    if parallel:
+        used, model.module = model, compiled
+        model.require_backward_grad_sync = False  # if one rank fails in the trial, the others must not wait for it
+    try:
+        with ctx:
+            trial(used)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split('\n')[0]
+        print0(f'compile: not possible here, running eager instead ({type(error).__name__}: {reason})')
+        if parallel:
+            model.module = inner
+        return model
+    finally:
+        model.zero_grad(set_to_none=True)
+    print0(f'compile: done in {time.perf_counter() - start:.1f} s')
+    return used

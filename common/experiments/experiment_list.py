@@ -1,0 +1,192 @@
+"""
+The list of experiments, one per line, each with all the settings it would train with; and the checks before anything
+starts. It needs no torch and starts nothing.
+"""
+import collections
+import os
+import re
+import shlex
+from dataclasses import dataclass, field
+
+from common import files, settings
+
+STATE_FILES = 'last.pt', 'last.pt.new', 'prev.pt'  # what a run resumes from
+
+
+@dataclass
+class Experiment:
+    name: str
+    words: list     # what follows `python train.py`, including --out_dir
+    out_dir: str
+    line: int       # in the list
+    after: list     # names of the experiments that must be done first
+    settings: dict = field(default_factory=dict)  # of train.py with these words, all of them
+
+
+def read(path, root=None):
+    """
+    The experiments of a list, in order, with the settings that the train.py in `root` would have; without `root` these
+    are left out. ValueError, one line per mistake, if train.py would refuse a line or if lines contradict each other.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f'there is no list {path!r}; --list=FILE names one, and config/experiment_list.conf shows how')
+    try:
+        with open(path, encoding='utf-8-sig') as f:
+            lines = f.read().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path} is not text in UTF-8 ({error})') from None
+    experiments, mistakes = [], []
+    for number, line in enumerate(lines, 1):
+        try:
+            words = split(line)
+            if words:
+                experiment = parse(words, number)
+                experiments.append(experiment)
+                if root:
+                    add_settings(experiment, root)
+        except ValueError as error:
+            mistakes.append(f'line {number}: {error}')
+    mistakes += mistakes_between(experiments)
+    if mistakes:
+        raise ValueError('\n'.join(f'{path}, {mistake}' for mistake in mistakes))
+    if not experiments:
+        raise ValueError(f'{path} has no experiment in it yet: one a line, exactly what follows `python train.py`')
+    return experiments
+
+
+def split(line):
+    """The words of a line, split as a shell would: # begins a comment at the start of a word."""
+    words = shlex.shlex(line, posix=True)
+    words.whitespace_split, words.commenters = True, ''
+    words = list(words)
+    return words[:next((i for i, word in enumerate(words) if word.startswith('#')), len(words))]
+
+
+def parse(words, number):
+    """The experiment of line `number`: [NAME:] [after=NAME ...] and what follows `python train.py`."""
+    after = [word.removeprefix('after=') for word in words if word.startswith('after=')]
+    words = [word for word in words if not word.startswith('after=')]
+    name = words.pop(0)[:-1] if words and words[0].endswith(':') else None
+    if name is not None and not re.fullmatch(r'[\w.+=][\w.+=-]*', name):
+        raise ValueError(f'the name {name!r} is not made of letters, digits and . _ + = -')
+    out_dirs = re.findall(r'(?:^|\0)--out_dir[=\0]([^\0]+)', '\0'.join(words))
+    if name is None:  # --out_dir=results/tiny12 gives tiny12, config/quickstart.py --seed=2 gives quickstart-seed=2
+        parts = [os.path.splitext(os.path.basename(word))[0] if word.endswith('.py') else word.lstrip('-')
+                 for word in words]
+        name = os.path.basename(os.path.normpath(out_dirs[-1])) if out_dirs else '-'.join(parts) or 'train'
+    name = re.sub(r'[^\w.=+-]+', '_', name)
+    if not out_dirs:
+        out_dirs = [f'results/{name}']
+        words.append(f'--out_dir={out_dirs[-1]}')
+    return Experiment(name, words, out_dirs[-1], number, after)
+
+
+def add_settings(experiment, root):
+    """Fill in the settings. ValueError if train.py would refuse the words, or if a config file overrides --out_dir."""
+    experiment.settings = settings.read(os.path.join(root, 'train.py'), experiment.words)
+    out_dir = experiment.settings['out_dir']
+    if out_dir != experiment.out_dir:
+        raise ValueError(f'a config file sets out_dir={out_dir!r} after --out_dir; put --out_dir behind it')
+
+
+def mistakes_between(experiments):
+    """The contradictions between the experiments of a list, one text each."""
+    by_name, by_folder = {}, {}
+    for one in experiments:
+        other = by_name.setdefault(one.name, one)
+        if other is not one:
+            yield (f'line {one.line}: {one.name} is the name of line {other.line} too; put another one in front, as in '
+                   f'{one.name}-2: ...')
+        other = by_folder.setdefault(os.path.realpath(one.out_dir), one)
+        if other is not one:
+            yield f'line {one.line}: line {other.line} writes to out_dir={one.out_dir!r} too'
+    for one in experiments:
+        for name in one.after:
+            if name not in by_name:
+                yield f'line {one.line}: after={name} names no experiment; the list has {", ".join(by_name)}'
+        if one in ancestors(one, by_name):
+            yield f'line {one.line}: {one.name} waits for itself, by after={" after=".join(one.after)}'
+        init_from = one.settings.get('init_from', 'scratch')
+        if init_from in ('scratch', 'resume', 'auto'):
+            continue
+        place = os.path.realpath(init_from)
+        source = by_folder.get(place) or by_folder.get(os.path.dirname(place))  # a run's folder, or a checkpoint in it
+        if source and source is not one and source not in ancestors(one, by_name):
+            yield f'line {one.line}: it starts from what {source.name} writes; add after={source.name}'
+
+
+def ancestors(experiment, by_name):
+    """All experiments that must be done before this one."""
+    found, waiting = [], list(experiment.after)
+    while waiting:
+        other = by_name.get(waiting.pop())
+        if other and other not in found:
+            found.append(other)
+            waiting += other.after
+    return found
+
+
+def check(experiments, path, root, processes):
+    """ValueError, one line per mistake, if an experiment cannot work here: its settings, its dataset, the disk."""
+    mistakes, disks, needed = [], {}, collections.Counter()
+    for one in experiments:
+        try:
+            vocab_size = check_alone(one, root, processes)
+        except (ValueError, OSError) as error:
+            mistakes.append(f'{path}, line {one.line}: {error}')
+            continue
+        folder = files.existing_parent(one.out_dir)
+        disk = disks.setdefault(os.stat(folder).st_dev, folder)  # one folder stands for its whole disk
+        replaced = [os.path.join(one.out_dir, name) for name in STATE_FILES if resumes(one)]
+        needed[disk] += settings.disk_bytes(one.settings, vocab_size)
+        needed[disk] -= sum(os.path.getsize(file) for file in replaced if os.path.exists(file))
+    for folder, size in needed.items():
+        free = files.free_bytes(folder)
+        if size > free:
+            mistakes.append(f'the experiments that are not done yet may write {size / 1e9:.1f} GB, but the disk of '
+                            f'{folder} has {free / 1e9:.1f} GB free')
+    if mistakes:
+        raise ValueError('\n'.join(mistakes))
+
+
+def check_alone(experiment, root, processes):
+    """The vocabulary size of an experiment. ValueError or OSError if its settings, dataset or out_dir cannot work."""
+    from common import dataset  # needs numpy, which `status` does without
+    if experiment.settings['eval_only']:
+        raise ValueError('eval_only trains nothing, so a queue cannot see its end; run it by hand')
+    settings.check(experiment.settings, processes)
+    folder = dataset.find(root, experiment.settings['dataset'])
+    will_prepare = experiment.settings['auto_prepare'] and os.path.isfile(os.path.join(folder, 'prepare.py'))
+    vocab_size = 50257 if will_prepare else dataset.read_meta(folder)['vocab_size']  # GPT-2's until known
+    parent = files.existing_parent(experiment.out_dir)
+    if not os.path.isdir(parent) or not os.access(parent, os.W_OK):
+        raise ValueError(f'out_dir={experiment.out_dir!r} cannot be written in {parent}')
+    return vocab_size
+
+
+def begin(experiment):
+    """Make the folder of an experiment that starts from scratch. An empty file there, .begun, records when."""
+    os.makedirs(experiment.out_dir, exist_ok=True)
+    with open(os.path.join(experiment.out_dir, '.begun'), 'w'):
+        pass
+
+
+def resumes(experiment):
+    """Whether there is a state newer than .begun; an older one was left by another run in the same folder."""
+    begun, *states = [os.path.join(experiment.out_dir, name) for name in ('.begun', *STATE_FILES)]
+    return os.path.exists(begun) and any(os.path.exists(path) and os.path.getmtime(path) > os.path.getmtime(begun)
+                                         for path in states)
+
+
+def command(experiment, root, processes=1, anew=False):
+    """
+    The words of the command that starts an experiment, or resumes it if it has saved a state since it began. anew: do
+    not resume an earlier run in the folder, even if the experiment says init_from='auto'.
+    """
+    launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
+    start = []
+    if resumes(experiment):
+        start = ['--init_from=auto']
+    elif anew and experiment.settings['init_from'] in ('auto', 'resume'):
+        start = ['--init_from=scratch']
+    return ['python', *launcher, os.path.relpath(os.path.join(root, 'train.py')), *experiment.words, *start]

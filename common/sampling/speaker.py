@@ -1,0 +1,129 @@
+"""
+One model in a chat, with the conversation as that model's token ids. A model that was tuned on instructions is asked in
+the form it was trained on (the prompt in its dataset's meta.json) and answers; any other model continues the text.
+"""
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+
+from common import generate
+from common.sampling import analysis
+from common.tokenizer import TextStream
+
+
+@dataclass
+class Turn:
+    text: str         # what the user typed
+    text_ids: list    # with the template and separators around it
+    answer: str
+    answer_ids: list
+    ended: bool       # whether the last of them is end-of-text
+
+
+class Speaker:
+    """
+    A model and its view of the conversation: the turns, as ids of its tokenizer, and its KV cache. `meta` is the
+    meta.json of the model's dataset; `step` is the compiled model, or None.
+    """
+
+    def __init__(self, name, model, tokenizer, meta, step=None):
+        self.name, self.model, self.tokenizer, self.step = name, model, tokenizer, step
+        self.template = meta.get('prompt')  # the form of an instruction; None for a model that continues the text
+        self.device = next(model.parameters()).device
+        self.cache = generate.KVCache(model.config.block_size, static=step is not None)
+        self.speed = None  # of the last answer: (tokens, seconds to the first, seconds)
+        self.begin('')
+
+    def describe(self):
+        """The model in one sentence."""
+        config, weight = self.model.config, self.model.transformer.wte.weight
+        return (f'{os.path.normpath(self.name)}: {config.n_layer} layers, {config.n_embd} wide, a context of '
+                f'{config.block_size} tokens, {str(weight.dtype).removeprefix("torch.")} on {self.device}.')
+
+    def begin(self, system):
+        """Forget the conversation; the text `system` precedes the next one. ValueError if it cannot be encoded."""
+        end = self.tokenizer.end_id
+        if system and self.template:
+            self.system_ids = ([] if end is None else [end]) + self.tokenizer.encode(system + '\n\n')
+        else:
+            self.system_ids = self.tokenizer.encode(system)
+        self.turns = []
+        self.cache.begin(0)
+
+    def ids(self):
+        """The ids of the whole conversation."""
+        return self.system_ids + [i for turn in self.turns for i in turn.text_ids + turn.answer_ids]
+
+    def encode(self, text):
+        """The ids of the next turn's text, in the form that the model expects. ValueError for unknown characters."""
+        before, end = self.ids(), self.tokenizer.end_id
+        if not self.template:
+            separator = self.newline() if before and before[-1] != end else []
+            return separator + self.tokenizer.encode(text) or ([] if before else [self.tokenizer.start_id])
+        instruction = self.tokenizer.encode(self.template.replace('{instruction}', text))
+        if end is None:
+            return (2 * self.newline() if self.turns else []) + instruction
+        return ([end] if not before or self.turns and before[-1] != end else []) + instruction
+
+    def newline(self):
+        """The ids of a line break; none if the tokenizer has no line breaks."""
+        try:
+            return self.tokenizer.encode('\n')
+        except ValueError:
+            return []
+
+    def answer(self, text, max_new_tokens, stops, **options):
+        """Answer `text`: yields the pieces of the answer as they come. Ctrl-C ends the answer and is passed on."""
+        text_ids, answer_ids, answer = self.encode(text), [], ''
+        if self.template:  # stop before the model writes the next instruction itself
+            stops = [*stops, self.template.partition('{instruction}')[0].strip()]
+        pieces = TextStream(self.tokenizer, stops)
+        idx = torch.tensor([self.ids() + text_ids], device=self.device)
+        begin, first = time.perf_counter(), None
+        try:
+            for token, _ in generate.stream(self.model, idx, max_new_tokens, cache=self.cache, step=self.step,
+                                            vocab_size=self.tokenizer.vocab_size, **options):
+                first = first or time.perf_counter() - begin
+                answer_ids.append(token.item())
+                piece = pieces.push(answer_ids[-1])
+                answer += piece
+                yield piece
+                if pieces.finished:
+                    break
+        except KeyboardInterrupt:
+            self.cache.begin(0)  # it may hold a token in some layers only
+            raise
+        finally:
+            self.speed = len(answer_ids), first, time.perf_counter() - begin
+            rest = pieces.rest()
+            if pieces.finished == 'stop':  # forget the stop string too
+                answer_ids = self.tokenizer.encode(answer)
+                self.cache.begin(0)
+            self.turns.append(Turn(text, text_ids, answer + rest, answer_ids, pieces.finished == 'end'))
+        yield rest
+
+    def undo(self):
+        """Forget the last turn, and return its text."""
+        self.cache.begin(0)
+        return self.turns.pop().text
+
+    def replay(self, system, turns):
+        """Take over a conversation, possibly another model's. ValueError if this tokenizer cannot encode it."""
+        own, end = turns is self.turns, self.tokenizer.end_id
+        self.begin(system)
+        for turn in turns:
+            ended = turn.ended and end is not None
+            answer_ids = turn.answer_ids if own else self.tokenizer.encode(turn.answer) + ([end] if ended else [])
+            self.turns.append(Turn(turn.text, self.encode(turn.text), turn.answer, answer_ids, ended))
+
+    @torch.no_grad()
+    def next_tokens(self, text):
+        """The likeliest next tokens now, or after `text`."""
+        ids = self.ids() + (self.encode(text) if text else [])
+        while ids and ids[-1] == self.tokenizer.end_id and not text:
+            ids.pop()  # show what else could have come in its place
+        idx = torch.tensor([ids or [self.tokenizer.start_id]], device=self.device)
+        logits = generate.advance(self.model, idx)[0, :self.tokenizer.vocab_size]
+        return analysis.next_tokens(logits, self.tokenizer)

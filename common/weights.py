@@ -1,0 +1,181 @@
+"""
+Weights by any name that a user gives: a run, a checkpoint file, or a GPT-2 in Hugging Face's layout (a folder with
+config.json and safetensors, here or in a repository), which is also written here. It knows files and the names of
+parameters, no model.
+"""
+import difflib
+import json
+import os
+
+from common import checkpoint
+from common.tokenizer import END_OF_TEXT
+
+# OpenAI's four sizes: n_layer, n_head, n_embd; 124M, 350M, 774M, 1558M parameters
+OPENAI = {'gpt2': (12, 12, 768), 'gpt2-medium': (24, 16, 1024), 'gpt2-large': (36, 20, 1280), 'gpt2-xl': (48, 25, 1600)}
+
+# Hugging Face's names for the activations that GPT has
+ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu': 'gelu'}
+
+# matrices that Hugging Face's Conv1D has as (in, out), nn.Linear as (out, in)
+TRANSPOSED = 'c_attn.weight', 'c_proj.weight', 'c_fc.weight'
+
+
+def load(source):
+    """
+    The checkpoint, a dict, of a checkpoint file, a run's out_dir or an export, or of what load_gpt2 takes.
+    FileNotFoundError or ValueError if there is no usable one.
+    """
+    is_run = os.path.isdir(source) and not os.path.exists(os.path.join(source, 'config.json'))
+    if is_run or os.path.isfile(source) or source.endswith('.pt'):
+        return checkpoint.load(checkpoint.weights_path(source))
+    return load_gpt2(source)
+
+
+def load_gpt2(name):
+    """
+    GPT-2 weights from Hugging Face as a checkpoint with model, model_args and, where it is known, meta: 'gpt2',
+    'gpt2-medium', 'gpt2-large', 'gpt2-xl' (OpenAI's), any repository id, or a local folder with config.json and
+    safetensors. ValueError if they cannot be read or are not a GPT-2's.
+    """
+    folder = name if os.path.isdir(name) else download(name)
+    config, theirs = read(folder)
+    model_args = gpt2_config(config, name)
+    theirs = {key.removeprefix('transformer.'): value for key, value in theirs.items()}
+    ours = {}
+    for key in gpt2_keys(model_args['n_layer']):
+        if key not in theirs:
+            raise ValueError(f'{name} is not a GPT-2: it has no {key}')
+        ours[f'transformer.{key}'] = theirs[key].t() if key.endswith(TRANSPOSED) else theirs[key]
+    ours['lm_head.weight'] = ours['transformer.wte.weight']
+    meta = read_meta(folder)
+    return {'model': ours, 'model_args': model_args, **({'meta': meta} if meta else {})}
+
+
+def gpt2_keys(n_layer):
+    """The names of the parameters of a GPT-2, without 'transformer.' and the tied lm_head."""
+    yield from ('wte.weight', 'wpe.weight', 'ln_f.weight', 'ln_f.bias')
+    for layer in range(n_layer):
+        for module in ('ln_1', 'attn.c_attn', 'attn.c_proj', 'ln_2', 'mlp.c_fc', 'mlp.c_proj'):
+            yield from (f'h.{layer}.{module}.weight', f'h.{layer}.{module}.bias')
+
+
+def download(model_type):
+    """The local folder of a Hugging Face repository, fetched once and cached. ValueError if it cannot be fetched."""
+    from huggingface_hub import snapshot_download
+    repo = f'openai-community/{model_type}' if model_type in OPENAI else model_type
+    try:
+        return snapshot_download(repo, allow_patterns=[
+            'config.json', '*.safetensors', '*.safetensors.index.json', 'meta.json', 'tokenizer.json'])
+    except Exception as error:  # the errors for no network, no such name and no access have no common base
+        reason = str(error).strip().split('\n')[0]
+        close = difflib.get_close_matches(model_type, [*OPENAI, 'scratch', 'resume', 'auto'], n=1, cutoff=0.8)
+        hint = f'did you mean {close[0]}?' if close and close[0] != model_type else (
+            'without a network, name a folder with its config.json and model.safetensors instead')
+        raise ValueError(f'{model_type} is no file or folder here, and {repo} cannot be fetched from Hugging Face '
+                         f'({type(error).__name__}: {reason}); {hint}') from None
+
+
+def read(folder):
+    """(config.json, weights) of a folder in Hugging Face's layout, two dicts. ValueError if it cannot be read."""
+    from safetensors.torch import load_file
+    names = sorted(name for name in os.listdir(folder) if name.endswith('.safetensors'))  # large models have several
+    if not names:
+        raise ValueError(f'{folder} has no .safetensors file')
+    weights = {}
+    try:
+        for name in names:
+            weights.update(load_file(os.path.join(folder, name)))
+        name = 'config.json'
+        with open(os.path.join(folder, name), encoding='utf-8') as f:
+            return json.load(f), weights
+    except Exception as error:  # SafetensorError, among others, has no other base
+        raise ValueError(f'{os.path.join(folder, name)} cannot be read ({error})') from None
+
+
+def read_meta(folder):
+    """The meta.json of a folder that write_gpt2 wrote, in the form of dataset.read_meta; None in any other folder."""
+    path = os.path.join(folder, 'meta.json')
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding='utf-8') as f:
+        meta = json.load(f)
+    if not isinstance(meta, dict) or meta.get('tokenizer') not in ('char', 'gpt2', 'bpe'):
+        return None
+    if meta['tokenizer'] == 'bpe':
+        with open(os.path.join(folder, 'tokenizer.json'), encoding='utf-8') as f:
+            meta['tokenizer_json'] = f.read()
+    return meta
+
+
+def gpt2_config(theirs, model_type):
+    """The arguments of GPTConfig from a Hugging Face config.json. ValueError for a variant that GPT does not have."""
+    if theirs.get('model_type') != 'gpt2':
+        raise ValueError(f'{model_type} is a {theirs.get("model_type")!r} model, not a GPT-2')
+    missing = {'n_layer', 'n_head', 'n_embd', 'n_positions', 'vocab_size'} - theirs.keys()
+    if missing:
+        raise ValueError(f'the config.json of {model_type} has no {" and no ".join(sorted(missing))}')
+    unusual = [key for key, usual in (('scale_attn_by_inverse_layer_idx', False), ('scale_attn_weights', True),
+                                      ('tie_word_embeddings', True), ('layer_norm_epsilon', 1e-5))
+               if theirs.get(key, usual) != usual]
+    if theirs.get('n_inner') not in (None, 4 * theirs['n_embd']):
+        unusual.append('n_inner')
+    if theirs.get('activation_function', 'gelu_new') not in ACTIVATIONS:
+        unusual.append('activation_function')
+    if unusual:
+        raise ValueError(f'{model_type} is a GPT-2 of an unusual kind: ' +
+                         ', '.join(f'{key}={theirs[key]!r}' for key in unusual))
+    return dict(n_layer=theirs['n_layer'], n_head=theirs['n_head'], n_embd=theirs['n_embd'],
+                block_size=theirs['n_positions'], vocab_size=theirs['vocab_size'], bias=True,
+                activation=ACTIVATIONS[theirs.get('activation_function', 'gelu_new')])
+
+
+def gpt2_weights(model, vocab_size):
+    """
+    Yield the weights of a GPT as (name, tensor) of a GPT2LMHeadModel: matrices transposed, zeros for biases that the
+    model does not have, the vocabulary without its padding.
+    """
+    for name, p in model.named_parameters():
+        p = p.detach()
+        if name == 'transformer.wte.weight':
+            p = p[:vocab_size]
+        elif name.endswith(TRANSPOSED):
+            p = p.t()
+        yield name, p.contiguous()
+        is_embedding = name.startswith(('transformer.wte', 'transformer.wpe'))
+        if not model.config.bias and not is_embedding:
+            yield name.removesuffix('weight') + 'bias', p.new_zeros(p.size(-1))
+
+
+def write_json(content, folder, name):
+    with open(os.path.join(folder, name), 'w', encoding='utf-8') as f:
+        json.dump(content, f, indent=1, ensure_ascii=False)
+
+
+def write_tokenizer(tokenizer, meta, block_size, folder):
+    """Write a tokenizer: the two files of transformers, and the meta.json that this project reads."""
+    settings = dict(tokenizer_class='PreTrainedTokenizerFast', model_max_length=block_size,
+                    clean_up_tokenization_spaces=False)
+    if tokenizer.end_id is not None:
+        settings.update(bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+    write_json(settings, folder, 'tokenizer_config.json')
+    write_json({key: value for key, value in meta.items() if key != 'tokenizer_json'}, folder, 'meta.json')
+    with open(os.path.join(folder, 'tokenizer.json'), 'w', encoding='utf-8') as f:
+        f.write(tokenizer.to_json())
+
+
+def write_gpt2(model, tokenizer, meta, folder):
+    """Write a classic GPT (not a modern one), with its tokenizer, in a folder that transformers opens."""
+    from safetensors.torch import save_file
+    c = model.config
+    ids = dict(bos_token_id=tokenizer.end_id, eos_token_id=tokenizer.end_id)
+    config = dict(
+        architectures=['GPT2LMHeadModel'], model_type='gpt2', vocab_size=tokenizer.vocab_size, n_positions=c.block_size,
+        n_ctx=c.block_size,  # for llama.cpp
+        n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, n_inner=None, layer_norm_epsilon=1e-5,
+        activation_function={'gelu': 'gelu', 'gelu_tanh': 'gelu_new'}[c.activation], attn_pdrop=c.dropout,
+        embd_pdrop=c.dropout, resid_pdrop=c.dropout, tie_word_embeddings=True, dtype='float32', **ids)
+    write_json(config, folder, 'config.json')
+    write_json(ids, folder, 'generation_config.json')
+    write_tokenizer(tokenizer, meta, c.block_size, folder)
+    save_file(dict(gpt2_weights(model, tokenizer.vocab_size)), os.path.join(folder, 'model.safetensors'),
+              metadata={'format': 'pt'})

@@ -1,0 +1,240 @@
+"""
+The documents in a file: .txt, .md, .jsonl or .parquet. They are read in order, a block at a time and from any position,
+so that memory use does not depend on the size of the file. It knows no tokens.
+
+A position in a file is 0 or what read() yielded: a row number in parquet, a byte offset in the other formats, and
+within a long document also its first byte, its end and its key.
+"""
+import functools
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+
+from corpus import sources
+
+END_OF_TEXT = b'<|endoftext|>'
+LONGEST = 2**25  # bytes; a longer document in a text file comes in stretches, to save memory
+BLOCK = 2**20    # bytes of jsonl that are read at a time
+ROWS = 1024      # rows of parquet that are decoded at a time
+KEY_HINT = '; name the right one with --text_key=NAME'
+
+
+@dataclass
+class Document:
+    """A document, or a stretch of one that is too long for memory."""
+    parts: list         # [(text, whether it counts in the loss)]
+    key: float          # pseudo-random in [0, 1), a hash of the whole document's text
+    begin: float = 0.0  # where the stretch begins and ends in the whole document, 0 to 1
+    end: float = 1.0
+
+    @property
+    def length(self):
+        return sum(len(text) for text, _ in self.parts)
+
+
+def hash_of(text):
+    """A pseudo-random number in [0, 1) that depends on the text alone."""
+    return key_from(hashlib.sha256(text.encode()))
+
+
+def key_from(digest):
+    return int.from_bytes(digest.digest()[:8], 'little') / 2**64
+
+
+def read(file, position, to_parts, columns, share=1.0, bad_row=None):
+    """
+    Yields the documents of a file from a position on, a block at a time: ([Document], next position, fraction of the
+    file that is read). `to_parts` makes a document's parts from a row, a dict; `columns` are the keys that it needs.
+    `share` is the fraction of the documents to take, always the same ones; of 100 or more row groups in parquet, whole
+    ones are taken, so that the others need not be read. A row that cannot be used is a ValueError; with bad_row it is
+    skipped after bad_row(describe), where describe() says what is wrong and where. A network that fails is tried again.
+    """
+    path, errors, patience = file['path'], OSError, []
+    if path.startswith('hf://'):
+        from huggingface_hub.errors import HTTPError
+        errors, patience = (OSError, HTTPError), sources.WAITS
+    waits = list(patience)
+    while True:
+        try:
+            with sources.open_file(path) as stream:
+                for rows, following, done in read_rows(stream, file, position, columns, share):
+                    documents = []
+                    for place, row in rows:
+                        try:
+                            documents.append(to_document(row, to_parts))
+                        except (ValueError, RecursionError) as error:
+                            if bad_row is None:
+                                raise ValueError(f'{describe(path, place, error)}\n'
+                                                 'Fix it, or skip such rows with --skip_bad') from None
+                            bad_row(functools.partial(describe, path, place, error))
+                    position = following
+                    yield documents, position, done
+                    waits = list(patience)
+            return
+        except errors as error:
+            if not sources.try_again(error, waits):
+                raise ValueError(f'cannot read {path} ({type(error).__name__}: {error})') from None
+
+
+def read_rows(stream, file, position, columns, share):
+    """Yields blocks of a file: ([(place, row)], next position, fraction read). to_document() takes the rows."""
+    name = os.path.basename(file['path'])
+
+    def taken(place):
+        return share >= 1.0 or hash_of(f'{name} {place}') < share
+    if sources.suffix(name) == '.parquet':
+        yield from parquet_rows(stream, file['path'], position, columns, taken)
+    elif sources.suffix(name) == '.jsonl':
+        yield from jsonl_rows(stream, file['bytes'], position, taken)
+    else:
+        yield from text_rows(stream, file['bytes'], position, taken)
+
+
+def parquet_rows(stream, path, position, columns, taken):
+    """A row is a dict. A row group is decoded ROWS at a time, because it may be large."""
+    import pyarrow.parquet
+    try:
+        table = pyarrow.parquet.ParquetFile(stream)
+        known = [column for column in columns if column in table.schema_arrow.names]
+        if not known:
+            text_of(dict.fromkeys(table.schema_arrow.names), columns[0], KEY_HINT)
+        row, total, by_group = 0, max(table.metadata.num_rows, 1), table.num_row_groups >= 100
+        for group in range(table.num_row_groups):
+            end = row + table.metadata.row_group(group).num_rows
+            if end > position and (taken(row) or not by_group):
+                for batch in table.iter_batches(ROWS, row_groups=[group], columns=known):
+                    rows = list(enumerate(batch.to_pylist(), row))
+                    row += len(rows)
+                    if row > position:
+                        yield [pair for pair in rows if by_group or taken(pair[0])], row, row / total
+            row = end
+    except ValueError as error:  # pyarrow's errors are ValueErrors, too
+        raise ValueError(f'{path}: {error}') from None
+
+
+def jsonl_rows(stream, size, position, taken):
+    """A row is a line, in bytes."""
+    stream.seek(position)
+    rows, begin = [], position
+    for line in stream:
+        if taken(position) and not line.isspace():
+            rows.append((position, line))
+        position += len(line)
+        if position - begin >= BLOCK:
+            yield rows, position, position / size
+            rows, begin = [], position
+    yield rows, position, 1.0
+
+
+def text_rows(stream, size, position, taken):
+    """
+    A row is (bytes, key, begin, end, trimmed): a document, or a stretch of one that is longer than LONGEST.
+    <|endoftext|> separates documents; a file without it is one document. In a file with it, line ends around a document
+    are trimmed.
+    """
+    # a document begins at `start`, the next block at `at`; of a long document, survey() finds `end` and `key`
+    start, at, end, key = position if isinstance(position, list) else (position, position, None, None)
+    while at < size:
+        block = read_block(stream, at, size)
+        *whole, rest = block.split(END_OF_TEXT) if at == start else [block]
+        if at + len(block) == size and at == start:
+            whole.append(rest)
+        if whole:  # some documents end in this block
+            rows = []
+            for text in whole:
+                if taken(at):
+                    rows.append((at, (text, None, 0.0, 1.0, (at, len(text)) != (0, size))))
+                at += len(text) + len(END_OF_TEXT)
+            start = at = min(at, size)
+            yield rows, at, at / size
+            continue
+        if at == start:
+            end, key = survey(stream, start, size)
+        stretch = block[:end - at]
+        stretch = stretch if at + len(stretch) == end else stretch[:place_to_cut(stretch)]
+        after = at + len(stretch)
+        begin, until = ((place - start) / (end - start) for place in (at, after))
+        rows = [(at, (stretch, key, begin, until, end - start != size))] if taken(start) else []
+        at = after
+        if at == end:
+            start = at = min(end + len(END_OF_TEXT), size)
+        yield rows, at if at == start else [start, at, end, key], at / size
+
+
+def read_block(stream, at, size):
+    """At most LONGEST bytes of the file. OSError if it ends before `size`."""
+    stream.seek(at)
+    block = stream.read(min(LONGEST, size - at))
+    if len(block) < min(LONGEST, size - at):
+        raise OSError('it has become shorter while it was read')
+    return block
+
+
+def survey(stream, start, size):
+    """The end and the key of the document at `start`, found without holding it in memory."""
+    digest, at = hashlib.sha256(), start
+    while True:
+        block = read_block(stream, at, size)
+        found = block.find(END_OF_TEXT)
+        if found >= 0 or at + len(block) == size:
+            block = block[:found] if found >= 0 else block
+            digest.update(block)
+            return at + len(block), key_from(digest)
+        block = block[:1 - len(END_OF_TEXT)]  # <|endoftext|> may begin in the last bytes
+        digest.update(block)
+        at += len(block)
+
+
+def place_to_cut(text):
+    """Where to cut UTF-8, in its second half: after a line, else after a word, else after a character."""
+    half = len(text) // 2
+    cut = text.rfind(b'\n', half) + 1 or text.rfind(b' ', half) + 1 or len(text) - 1
+    while cut < len(text) and text[cut] & 0xc0 == 0x80:  # inside a character
+        cut -= 1
+    return cut
+
+
+def to_document(row, to_parts):
+    """The Document in a row. ValueError if it is not UTF-8 or not a JSON object, or if to_parts() cannot use it."""
+    if isinstance(row, tuple):
+        text, key, begin, end, trimmed = row
+        text = text.decode()
+        if begin == 0.0:
+            text = text.lstrip('\r\n') if trimmed else text.removeprefix('\ufeff')
+        if end == 1.0 and trimmed:
+            text = text.rstrip('\r\n')
+        return Document([(text, True)], hash_of(text) if key is None else key, begin, end)
+    if isinstance(row, bytes):
+        row = json.loads(row.decode().removeprefix('\ufeff'))
+        if not isinstance(row, dict):
+            raise ValueError('this is JSON, but not an object: {"text": ...}')
+    parts = to_parts(row)
+    # hash_of() raises ValueError for half a surrogate pair, which JSON can spell but UTF-8 cannot
+    return Document(parts, hash_of('\0'.join(text for text, _ in parts)))
+
+
+def describe(path, place, error):
+    """What is wrong with a row, and where it is: `place` is its row number in parquet, else its byte offset."""
+    if isinstance(error, UnicodeDecodeError):
+        place += error.start if sources.suffix(path) != '.jsonl' else 0
+        error = (f'not UTF-8: {error.reason} ({error.object[error.start:error.start + 1]!r}); to convert it: '
+                 'iconv -f latin1 -t utf-8')
+    elif isinstance(error, json.JSONDecodeError):
+        error = f'not JSON: {error.msg}, character {error.pos + 1} of the line'
+    if sources.suffix(path) == '.parquet':
+        return f'{path}, row {place}: {error}'
+    lines = 1
+    with sources.open_file(path) as stream:
+        while place > 0 and (block := stream.read(min(place, BLOCK))):
+            place, lines = place - len(block), lines + block.count(b'\n')
+    return f'{path}, line {lines}: {error}'
+
+
+def text_of(row, key, hint=''):
+    """The text in a row. ValueError if there is none, with a `hint` if the key is missing."""
+    if key not in row:
+        raise ValueError(f'no {key!r} here, but {", ".join(map(str, row))}{hint}')
+    if not isinstance(row[key], str):
+        raise ValueError(f'{key!r} is {row[key]!r:.50}, not text')
+    return row[key]

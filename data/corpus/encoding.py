@@ -1,0 +1,212 @@
+"""
+From documents to ids: on all cores, but in order, so that the same text gives the same bytes on any machine and after
+any number of interruptions.
+"""
+import collections
+import hashlib
+import os
+import re
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from tqdm import tqdm
+
+from common import dataset, tokenizer
+from common.files import write_whole
+
+SHARD = 2**24  # characters of text in a shard: a second of work
+UNIT = 2**20   # characters that a thread tokenises at a time
+CHUNK = 2**22  # numbers that are read from a file at a time
+# GPT-2's pattern always splits words here, so the pieces of a long text give the same ids as the whole
+BOUNDARY = re.compile(r'(?<=\S)(?=[ \n])')
+
+
+def cut_up(text):
+    """Yields a text in pieces of about UNIT characters."""
+    start = 0
+    while len(text) - start > UNIT:
+        boundary = BOUNDARY.search(text, start + UNIT)
+        end = boundary.start() if boundary else len(text)
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+class Encoder:
+    """Encodes text with a plan's vocabulary."""
+
+    def __init__(self, plan):
+        self.masked = plan.masked
+        kind = plan.vocabulary['tokenizer']
+        if kind == 'char':  # code points; number_characters() makes ids of them once all characters are known
+            self.dtype, self.suffix = np.dtype('<u4'), 'code_points'
+            self.encode = lambda texts: [np.frombuffer(text.encode('utf-32-le'), self.dtype) for text in texts]
+            self.separator = self.encode(['\n\n'])[0]
+        else:
+            known = tokenizer.from_meta(plan.vocabulary)
+            self.dtype, self.suffix = dtype_for(known.vocab_size), 'bin'
+            self.encode = known.encode_corpus
+            self.separator = np.array([known.end_id], self.dtype)
+
+    def encode_unit(self, pieces):
+        """
+        The ids of `pieces`, [(split, text, whether it counts in the loss, whether a separator comes first)], as
+        {file name: array to append}.
+        """
+        content = collections.defaultdict(list)
+        for (split, _, counts, separate), ids in zip(pieces, self.encode([text for _, text, _, _ in pieces])):
+            before = self.separator if separate else self.separator[:0]
+            content[f'{split}.{self.suffix}'] += [before, ids.astype(self.dtype)]
+            if self.masked:  # the end of an answer is part of it
+                content[f'{split}_mask.bin'] += [np.ones(len(before), np.uint8), np.full(len(ids), counts, np.uint8)]
+        return {name: np.concatenate(arrays) for name, arrays in content.items()}
+
+
+def dtype_for(vocab_size):
+    return np.dtype('<u2' if vocab_size <= 2**16 else '<u4')
+
+
+def tokenise(shards, plan, read, skip_bad):
+    """Write all ids that the shards do not have yet. Returns what meta.json says about the documents."""
+    encoder = Encoder(plan)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    total, begin = sum(file['bytes'] for file in plan.files), shards.last.get('bytes', 0)
+    tokens, t0, state = 0, time.perf_counter(), shards.last
+    with (ThreadPoolExecutor(threads) as pool,
+          tqdm(desc='tokenising', total=total, initial=begin, unit='B', unit_scale=True, delay=2,
+               mininterval=0.5 if sys.stderr.isatty() else 30) as bar):  # few lines in a log file
+        for content, reached in in_order(pool, encoder.encode_unit, units(shards, plan, read, skip_bad), 2 * threads):
+            for name, array in content.items():
+                shards.append(name, array)
+                tokens += len(array) * (not name.endswith('mask.bin'))
+            if reached is None:
+                continue
+            state = reached
+            bar.set_postfix_str(f'{tokens / (time.perf_counter() - t0) / 1e6:.2f}M tokens/s', refresh=False)
+            bar.update(state['bytes'] - bar.n)
+            if state['characters'] - shards.last.get('characters', 0) >= SHARD:
+                shards.close(**state)
+    shards.close(**state)
+    counts = collections.Counter(state.get('counts', {}))
+    meta = {'documents': {split: counts[split] for split in dataset.SPLITS}, 'characters': state.get('characters', 0),
+            'split': {'files': 'files of its own', 'hash': f'{100 * plan.val_fraction:g}% of the documents, by hash',
+                      'cut': f'the last {100 * (1 - plan.cut):g}% of each document'}[plan.rule],
+            'left_out': {key: counts[key] for key in ('empty', 'unusable')}}
+    return meta if plan.rule == 'cut' else {**meta, 'train_documents_in_val': counts['in_both']}
+
+
+def in_order(pool, encode, work, ahead):
+    """For each (pieces, state) in `work`, yields (encode(pieces), state), in order; the pool encodes `ahead` of it."""
+    waiting = collections.deque()
+    for pieces, reached in work:
+        waiting.append((pool.submit(encode, pieces), reached))
+        if len(waiting) > ahead:  # a limit, or the whole text would be in memory
+            future, reached = waiting.popleft()
+            yield future.result(), reached
+    for future, reached in waiting:
+        yield future.result(), reached
+
+
+def units(shards, plan, read, skip_bad):
+    """
+    Yields the work after the last shard: (pieces for Encoder.encode_unit, state). The state, from which a restart can
+    go on, is None except at the end of a block of the source.
+    """
+    state = shards.last
+    counts, characters = collections.Counter(state.get('counts', {})), state.get('characters', 0)
+    bytes_before = 0  # the size of the files before this one
+    val_keys = set(np.fromfile(shards.path('val_keys')) if 'val_keys' in state['lengths'] else ())
+
+    def bad_row(describe):
+        counts['unusable'] += 1
+        if counts['unusable'] <= 10:
+            print(f'left out: {describe()}')
+
+    for number, file in enumerate(plan.files):
+        if number < state.get('file', 0):
+            bytes_before += file['bytes']
+            continue
+        position = state['position'] if number == state.get('file') else 0
+        for documents, position, done in read(file, position, bad_row=bad_row if skip_bad else None):
+            pieces, size = [], 0
+            for document in documents:
+                if not document.length:
+                    counts['empty'] += 1
+                    continue
+                if plan.rule == 'files' and file['split'] == 'val':
+                    val_keys.add(document.key)
+                    shards.append('val_keys', np.array([document.key]))
+                counts['in_both'] += file['split'] == 'train' and document.begin == 0.0 and document.key in val_keys
+                for split, parts, begins in plan.split_of(document, file):
+                    separate = begins and counts[split] > 0
+                    counts[split] += begins
+                    for text, counts_in_loss in parts:
+                        for piece in cut_up(text):
+                            pieces.append((split, piece, counts_in_loss, separate))
+                            separate, size, characters = False, size + len(piece), characters + len(piece)
+                            if size >= UNIT:
+                                yield pieces, None
+                                pieces, size = [], 0
+            yield pieces, {'file': number, 'position': position, 'bytes': bytes_before + int(done * file['bytes']),
+                           'characters': characters, 'counts': dict(counts)}
+        bytes_before += file['bytes']
+
+
+def complete(shards, plan):
+    """Complete the files in the work folder. Returns what meta.json says about them."""
+    meta = dict(plan.vocabulary)
+    if meta['tokenizer'] == 'char':
+        meta.update(number_characters(shards.path, meta.get('chars')))
+    for split in dataset.SPLITS:
+        open(shards.path(f'{split}.bin'), 'ab').close()  # a split without documents has no file yet
+    if 'tokenizer_json' in meta:
+        with write_whole(shards.path('tokenizer.json'), 'wb') as f:
+            f.write(meta.pop('tokenizer_json').encode())
+    dtype = dtype_for(meta['vocab_size'])
+    sizes = {split: os.path.getsize(shards.path(f'{split}.bin')) // dtype.itemsize for split in dataset.SPLITS}
+    if not all(sizes.values()):
+        raise ValueError(f'too little text: {sizes["train"]} tokens to train on and {sizes["val"]} to validate; use '
+                         'more text, or another --val_fraction or --fraction')
+    meta.update(dtype=dtype.name, train_tokens=sizes['train'], val_tokens=sizes['val'],
+                sha256={name: sha256_of(shards.path(name)) for name in sorted(os.listdir(shards.folder))
+                        if name.endswith('.bin') or name == 'tokenizer.json'})
+    return meta
+
+
+def number_characters(path, chars):
+    """Make the bins from code points. An id is an index in `chars` or, if that is None, in all characters, sorted."""
+    found = np.zeros(sys.maxunicode + 1, dtype=np.int64)
+    for split in dataset.SPLITS:
+        for code_points in chunks(path(f'{split}.code_points'), '<u4'):
+            found += np.bincount(code_points, minlength=len(found))
+    text = ''.join(map(chr, np.flatnonzero(found)))
+    chars = text if chars is None else chars
+    if unknown := sorted(set(text) - set(chars)):
+        raise ValueError(f'the vocabulary that --tokenizer names lacks the characters {"".join(unknown)!r:.200}')
+    ids = np.zeros(len(found), dtype=dtype_for(len(chars)))
+    ids[[ord(char) for char in chars]] = np.arange(len(chars))
+    for split in dataset.SPLITS:
+        with write_whole(path(f'{split}.bin'), 'wb') as f:
+            for code_points in chunks(path(f'{split}.code_points'), '<u4'):
+                f.write(ids[code_points])
+    return {'vocab_size': len(chars), 'chars': chars}
+
+
+def chunks(path, dtype):
+    """Yields the numbers in a file, CHUNK at a time; nothing if there is no file."""
+    if os.path.exists(path):
+        with open(path, 'rb') as f:
+            while len(numbers := np.fromfile(f, dtype, CHUNK)):
+                yield numbers
+
+
+def sha256_of(path):
+    digest = hashlib.sha256()
+    with tqdm(desc=f'sha256 of {os.path.basename(path)}', total=os.path.getsize(path), unit='B', unit_scale=True,
+              delay=2) as bar:
+        for numbers in chunks(path, np.uint8):
+            digest.update(numbers)
+            bar.update(len(numbers))
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""
+A finished dataset: what it has, how it begins, how to train on it, and whether it is still as it was made.
+"""
+import json
+import os
+import random
+import shlex
+import sys
+
+import numpy as np
+
+from common import dataset, tokenizer
+from corpus import ROOT
+from corpus.encoding import chunks, sha256_of
+
+SMALL = 20_000_000  # tokens; with fewer, a model that a CPU can train is large enough
+TINY = 1_000_000    # tokens; fewer are not enough to learn what each of GPT-2's 50,257 means
+
+
+def summarize(folder, expected, config):
+    """Print what a dataset has, how it begins, and how to train on it."""
+    sys.stdout.reconfigure(errors='backslashreplace')  # the terminal may not know its characters
+    meta = dataset.read_meta(folder)
+    counts, cut = (meta['train_tokens'], meta['val_tokens']), 'train_documents_in_val' not in meta
+    print(f'{meta["characters"]:,} characters, ' + (
+        f'{meta["vocab_size"]} distinct: {meta["chars"]!r:.200}' if 'chars' in meta else
+        f'in a vocabulary of {meta["vocab_size"]:,} tokens ({meta["tokenizer"]})'))
+    for split, size in zip(dataset.SPLITS, counts):
+        print(f'{split} has {size:,} tokens' + ('' if cut else f' of {meta["documents"][split]:,} documents'))
+    print(f'val is {meta["split"]}' + (
+        '' if cut else f'; {meta["train_documents_in_val"]:,} documents of train are in val, too'))
+    for reason, count in meta['left_out'].items():
+        if count:
+            print(f'left out: {count:,} {reason} documents')
+    if expected and expected != counts:
+        print(f'the usual text gives {expected[0]:,} and {expected[1]:,} tokens, so this is another one')
+    begin = tokenizer.from_meta(meta).decode(dataset.open_tokens(folder, 'train', meta)[:50].tolist())
+    print(f'it begins: {begin!r}')
+    name = os.path.basename(os.path.abspath(folder))
+    inside = os.path.abspath(folder) == os.path.join(ROOT, 'data', name)
+    small = 'train_shakespeare_char_fast.py' if counts[0] < SMALL else 'small.py'
+    command = f'python train.py config/{config or small}'
+    if not config or not os.path.exists(os.path.join(ROOT, 'data', name, 'prepare.py')) or not inside:
+        command += f' --dataset={shlex.quote(name if inside else folder)}'
+    if not config and meta['tokenizer'] == 'gpt2' and counts[0] < TINY:
+        print('a text this short trains faster with a smaller vocabulary: --tokenizer=char, or --vocab_size=1024')
+    print(f'to train on it: {command}' + ('' if config else f' --out_dir=out-{shlex.quote(name)}'))
+
+
+def check(folder):
+    """Recount and re-hash a dataset, check every id, print its meta.json and a piece. Exit code 1 if it is damaged."""
+    sys.stdout.reconfigure(errors='backslashreplace')
+    meta, wrong = dataset.read_meta(folder), []
+    for split in dataset.SPLITS:
+        path = os.path.join(folder, f'{split}.bin')
+        size = largest = 0
+        for ids in chunks(path, np.dtype(meta['dtype']).newbyteorder('<')):
+            size, largest = size + len(ids), max(largest, int(ids.max()))
+        print(f'{split} has {size:,} tokens, the largest id is {largest} of {meta["vocab_size"]}')
+        if size != meta.get(f'{split}_tokens', size):
+            wrong.append(f'{path} has {size:,} tokens, meta.json says {meta[f"{split}_tokens"]:,}')
+        if largest >= meta['vocab_size']:
+            wrong.append(f'{path} has the id {largest}, but vocab_size is {meta["vocab_size"]}')
+        mask = dataset.open_mask(folder, split)
+        if mask is not None:
+            print(f'{np.count_nonzero(mask):,} of them count in the loss')
+            if len(mask) != size:
+                wrong.append(f'{split}_mask.bin has {len(mask):,} entries for {size:,} tokens')
+    for name, known in meta.get('sha256', {}).items():
+        path = os.path.join(folder, name)
+        if not os.path.exists(path):
+            wrong.append(f'there is no {path}')
+        elif sha256_of(path) != known:
+            wrong.append(f'{path} does not have the sha256 that meta.json gives')
+    print(json.dumps({key: value for key, value in meta.items() if key != 'tokenizer_json'}, indent=1))
+    if wrong:
+        print('\n'.join(['damaged:', *wrong]), file=sys.stderr)
+        sys.exit(1)
+    tokens = dataset.open_tokens(folder, 'train', meta)
+    start = random.randrange(max(len(tokens) - 100, 1))
+    print(f'from token {start:,} on: {tokenizer.from_meta(meta).decode(tokens[start:start + 100].tolist())!r}')
+    print('all is as meta.json says' if 'sha256' in meta else 'there is no meta.json with hashes to compare with')

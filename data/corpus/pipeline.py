@@ -1,0 +1,149 @@
+"""
+A prepare script: its command line, and the way from text to train.bin, val.bin and meta.json.
+"""
+import argparse
+import errno
+import functools
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict
+
+from common import dataset
+from common.console import stop
+from common.files import write_whole
+from corpus import documents, sources
+from corpus.encoding import complete, tokenise
+from corpus.inspection import summarize
+from corpus.plan import Job, Plan, make_plan, named_vocabulary
+from corpus.shards import Shards
+
+CUT = 0.9  # the part of each of a few documents that goes to train, as in nanoGPT
+MASKS = ('val_mask.bin', 'train_mask.bin')
+
+
+def prepare(folder, doc, source=None, val_source=None, sha256=None, tokenizer='gpt2', val_fraction=0.1, columns=None,
+            to_parts=None, prompt=None, others='', expected=None, write_source=None, config=None):
+    """
+    Run a prepare script: parse its command line, whose --help begins with `doc`, and make the dataset in `folder`.
+
+    source, val_source: patterns as sources.find takes them; source may also be the https address of one file with this
+        sha256. Without val_source, val_fraction of the documents become val.
+    to_parts(row): the parts of a document, [(text, whether it counts in the loss)], from the `columns` of a row
+    prompt: the template that to_parts uses for the text that does not count
+    others: what to suggest if the source is gone
+    expected: the numbers of tokens in train and val if no option changes them
+    write_source(path): writes the source, a file, if it does not exist
+    config: the file in config/ to train with, and further options for train.py
+    """
+    args = parse(doc, source)
+    folder = os.path.expanduser(args.out or folder)
+    if to_parts is None:
+        columns = [args.text_key]
+        to_parts = lambda row: [(documents.text_of(row, args.text_key, documents.KEY_HINT), True)]
+    job = Job(train=args.input or [args.source], val=args.val_input or [], prompt=prompt,
+              tokenizer=args.tokenizer or tokenizer, vocab_size=args.vocab_size, text_key=args.text_key,
+              fraction=args.fraction, val_fraction=args.val_fraction or val_fraction,
+              cut=1 - args.val_fraction if args.val_fraction else CUT)
+    usual = not args.input and args.source == source and not args.val_input
+    if usual and val_source:
+        job.val = [val_source]
+    if not usual or args.fraction < 1.0 or args.tokenizer or args.vocab_size:
+        expected = None
+    source_name = ' '.join(job.train)  # for meta.json
+    read = functools.partial(documents.read, to_parts=to_parts, columns=columns, share=args.fraction)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if usual and source_name.startswith('https://'):
+            job.train = [sources.download(folder, source, sha256)]
+        elif usual and write_source and not os.path.exists(source):
+            write_source(source)
+        make(folder, job, source_name, read, args.skip_bad, others)
+        summarize(folder, expected, config)
+    except KeyboardInterrupt:
+        stop('stopped; the same command goes on from the last finished shard, if there is one', code=75)
+    except FileExistsError:
+        stop(f'--out={folder} is a file, not a folder')
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            stop(error)
+        stop(f'no room to write ({error}). Make some and run the same command again: it goes on from the last shard')
+    except ValueError as error:
+        stop(error)
+
+
+def parse(doc, source):
+    """The command line of a prepare script. Exit code 2 if it cannot work."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('--input', nargs='+', action='extend', metavar='PATH',
+        help='the text: files, folders or globs of .txt, .md, .jsonl and .parquet')
+    add('--val_input', nargs='+', action='extend', metavar='PATH', help='text for validation, separate from the rest')
+    add('--source', default=source, metavar='URL', help='use hf://datasets/OWNER/NAME/GLOB on Hugging Face' +
+        (' instead of %(default)s' if source else ''))
+    add('--out', metavar='FOLDER', help='where to write the dataset (default: beside this script)')
+    add('--tokenizer', metavar='NAME', help='gpt2, char, or the folder of a dataset whose vocabulary to use')
+    add('--vocab_size', type=int, default=0, metavar='N', help='learn a byte-level BPE of N tokens from the text')
+    add('--text_key', default='text', metavar='NAME', help='the field or column with the text (%(default)s)')
+    add('--fraction', type=float, default=1.0, metavar='X', help='use this part of the documents, the same each time')
+    add('--val_fraction', type=float, metavar='X',
+        help='validate on this part of the documents or, if there are few, of each document')
+    add('--skip_bad', action='store_true', help='skip rows that cannot be used instead of stopping at them')
+    args = parser.parse_args()
+    if not args.input and not args.source:
+        parser.error('name your text: --input=FILE, or several, folders, globs')
+    if args.vocab_size and args.tokenizer:
+        parser.error(f'--vocab_size={args.vocab_size} learns a vocabulary, --tokenizer={args.tokenizer} names one')
+    if args.vocab_size and args.vocab_size < 257:
+        parser.error(f'--vocab_size={args.vocab_size} is below 257: the 256 bytes and <|endoftext|>')
+    if not 0 < args.fraction <= 1:
+        parser.error(f'--fraction={args.fraction} must be above 0 and at most 1')
+    if args.val_fraction is not None and not 0 < args.val_fraction < 1:
+        parser.error(f'--val_fraction={args.val_fraction} must be between 0 and 1')
+    return args
+
+
+def make(folder, job, source_name, read, skip_bad, others):
+    """Make the dataset that `job` describes in `folder`, or go on where an interrupted preparation of it stopped."""
+    local = [sources.find(pattern) for pattern in job.val + job.train if not pattern.startswith('hf://')]
+    named = named_vocabulary(job)
+    made_from = hashlib.sha256(json.dumps([asdict(job), local, named]).encode()).hexdigest()
+    work = os.path.join(folder, f'unfinished-{made_from[:8]}')  # one folder per job: no other job's work is lost
+    earlier = complete_meta(folder)
+    if earlier.get('made_from') == made_from:
+        shutil.rmtree(work, ignore_errors=True)
+        print(f'{folder} has this dataset already; to make it anew, delete its train.bin')
+        return
+    if earlier:
+        print(f'this replaces the dataset in {folder}, made of {earlier.get("source", "?")}; --out=FOLDER keeps both')
+    shards = Shards(work)
+    if shards.manifest['plan'] is None:
+        try:
+            shards.manifest['plan'] = asdict(make_plan(folder, job, named, read, others))
+        except BaseException:
+            shards.remove()
+            raise
+        shards.write_manifest()
+    elif shards.manifest['shards']:
+        print(f'going on after {shards.last["characters"]:,} characters')
+    if shards.manifest['ready'] is None:
+        plan = Plan(**shards.manifest['plan'])
+        meta = tokenise(shards, plan, read, skip_bad)
+        meta = {**complete(shards, plan), **meta, 'source': source_name, 'made_from': made_from}
+        if job.prompt:
+            meta['prompt'] = job.prompt
+        with write_whole(shards.path('meta.json'), 'wb') as f:
+            f.write(json.dumps(meta, indent=1).encode())
+    names = (*MASKS, 'tokenizer.json', 'val.bin', 'meta.json', 'train.bin')  # with the last, the dataset is complete
+    shards.deliver(folder, names, obsolete=MASKS)
+
+
+def complete_meta(folder):
+    """The meta.json of the dataset in a folder; {} if there is none, or if it is incomplete."""
+    try:
+        meta = dataset.read_meta(folder)
+        dataset.check(folder, meta, block_size=0)
+        return meta
+    except (OSError, ValueError):
+        return {}

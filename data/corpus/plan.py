@@ -1,0 +1,149 @@
+"""
+What is decided before the first id is written: the files, how val is split off, and the vocabulary.
+"""
+import os
+import signal
+from dataclasses import dataclass
+
+from common import dataset
+from common.files import free_bytes
+from common.tokenizer import BPETokenizer, GPT2Tokenizer, train_bpe
+from corpus import ROOT, sources
+from corpus.encoding import cut_up
+
+BPE_TEXT = 2**28  # characters to learn a vocabulary from; each file gives its share
+FEW = 10          # where val would get fewer documents than about this, each document is cut instead
+
+
+@dataclass(kw_only=True)
+class Job:
+    """What the command line asks for. A hash of these values, in this order, identifies a dataset."""
+    format: int = 1      # raised when the same text would give other bins
+    train: list          # patterns as sources.find takes them
+    val: list            # the same; if empty, val is split off from train
+    prompt: str          # the template of instructions and answers; None for other text
+    tokenizer: str       # gpt2, char, or the folder of a dataset
+    vocab_size: int      # of a BPE to learn; 0: none
+    text_key: str        # the field or column with the text
+    fraction: float      # the part of the documents to use
+    val_fraction: float  # the part of the documents that goes to val
+    cut: float           # the part of each document that goes to train, if there are few
+
+
+@dataclass
+class Plan:
+    """How a job is done. The manifest keeps it, so that a restart does the same."""
+    files: list          # as sources.find returns them, each with its 'split'; those of val first
+    rule: str            # what decides on train or val: 'files', a 'hash' of the document, or a 'cut' within it
+    val_fraction: float  # as in the job, for 'hash'
+    cut: float           # as in the job, for 'cut'
+    masked: bool         # whether some text does not count in the loss
+    vocabulary: dict     # the part of meta.json that says what the ids mean
+
+    def split_of(self, document, file):
+        """Which split a document, or each part of it, goes to: [(split, parts, whether the document begins there)]."""
+        begins = document.begin == 0.0
+        if self.rule == 'files':
+            return [(file['split'], document.parts, begins)]
+        if self.rule == 'hash':  # of the text: it stays in its split when the corpus grows, and so do its copies
+            return [('val' if document.key < self.val_fraction else 'train', document.parts, begins)]
+        (text, _), = document.parts
+        share = (self.cut - document.begin) / (document.end - document.begin)
+        place = int(len(text) * min(max(share, 0.0), 1.0))
+        return [(split, [(piece, True)], begins if split == 'train' else share >= 0.0)
+                for split, piece in (('train', text[:place]), ('val', text[place:])) if piece]
+
+
+def make_plan(folder, job, named, read, others):
+    """The plan for a job. `named`: its named_vocabulary(); `others`: what to suggest if the source is gone."""
+    files = {}
+    for split, patterns in (('val', job.val), ('train', job.train)):  # val first: train's documents are looked up in it
+        for pattern in patterns:
+            try:
+                found = sources.find(pattern)
+            except sources.Gone as error:
+                raise ValueError(f'{error}\n{others}'.strip()) from None
+            for file in found:
+                files.setdefault(file['path'], {**file, 'split': split})  # named twice, used once
+    plan = Plan(list(files.values()), 'files', job.val_fraction, job.cut, job.prompt is not None, named)
+    for path in files:
+        if plan.masked and sources.suffix(path) not in ('.jsonl', '.parquet'):
+            raise ValueError(f'{path} is plain text; instructions and answers come in .jsonl and .parquet files')
+    if not job.val:
+        plan.rule = 'hash' if plan.masked or has_documents(plan, read, FEW / job.val_fraction) else 'cut'
+    check_disk(folder, job, plan)
+    plan.vocabulary = named or find_vocabulary(job, plan, read)
+    return plan
+
+
+def has_documents(plan, read, enough):
+    """Whether the files have at least `enough` documents."""
+    seen = 0
+    for file in plan.files:
+        for documents, _, _ in read(file, 0, bad_row=lambda describe: None):
+            seen += sum(document.begin == 0.0 for document in documents)
+            if seen >= enough:
+                return True
+    return False
+
+
+def check_disk(folder, job, plan):
+    """ValueError if the dataset will not fit on the disk, by a rough estimate."""
+    kind = 'bpe' if job.vocab_size else job.tokenizer
+    # bytes to write per byte of text: 2 for a token of 4.4 bytes, or of 3.6 with a small vocabulary; 4 + 2 a character
+    density = {'gpt2': 0.45, 'char': 6.0}.get(kind, 0.55) + 0.25 * plan.masked
+    # a byte of parquet holds 1.6 bytes of text: fineweb-edu's 28.5 GB become 10 billion tokens, 20 GB
+    text = sum(file['bytes'] * (1.6 if sources.suffix(file['path']) == '.parquet' else 1) for file in plan.files)
+    needed, free = text * job.fraction * density, free_bytes(folder)
+    if needed > free:
+        raise ValueError(f'the dataset needs about {needed / 1e9:.1f} GB, but the disk of {folder} has '
+                         f'{free / 1e9:.1f} GB free; make room, or choose another --out=FOLDER')
+
+
+def named_vocabulary(job):
+    """What the meta.json of the dataset in --tokenizer says about the ids; None if it names no dataset."""
+    if job.tokenizer in ('gpt2', 'char'):
+        return None
+    folder = dataset_folder(job.tokenizer)
+    if not os.path.isdir(folder):
+        raise ValueError(f'--tokenizer={job.tokenizer} is neither gpt2 nor char nor the folder of a dataset')
+    meta = dataset.read_meta(folder)
+    return {key: meta[key] for key in ('tokenizer', 'vocab_size', 'chars', 'tokenizer_file', 'tokenizer_json')
+            if key in meta}
+
+
+def dataset_folder(name):
+    """The folder that a user names: a path, or a name in data/."""
+    return name if os.path.isdir(name) else dataset.find(ROOT, name.removeprefix('data/'))
+
+
+def find_vocabulary(job, plan, read):
+    """The part of meta.json that says what the ids mean. The characters of a text are known only at its end."""
+    if job.vocab_size:
+        print(f'learning a vocabulary of {job.vocab_size:,} tokens', flush=True)
+        before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C would wait until everything is learned
+        content = train_bpe(train_texts(plan, read), job.vocab_size)
+        signal.signal(signal.SIGINT, before)
+        size = BPETokenizer(content).vocab_size
+        if size < job.vocab_size:
+            print(f'the text has no more than {size:,} tokens to learn')
+        return {'tokenizer': 'bpe', 'vocab_size': size, 'tokenizer_file': 'tokenizer.json', 'tokenizer_json': content}
+    if job.tokenizer == 'gpt2':
+        GPT2Tokenizer()  # fail now if its files are missing
+        return {'tokenizer': 'gpt2', 'vocab_size': GPT2Tokenizer.vocab_size}
+    return {'tokenizer': 'char'}
+
+
+def train_texts(plan, read):
+    """Yields text of train to learn a vocabulary from: the beginning of each file, up to its share of BPE_TEXT."""
+    total = sum(file['bytes'] for file in plan.files)
+    for file in plan.files:
+        left = BPE_TEXT * file['bytes'] / max(total, 1)
+        for documents, _, _ in read(file, 0, bad_row=lambda describe: None):
+            for document in documents:
+                for split, parts, _ in plan.split_of(document, file):
+                    if split == 'train':
+                        yield from (piece for text, _ in parts for piece in cut_up(text))
+                        left -= document.length
+            if left <= 0:
+                break

@@ -1,0 +1,339 @@
+"""The chat: as a person sees it through a pseudo-terminal, and which ids the model gets."""
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from common.sampling.speaker import Speaker, Turn
+from common.tokenizer import CharTokenizer
+from model import GPT, GPTConfig
+from running import HANG, ROOT
+
+PROMPT = '\n> '
+
+
+class Person:
+    """A person at a terminal in which a command runs."""
+
+    def __init__(self, command, cwd):
+        self.fd, terminal = pty.openpty()
+        env = {**os.environ, 'TERM': 'dumb', 'NO_COLOR': '1'}
+        self.process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=cwd, env=env,
+                                        start_new_session=True)
+        os.close(terminal)
+        self.seen = ''
+
+    def wait_for(self, text):
+        """Wait for `text`; returns the output before it."""
+        while text not in self.seen:
+            assert select.select([self.fd], [], [], HANG)[0], f'waited for {text!r}, saw {self.seen!r}'
+            try:
+                self.seen += re.sub('\x1b\\[\\?2004.', '', os.read(self.fd, 4096).decode()).replace('\r', '')
+            except OSError:  # the terminal is closed
+                raise AssertionError(f'waited for {text!r}, saw {self.seen!r}') from None
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def type(self, line):
+        """Type a line; returns the output between it and the next prompt."""
+        os.write(self.fd, f'{line}\n'.encode())
+        self.wait_for(f'{line}\n')
+        return self.wait_for(PROMPT).removesuffix('\n')
+
+    def leave(self, word):
+        os.write(self.fd, f'{word}\n'.encode())
+        assert self.process.wait(timeout=HANG) == 0
+
+
+@pytest.fixture
+def person(tmp_path):
+    """person(*args): a Person who started sample.py in a temporary folder."""
+    people = []
+
+    def start(*args):
+        people.append(Person([sys.executable, os.path.join(ROOT, 'sample.py'), '--device=cpu', *args], tmp_path))
+        return people[-1]
+    yield start
+    for one in people:
+        one.process.kill()
+        one.process.wait()
+        os.close(one.fd)
+
+
+@pytest.fixture
+def chat(person, trained):
+    one = person('--chat=True', f'--out_dir={trained}', '--max_new_tokens=30')
+    assert 'continues what you type' in one.wait_for(PROMPT)
+    return one
+
+
+def test_a_conversation(chat, trained, tmp_path):
+    """Type, change settings, look, undo, and leave."""
+    first = chat.type('the cat')
+    assert len(first.strip('\n')) > 0
+    assert chat.type('/undo') == "forgotten: 'the cat'; turns left: 0"
+    assert chat.type('/seed 1337') == 'seed of the next answer: 1337'
+    assert chat.type('the cat') == first
+    assert chat.type('/retry') != first
+    assert chat.type('/temp 0') == 'temperature: 0.0'
+    assert chat.type('/tokens 5') == 'tokens in an answer: up to 5'
+    assert len(chat.type('a dog')) <= 6
+    assert chat.type('/topk 3') == 'top_k: 3' and chat.type('/topp 0.9') == 'top_p: 0.9'
+    assert chat.type('/topk') == 'top_k: 3'
+    top = chat.type('/top').splitlines()
+    assert len(top) == 10 and all('%' in line for line in top)
+    assert 'turns: 2' in chat.type('/stats') and 'a second' in chat.type('/stats')
+    assert chat.type('/save talk.txt') == 'saved to talk.txt'
+    assert '> the cat\n' in (tmp_path / 'talk.txt').read_text() and '> a dog\n' in (tmp_path / 'talk.txt').read_text()
+    assert 'already there' in chat.type('/save talk.txt')
+    assert chat.type('/system the bird') == "before the conversation: 'the bird'"
+    assert chat.type('/reset') == 'a new conversation'
+    assert chat.type(f'/load {trained}').startswith(trained)
+    assert '/compare OUT_DIR' in chat.type('/help')
+    chat.leave('/quit')
+
+
+def test_a_mistake_is_answered_and_the_conversation_goes_on(chat):
+    for line, expected in (('/foo', '/foo is not a command; /help'), ('/Tmp 1', 'did you mean /temp?'),
+                           ('/temp hot', "from 0 up, not 'hot'"),
+                           ('/temp -1', 'from 0 up'), ('/temp nan', 'from 0 up'), ('/topp 2', 'from 0 to 1'),
+                           ('/tokens 0', 'from 1 up'), ('/topk 1.5', 'from 0 up'), ('/seed x', 'seed is a number'),
+                           ('/load', '/load needs'), ('/load nowhere.pt', 'nowhere.pt'), ('/undo', 'nothing to undo'),
+                           ('/retry', 'nothing to answer'), ('/save', 'needs the name'), ('/save /no/x', 'No such'),
+                           ('#@', 'does not know the characters'), ('/system #', 'does not know'),
+                           ('/__init__', 'not a command')):
+        assert expected in chat.type(line), line
+    assert chat.type('the cat') and chat.type('quit the cat') and chat.type(' /undo')
+    chat.leave('exit')
+
+
+def test_ctrl_c_ends_the_answer_and_not_the_program(chat):
+    assert chat.type('/tokens 1000000')
+    os.write(chat.fd, b'the cat\n')
+    chat.wait_for('the cat\n')
+    assert select.select([chat.fd], [], [], HANG)[0]
+    os.killpg(chat.process.pid, signal.SIGINT)
+    assert '[interrupted]' in chat.wait_for(PROMPT)
+    assert 'turns: 1' in chat.type('/stats')
+    chat.type('/tokens 5')
+    assert chat.type('a dog')
+    for _ in range(HANG):  # now while it waits for a line; a signal just before that is seen only at the next key
+        os.killpg(chat.process.pid, signal.SIGINT)
+        if select.select([chat.fd], [], [], 1)[0]:
+            break
+    assert 'quit or Ctrl-D leaves' in chat.wait_for(PROMPT)
+    os.write(chat.fd, b'\x04')
+    assert chat.process.wait(timeout=HANG) == 0
+
+
+def test_several_lines_and_a_line_corrected(chat):
+    chat.type('/temp 0')
+    os.write(chat.fd, b'"""the cat\n')
+    chat.wait_for('\n. ')
+    chat.type('a dog"""')
+    assert chat.type('/undo') == "forgotten: 'the cat\\na dog'; turns left: 0"
+    os.write(chat.fd, b'the caz\x7ft\n')
+    chat.wait_for(PROMPT)
+    assert "'the cat'" in chat.type('/undo')
+    chat.type('/temp 0.5')
+    assert 'does not know' in chat.type('"""/the cat"""')  # a text, not a command
+    chat.leave('quit')
+
+
+def test_two_models_answer_the_same_from_the_same_seed(chat, trained):
+    chat.type('the cat')
+    assert 'Both answer' in chat.type(f'/compare {trained}')
+    first, second = chat.type('a dog').split(f'[{trained}]\n')[1:]
+    assert first.strip('\n') == second.strip('\n') != ''
+    assert 'turns left: 1' in chat.type('/undo') and 'turns left: 0' in chat.type('/undo')
+    assert 'does not know' in chat.type('#@') and 'nothing to undo' in chat.type('/undo')
+    chat.type('/compare -')
+    assert trained not in chat.type('a dog')
+    chat.leave('quit')
+
+
+def test_with_no_model_yet_one_can_be_trained(person, tmp_path):
+    one = person('--chat=True')
+    assert 'Train a first one now' in one.wait_for('[Y/n] ')
+    os.write(one.fd, b'n\n')
+    one.wait_for('train.py config/quickstart.py')
+    assert one.process.wait(timeout=HANG) == 1
+
+
+def test_without_an_out_dir_the_newest_model_answers(person, trained, tmp_path):
+    (tmp_path / 'out-mine').mkdir()
+    os.link(os.path.join(trained, 'ckpt.pt'), tmp_path / 'out-mine' / 'ckpt.pt')
+    one = person('--chat=True')
+    assert '--out_dir=out-mine' in one.wait_for(PROMPT)
+    one.leave('quit')
+
+
+def test_without_a_terminal_the_command_to_train_is_printed(run):
+    done = run('sample.py', '--chat=True')
+    assert done.returncode == 2 and 'train.py config/quickstart.py' in done.stderr and done.stdout == ''
+
+
+def test_lines_can_be_piped_in(run, trained):
+    done = run('sample.py', '--chat=True', f'--out_dir={trained}', '--device=cpu',
+               stdin='/tokens 5\nthe cat\n/undo\n')
+    assert done.returncode == 0 and done.stderr == ''
+    assert done.stdout.endswith("forgotten: 'the cat'; turns left: 0\n")
+
+
+CHARS = CharTokenizer(sorted(set('### Instruction:\n\n### Response:\nabcdefgh xyz')))
+TEMPLATE = '### Instruction:\n{instruction}\n\n### Response:\n'
+
+
+@pytest.fixture(params=[False, True], ids=['classic', 'modern'])
+def model(request):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=200, vocab_size=CHARS.vocab_size, n_layer=2, n_head=2, n_embd=32,
+                          modern=request.param)).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # at 0 all inputs would look alike, and a smear of 0 would hide mistakes
+            p.add_(0.3 * torch.randn_like(p))
+    return model
+
+
+def answer(speaker, text, stops=()):
+    return ''.join(speaker.answer(text, 8, stops, temperature=0))
+
+
+class WithEnd(CharTokenizer):
+    """A CharTokenizer whose first character is end-of-text."""
+    end_id = 0
+
+    def __init__(self, chars):
+        super().__init__(chars)
+        self.end_id = self.start_id = 0
+
+
+def test_a_tuned_model_is_asked_in_the_form_it_was_trained_on(model):
+    speaker = Speaker('tuned', model, CHARS, {'prompt': TEMPLATE})
+    first = answer(speaker, 'ab x')
+    second = answer(speaker, 'cd')
+    expected = (TEMPLATE.replace('{instruction}', 'ab x') + first + '\n\n' + TEMPLATE.replace('{instruction}', 'cd')
+                + second)
+    assert CHARS.decode(speaker.ids()) == expected
+
+
+def test_end_of_text_stands_between_the_turns_of_a_tuned_model(model):
+    """And before the first turn or a system text, but not after that; whether the answer was cut short or not."""
+    tokenizer = WithEnd(['@', *CHARS.chars])
+    speaker = Speaker('tuned', model, tokenizer, {'prompt': TEMPLATE})
+    asked = [tokenizer.encode(TEMPLATE.replace('{instruction}', text)) for text in ('ab', 'cd')]
+    x = tokenizer.encode('x')
+    for ended in (True, False):
+        speaker.begin('')
+        turn = Turn('ab', speaker.encode('ab'), 'x', x + [0] if ended else x, ended)
+        speaker.turns.append(turn)
+        assert speaker.ids() + speaker.encode('cd') == [0] + asked[0] + x + [0] + asked[1]
+        speaker.replay('xyz', speaker.turns)
+        expected = [0] + tokenizer.encode('xyz\n\n') + asked[0] + x + [0] + asked[1]
+        assert speaker.ids() + speaker.encode('cd') == expected
+        other = Speaker('other', model, tokenizer, {'prompt': TEMPLATE})
+        other.replay('xyz', [turn])
+        assert other.ids() == speaker.ids()
+
+
+def test_any_other_model_continues_the_text(model):
+    speaker = Speaker('plain', model, CHARS, {})
+    speaker.begin('xyz')
+    first, second = answer(speaker, 'ab'), answer(speaker, 'cd')
+    assert CHARS.decode(speaker.ids()) == f'xyz\nab{first}\ncd{second}'
+
+
+def test_the_cache_carries_over_turns_and_changes_no_token(model, monkeypatch):
+    speaker, lengths, forward = Speaker('plain', model, CHARS, {}), [], model.forward
+
+    def recorded(idx, **options):
+        lengths.append(idx.size(1))
+        return forward(idx, **options)
+    monkeypatch.setattr(model, 'forward', recorded)
+    text = ''
+    for said in ('ab', 'cdefg', 'x'):
+        lengths.clear()
+        given = answer(speaker, said)
+        # new are the last token of the answer before, which no step has seen yet, the line break, and the text
+        assert lengths == [len(said) + (2 if text else 0)] + [1] * 7
+        text += ('\n' if text else '') + said
+        alone = model.generate(torch.tensor([CHARS.encode(text)]), 8, temperature=0, use_cache=False)
+        text += given
+        assert CHARS.decode(alone[0].tolist()) == text
+
+
+def test_after_undo_the_answers_are_as_if_the_turn_had_not_been(model):
+    speaker, fresh = (Speaker('plain', model, CHARS, {}) for _ in range(2))
+    assert answer(speaker, 'ab') == answer(fresh, 'ab')
+    answer(speaker, 'cdefgh')
+    assert speaker.undo() == 'cdefgh'
+    assert answer(speaker, 'x y') == answer(fresh, 'x y')
+
+
+def test_after_an_interrupt_within_a_token_the_conversation_goes_on_from_what_was_shown(model, monkeypatch):
+    speaker, attend, calls = Speaker('plain', model, CHARS, {}), model.transformer.h[1].attn.forward, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return attend(*args)
+    monkeypatch.setattr(model.transformer.h[1].attn, 'forward', interrupted)
+    pieces = speaker.answer('cdefgh', 8, [], temperature=0)
+    assert len(next(pieces) + next(pieces) + next(pieces)) == 3
+    with pytest.raises(KeyboardInterrupt):
+        next(pieces)
+    shown = 'cdefgh' + speaker.turns[0].answer
+    assert len(shown) == 9 and CHARS.decode(speaker.ids()) == shown
+    alone = model.generate(torch.tensor([CHARS.encode(shown + '\nab')]), 8, temperature=0)
+    assert CHARS.decode(alone[0].tolist()) == shown + '\nab' + answer(speaker, 'ab')
+
+
+def test_a_stop_string_is_forgotten_and_the_conversation_goes_on_without_it(model):
+    whole = answer(Speaker('plain', model, CHARS, {}), 'ab')
+    stop = whole[3:5]
+    shown = whole[:whole.index(stop)]
+    speaker = Speaker('plain', model, CHARS, {})
+    assert answer(speaker, 'ab', [stop]) == shown
+    text = f'ab{shown}\ncd'
+    alone = model.generate(torch.tensor([CHARS.encode(text)]), 8, temperature=0)
+    assert CHARS.decode(alone[0].tolist()) == text + answer(speaker, 'cd')
+
+
+def test_a_tuned_model_does_not_write_the_next_instruction(model, monkeypatch):
+    """The answer ends where the template begins."""
+    written = iter(CHARS.encode('abc\n\n### Instruction:\nxyz'))
+    monkeypatch.setattr('common.generate.sample', lambda logits, **options: torch.tensor([[next(written)]]))
+    speaker = Speaker('tuned', model, CHARS, {'prompt': TEMPLATE})
+    assert ''.join(speaker.answer('h', 99, [])) == 'abc\n\n'
+
+
+@pytest.mark.parametrize('step', [None, 'static'])
+def test_past_the_context_the_conversation_goes_on(model, step):
+    speaker = Speaker('plain', model, CHARS, {}, step and (lambda ids, cache: model(ids, cache=cache)))
+    for i in range(40):
+        assert len(answer(speaker, 'abcdefgh'[:i % 8 + 1])) == 8
+    assert len(speaker.ids()) > 2 * 200
+    assert answer(speaker, 'x' * 300) and len(speaker.turns) == 41
+
+
+def test_without_line_breaks_in_the_vocabulary_turns_follow_directly(model):
+    speaker = Speaker('plain', model, CharTokenizer('abcd'), {})
+    first, second = answer(speaker, 'ab'), answer(speaker, 'cd')
+    assert speaker.tokenizer.decode(speaker.ids()) == f'ab{first}cd{second}'
+
+
+def test_another_model_takes_the_conversation_over(model):
+    one, other = Speaker('one', model, CHARS, {}), Speaker('other', model, CharTokenizer(CHARS.chars[::-1]), {})
+    answer(one, 'ab')
+    answer(one, 'cd')
+    other.replay('xyz', one.turns)
+    assert other.tokenizer.decode(other.ids()) == f'xyz\nab{one.turns[0].answer}\ncd{one.turns[1].answer}'
+    with pytest.raises(ValueError, match='does not know'):
+        Speaker('small', model, CharTokenizer('ab'), {}).replay('', one.turns)

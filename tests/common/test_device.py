@@ -1,0 +1,239 @@
+"""What the machine is said to be, on machines that are not there: the V100's rules above all."""
+import shutil
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from common.training import guard
+from common.compile import compile_or_eager
+from common.device import autocast, check_architecture, muon_dtype, native_bf16, peak_flops, resolve_device, resolve_dtype
+from common.distributed import start_processes
+from model import GPT, GPTConfig
+
+CUDA13 = ['sm_75', 'sm_80', 'sm_86', 'sm_90', 'sm_100', 'sm_120']
+CUDA126 = ['sm_50', 'sm_60', 'sm_70', 'sm_75', 'sm_80', 'sm_86', 'sm_90']
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """gpu(name, native_bf16): pretend that PyTorch has found it."""
+    def pretend(name='Tesla V100-SXM2-16GB', native_bf16=False):
+        # like the real one, it counts emulation unless told otherwise
+        monkeypatch.setattr(torch.cuda, 'is_bf16_supported',
+                            lambda including_emulation=True: including_emulation or native_bf16)
+        monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: name)
+    return pretend
+
+
+def test_a_v100_trains_in_float16_and_never_in_emulated_bfloat16(gpu, capsys):
+    gpu()
+    assert resolve_dtype('auto', 'cuda') == 'float16'
+    assert resolve_dtype('bfloat16', 'cuda') == 'float16'
+    assert capsys.readouterr().out.count('\n') == 1
+
+
+def test_a_gpu_with_native_bfloat16_uses_it(gpu):
+    gpu('NVIDIA H200', native_bf16=True)
+    assert resolve_dtype('auto', 'cuda:1') == 'bfloat16'
+    assert resolve_dtype('float16', 'cuda:1') == 'float16'
+
+
+def test_a_cpu_with_native_bfloat16_trains_in_it_and_samples_in_float32(monkeypatch):
+    for native in (True, False):
+        monkeypatch.setattr('common.device.native_bf16', lambda device: native)
+        assert resolve_dtype('auto', 'cpu') == ('bfloat16' if native else 'float32')
+        assert resolve_dtype('auto', 'cpu', training=False) == 'float32'
+
+
+@pytest.mark.parametrize('avx512, amx, capability, onednn, native', [
+    (True, False, 'AVX512', True, True), (False, True, 'AVX512', True, True), (False, False, 'AVX512', True, False),
+    (True, True, 'AVX2', True, False), (True, True, 'DEFAULT', True, False), (True, True, 'AVX512', False, False),
+    (True, True, 'AVX512', None, False)])  # None: a PyTorch without oneDNN
+def test_bfloat16_is_native_where_the_cpu_pytorch_and_onednn_have_it(monkeypatch, avx512, amx, capability, onednn,
+                                                                     native):
+    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: avx512)
+    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: amx)
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: onednn is not None)
+    monkeypatch.setattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', lambda: onednn, raising=False)
+    assert native_bf16('cpu') == native and not native_bf16('mps')
+
+
+def test_muon_never_iterates_in_float16_or_emulated_bfloat16(gpu):
+    gpu()
+    assert muon_dtype('cuda', 'float16') == torch.float32
+    gpu('NVIDIA H200', native_bf16=True)
+    assert muon_dtype('cuda', 'bfloat16') == muon_dtype('cuda', 'float16') == torch.bfloat16
+    assert muon_dtype('cuda', 'float32') == torch.float32
+
+
+def test_float16_on_a_cpu_is_refused():
+    with pytest.raises(ValueError, match='float16'):
+        resolve_dtype('float16', 'cpu')
+
+
+@pytest.mark.parametrize('capability, built, runs', [
+    ((7, 0), CUDA126, True), ((7, 0), CUDA13, False), ((8, 6), CUDA13, True), ((8, 9), CUDA13, True),
+    ((9, 0), ['sm_90a'], True), ((12, 0), ['sm_90', 'compute_90'], True), ((12, 0), CUDA126, False),
+    ((9, 4), ['gfx90a'], True)])
+def test_a_build_without_kernels_for_the_gpu_is_found_at_once(capability, built, runs):
+    if runs:
+        return check_architecture('a GPU', capability, built)
+    with pytest.raises(ValueError) as error:
+        check_architecture('a GPU', capability, built)
+    assert ('cu126' in str(error.value)) == (capability == (7, 0))
+
+
+@pytest.mark.parametrize('name, tflops', [
+    ('Tesla V100-SXM2-16GB', 125), ('Tesla V100-SXM2-32GB', 125), ('Tesla V100-PCIE-32GB', 112),
+    ('Tesla V100S-PCIE-32GB', 130), ('Tesla V100-DGXS-32GB', 125), ('Tesla T4', 65), ('NVIDIA A10', 125),
+    ('NVIDIA A10G', None), ('NVIDIA A100-SXM4-80GB', 312), ('NVIDIA L4', 121), ('NVIDIA L40S', 362),
+    ('NVIDIA L40', None),
+    ('NVIDIA GeForce RTX 3090', 71), ('NVIDIA GeForce RTX 3090 Ti', None), ('NVIDIA GeForce RTX 4090', 165.2),
+    ('NVIDIA H100 80GB HBM3', 989), ('NVIDIA H100 PCIe', 756), ('NVIDIA H100 NVL', 835), ('NVIDIA H200', 989),
+    ('NVIDIA H200 NVL', None), ('NVIDIA B200', 2250), ('NVIDIA GB200', 2500), ('AMD Instinct MI300X', 1307),
+    ('Some GPU of tomorrow', None)])
+def test_the_peak_is_the_cards_own_or_unknown(gpu, name, tflops):
+    gpu(name)
+    assert peak_flops('cuda', 'bfloat16') == (None if tflops is None else tflops * 1e12)
+    assert peak_flops('cuda', 'float32') is None and peak_flops('cpu', 'bfloat16') is None
+
+
+@pytest.mark.parametrize('device, expected', [('cuda', 'cuda'), ('gpu', 'not one of'), ('cuda:x', 'not one of')])
+def test_a_device_that_is_not_there_is_refused(monkeypatch, device, expected):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match=expected):
+        resolve_device(device)
+
+
+def test_words_that_mean_nothing_are_refused():
+    with pytest.raises(ValueError, match="dtype='float8'"):
+        resolve_dtype('float8', 'cpu')
+    with pytest.raises(ValueError, match="backend='foo'"):
+        start_processes('foo', 'cpu')
+
+
+@pytest.mark.parametrize('local_rank', ['0', '3'])
+def test_more_processes_than_gpus_are_refused_by_every_process(monkeypatch, local_rank):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    for name, value in (('WORLD_SIZE', '4'), ('LOCAL_WORLD_SIZE', '4'), ('LOCAL_RANK', local_rank)):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match='4 processes.*2 GPUs.*--nproc_per_node=2'):
+        resolve_device('auto')
+
+
+def test_a_driver_without_a_gpu_is_no_silent_cpu(monkeypatch, capsys):
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
+    monkeypatch.setattr(shutil, 'which', lambda name: '/usr/bin/' + name)
+    assert resolve_device('auto') == 'cpu' and '--mode=check says why' in capsys.readouterr().out
+    for hidden in ('', '-1'):  # on purpose
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)
+        assert resolve_device('auto') == 'cpu' and capsys.readouterr().out == ''
+
+
+def test_a_gpu_is_taken_by_its_number_where_it_has_one(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch._C, '_cuda_setDevice', chosen.append, raising=False)  # what set_device calls in the end
+    for name, value in (('is_available', True), ('device_count', 2), ('get_arch_list', ['sm_70'])):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'a GPU')
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (7, 0))
+    monkeypatch.setattr(torch, 'set_float32_matmul_precision', lambda precision: None)  # it would hold for other tests
+    assert [resolve_device(device) for device in ('auto', 'cuda', 'cuda:1')] == ['cuda', 'cuda', 'cuda:1']
+    assert chosen == [1]
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    assert resolve_device('auto') == 'cuda:1' and chosen == [1, 1]
+    with pytest.raises(ValueError, match='this machine has 2 GPUs'):
+        monkeypatch.setenv('LOCAL_WORLD_SIZE', '3')
+        resolve_device('auto')
+
+
+def test_a_recomputed_dropout_on_a_mac_is_refused():
+    with pytest.raises(ValueError, match='--dropout=0.0'):
+        guard.check_model(GPTConfig(dropout=0.1), 'mps', 'float32', gradient_checkpointing=True)
+    guard.check_model(GPTConfig(dropout=0.1), 'mps', 'float32', gradient_checkpointing=False)
+
+
+def test_with_fsdp_autocast_keeps_no_weights_of_the_whole_model():
+    for fsdp in (True, False):
+        with autocast('cpu', 'bfloat16', fsdp):
+            assert torch.is_autocast_cache_enabled() != fsdp
+
+
+def test_processes_on_a_mac_share_its_cpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert resolve_device('auto') == 'mps'
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert resolve_device('auto') == 'cpu'
+    with pytest.raises(ValueError, match='one process'):
+        resolve_device('mps')
+
+
+def test_a_model_that_does_not_compile_runs_in_eager_and_says_so(monkeypatch, capsys):
+    def no_compiler(*args, **kwargs):
+        raise RuntimeError('Failed to find C++ compiler\nmore lines')
+    monkeypatch.setattr(torch, 'compile', lambda model, mode: no_compiler)
+    model = torch.nn.Linear(2, 2)
+    assert compile_or_eager(model, nullcontext(), lambda compiled: compiled(torch.ones(2))) is model
+    assert capsys.readouterr().out == ('compile: not possible here, running eager instead '
+                                       '(RuntimeError: Failed to find C++ compiler)\n')
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """A process group of this process alone, for DistributedDataParallel."""
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """The graphs that torch.compile makes from here on, of which each runs as it is."""
+    torch._dynamo.reset()
+    made, compile = [], torch.compile
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return graph
+    monkeypatch.setattr(torch, 'compile', lambda model, mode: compile(model, backend=backend))
+    return made
+
+
+@pytest.mark.parametrize('bucket_mb, expected', [(100, 2), (1, 4)])
+def test_with_ddp_the_graph_is_cut_where_gradients_can_travel(process_group, graphs, bucket_mb, expected):
+    """
+    That is where a bucket of them is full: the first has 1 MB, the others what DDP is told. Of gradients the blocks
+    have 2.4 MB and the embedding 2.
+    """
+    raw_model = GPT(GPTConfig(n_layer=12, n_head=2, n_embd=64, block_size=8, vocab_size=8192)).train()
+    ids = torch.arange(16).view(2, 8)
+    right = raw_model(ids, ids)[1]
+    parallel = torch.nn.parallel.DistributedDataParallel(raw_model, bucket_cap_mb=bucket_mb)
+    model = compile_or_eager(parallel, nullcontext(), lambda compiled: compiled(ids, ids)[1].backward())
+    assert model.module is not raw_model and len(graphs) == expected
+    assert all(p.grad is None for p in raw_model.parameters())
+    torch.testing.assert_close(model(ids, ids)[1], right)
+    assert len(graphs) == expected, 'compiled already'
+
+
+def test_with_ddp_too_a_model_that_does_not_compile_runs_in_eager(process_group, monkeypatch):
+    monkeypatch.setattr(torch, 'compile', lambda model, mode: torch.nn.Module())  # which cannot be called
+    raw_model = torch.nn.Linear(2, 2)
+    model = torch.nn.parallel.DistributedDataParallel(raw_model)
+    assert compile_or_eager(model, nullcontext(), lambda compiled: compiled(torch.ones(2))) is model
+    assert model.module is raw_model
+
+
+@pytest.mark.parametrize('n_embd, device, dtype, said', [(64, 'cuda', 'float16', ''), (36, 'cpu', 'bfloat16', ''),
+                                                         (36, 'cuda', 'float32', ''), (36, 'cuda', 'float16', '=48')])
+def test_heads_that_no_fused_attention_takes_are_named(capsys, n_embd, device, dtype, said):
+    guard.check_model(GPTConfig(n_embd=n_embd, n_head=2), device, dtype, gradient_checkpointing=True)
+    out = capsys.readouterr().out
+    assert said in out and (out == '') == (said == '')

@@ -1,0 +1,127 @@
+"""metrics.jsonl: one run, however often it was interrupted, and never a made-up number."""
+import json
+import math
+import os
+import sys
+
+import pytest
+
+from common.checkpoint import Progress
+from common.console import duration, perplexity, print_flush
+from common.training import runlog
+from common.training.runlog import RunLog
+
+
+def make_log(folder, run=Progress(), peak_flops=None, tensorboard_log=False):
+    config = {'max_iters': 100, 'out_dir': str(folder), 'wandb_log': False, 'tensorboard_log': tensorboard_log}
+    return RunLog(config, run, tokens_per_iter=1000, flops_per_token=50.0, peak_flops=peak_flops)
+
+
+def after(updates, train_s, **more):
+    """The progress of a run after so many updates of 1,000 tokens."""
+    return Progress(iter_num=updates, tokens=1000 * updates, train_s=train_s, **more)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+
+
+def test_a_resumed_log_reads_as_one_run(tmp_path):
+    log = make_log(tmp_path)
+    for i in range(8):
+        log.iteration(after(i + 1, float(i + 1)), loss=8.0 - i, lr=0.1, grad_norm=1.0, mem_gb=None)
+    with open(tmp_path / 'metrics.jsonl', 'a') as f:
+        f.write('{"iter": 8, "loss": 0.')  # what a crash leaves
+    log = make_log(tmp_path, after(5, 5.0))
+    log.evaluation(after(5, 5.0), train_loss=3.0, val_loss=3.1, val_acc=0.5, texts=[])
+    log = make_log(tmp_path, after(5, 5.0, evaluated_at=5))  # a state that was saved after its evaluation
+    log.iteration(after(6, 6.0), loss=3.0, lr=0.1, grad_norm=1.0, mem_gb=None)
+    assert [line['iter'] for line in lines(tmp_path)] == [0, 1, 2, 3, 4, 5, 5]
+    assert lines(tmp_path)[-1]['ms'] == 1000.0
+
+
+def test_speed_is_measured_since_the_last_line(tmp_path, capsys):
+    log = make_log(tmp_path, peak_flops=1e6)
+    log.iteration(after(1, 1.0), loss=2.0, lr=0.1, grad_norm=None, mem_gb=1.5)
+    log.iteration(after(11, 6.0), loss=1.0, lr=0.1, grad_norm=None, mem_gb=1.5)
+    assert lines(tmp_path)[1] == dict(iter=10, loss=1.0, lr=0.1, grad_norm=None, ms=500.0, tok_s=2000.0, mfu=0.1,
+                                      mem_gb=1.5, tokens=11000, train_s=6.0)
+    assert capsys.readouterr().out.splitlines()[1] == ('iter 10: loss 1.0000, time 500.00ms, mfu 10.00%, 2,000 tok/s, '
+                                                       '44s left')
+
+
+def test_what_is_not_a_number_is_null(tmp_path):
+    log = make_log(tmp_path)
+    log.evaluation(after(0, 0.0), train_loss=math.nan, val_loss=math.inf, val_acc=0.0, texts=[])
+    assert lines(tmp_path)[0]['train_loss'] is None and lines(tmp_path)[0]['val_ppl'] is None
+    assert math.isnan(perplexity(math.nan)) and perplexity(1e4) == math.inf and perplexity(0.0) == 1.0
+
+
+def test_the_end_names_only_files_that_are_there(tmp_path, capsys):
+    log = make_log(tmp_path)
+    log.close(after(0, 0.0, best_val_loss=math.inf), done=True)
+    assert 'wrote metrics.jsonl in' in capsys.readouterr().out
+    assert lines(tmp_path) == [dict(iter=0, done=True, best_val_loss=None, train_s=0.0)]
+
+
+def test_an_end_that_is_not_the_usual_one_says_why(tmp_path, capsys):
+    make_log(tmp_path).close(after(40, 1.0, best_val_loss=2.0), done=True)
+    assert 'best val loss 2.0000; ended by --patience' in capsys.readouterr().out
+    make_log(tmp_path).close(after(100, 1.0, best_val_loss=2.0), done=True)
+    assert 'patience' not in capsys.readouterr().out
+    make_log(tmp_path, after(100, 1.0)).close(after(100, 1.0, best_val_loss=2.0), done=True)
+    said = capsys.readouterr().out
+    assert 'nothing is left to do: this run ended after 100 iterations' in said and 'trained' not in said
+
+
+def test_a_run_goes_on_when_nobody_reads_any_more(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, 'w') as gone:
+        monkeypatch.setattr(sys, 'stdout', gone)
+        for _ in range(2):
+            print_flush('unheard')
+
+
+@pytest.mark.parametrize('seconds, text', [(0.4, '0s'), (59.6, '1m00s'), (184, '3m04s'), (7500, '2h05m'),
+                                           (356400, '4d03h')])
+def test_durations_are_as_exact_as_a_person_needs(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_all_settings_are_beside_the_run(tmp_path):
+    path = tmp_path / 'settings.json'
+    make_log(tmp_path)
+    assert json.loads(path.read_text())['max_iters'] == 100
+    for asked, kept in (('gpt2', 'gpt2'), ('auto', 'gpt2'), ('resume', 'gpt2')):
+        runlog.write_settings(str(path), {'init_from': asked})
+        assert json.loads(path.read_text())['init_from'] == kept, 'what the run began with'
+
+
+def test_the_progress_line_is_for_terminals_alone(tmp_path, capsys, monkeypatch):
+    log = make_log(tmp_path)
+    log.iteration(after(1, 1.0), loss=2.0, lr=0.1, grad_norm=None, mem_gb=None)
+    log.show_progress(after(1, 1.0))
+    assert 'of 100 iterations' not in capsys.readouterr().out
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+    log.show_progress(after(1, 1.0))
+    line = capsys.readouterr().out
+    assert '1 of 100 iterations, 1m39s left' in line and line.endswith('\r') and '\n' not in line
+
+
+def test_a_key_may_stand_in_a_file(tmp_path, monkeypatch):
+    (tmp_path / '.env').write_text('# keys\nexport WANDB_API_KEY="secret"\nWANDB_MODE=online\nPATH=/nowhere\n')
+    monkeypatch.setattr(os, 'environ', {'WANDB_MODE': 'offline', 'PATH': '/bin'})
+    runlog.read_env(str(tmp_path / '.env'))
+    assert os.environ == {'WANDB_API_KEY': 'secret', 'WANDB_MODE': 'offline', 'PATH': '/bin'}
+
+
+def test_tensorboard_has_the_curves(tmp_path):
+    accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    log = make_log(tmp_path, tensorboard_log=True)
+    log.iteration(after(1, 1.0), loss=2.0, lr=0.1, grad_norm=None, mem_gb=None)
+    log.evaluation(after(1, 1.0), train_loss=3.0, val_loss=3.5, val_acc=0.5, texts=[])
+    log.close(after(1, 1.0, best_val_loss=3.5), done=True)
+    events = accumulator.EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
+    assert [(event.step, event.value) for event in events.Scalars('val_loss')] == [(1, 3.5)]
+    assert [event.value for event in events.Scalars('loss')] == [2.0]

@@ -1,0 +1,150 @@
+"""Files are found on the disk and on Hugging Face, and a download is kept only if it is the right file."""
+import hashlib
+import http.client
+import http.server
+import json
+import os
+import threading
+
+import pytest
+
+from corpus import sources
+from running import ROOT, python
+from test_documents import write
+from test_pipeline import STORIES, ids_and_meta, texts_of
+
+
+def test_files_folders_and_globs(tmp_path):
+    (tmp_path / 'sub').mkdir()
+    for name in ('b.txt', 'a.md', 'sub/c.jsonl', 'd.csv'):
+        (tmp_path / name).write_text('{}')
+
+    def names(pattern):
+        return [file['path'].removeprefix(f'{tmp_path}/') for file in sources.find(str(tmp_path / pattern))]
+    assert names('') == ['a.md', 'b.txt', 'sub/c.jsonl'] and names('b.txt') == ['b.txt']
+    assert names('*.txt') == ['b.txt'] and names('**/*.jsonl') == ['sub/c.jsonl']
+    for pattern, complaint in (('e.txt', 'there is no '), ('d.csv', 'no file of .txt, '), ('*.html', 'there is no ')):
+        with pytest.raises(ValueError, match=complaint):
+            names(pattern)
+
+
+# Hugging Face
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Hugging Face on loopback. Its only dataset is me/mine, with the files in the folder that this returns."""
+    folder = tmp_path / 'hub'
+    folder.mkdir()
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        protocol_version = 'HTTP/1.1'
+
+        def do_GET(self):
+            place, headers = self.path.partition('?')[0], {}
+            listing = [(path.name, path.stat().st_size) for path in sorted(folder.iterdir())]
+            status, content = 404, b'{"error": "Repository not found"}'
+            if place.startswith('/api/datasets/me/mine/tree/'):
+                status, content = 200, [{'type': 'file', 'path': name, 'size': size, 'oid': 'b'}
+                                        for name, size in listing]
+            elif place.startswith('/api/datasets/me/mine'):
+                status, content = 200, {'id': 'me/mine', 'sha': 'a' * 40, 'siblings': [
+                    {'rfilename': name, 'size': size, 'blobId': 'b'} for name, size in listing]}
+            elif place.startswith(f'/datasets/me/mine/resolve/{"a" * 40}/'):
+                whole = (folder / os.path.basename(place)).read_bytes()
+                start, end = map(int, self.headers['Range'].removeprefix('bytes=').split('-'))
+                status, content = 206, whole[start:end + 1]
+                headers = {'Content-Range': f'bytes {start}-{end}/{len(whole)}'}
+            else:
+                headers = {'X-Error-Code': 'RepoNotFound'}
+            content = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            for name, value in {**headers, 'Content-Length': len(content)}.items():
+                self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv('HF_ENDPOINT', f'http://127.0.0.1:{server.server_port}')
+        monkeypatch.setenv('HF_HUB_OFFLINE', '0')
+        monkeypatch.setenv('HF_HUB_DISABLE_TELEMETRY', '1')
+        yield folder
+        server.shutdown()
+
+
+def test_a_dataset_on_hugging_face_is_streamed(hub, tmp_path):
+    pytest.importorskip('huggingface_hub')
+    for shard in range(3):
+        write(hub / f'train-{shard}.parquet', STORIES[shard * 130:][:130 if shard < 2 else None])
+    (hub / 'README.md').write_text('none of the corpus')
+    script = os.path.join(ROOT, 'data', 'text', 'prepare.py')
+    args = ['--tokenizer=char', '--out=out']
+    done = python(script, '--source=hf://datasets/me/mine/train-*.parquet', *args, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    train, val, meta = ids_and_meta(tmp_path / 'out')
+    assert sorted(texts_of(train, meta) + texts_of(val, meta)) == sorted(STORIES)
+    done = python(script, '--source=hf://datasets/me/mine/test-*', *args, cwd=tmp_path)
+    assert done.returncode == 2 and 'has no files test-*' in done.stderr
+
+
+def test_for_a_dataset_that_is_gone_others_are_suggested(hub, tmp_path):
+    pytest.importorskip('huggingface_hub')
+    done = python(os.path.join(ROOT, 'data', 'fineweb_edu', 'prepare.py'), f'--out={tmp_path}', cwd=tmp_path)
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert 'no dataset HuggingFaceFW/fineweb-edu: it was renamed or removed' in done.stderr
+    assert "--source='hf://datasets/HuggingFaceFW/fineweb/" in done.stderr
+
+
+# downloads of one file
+
+@pytest.fixture
+def server(tmp_path):
+    """The address of a web server on loopback with one file, 'text'."""
+    (tmp_path / 'web').mkdir()
+    (tmp_path / 'web' / 'text').write_text('hello\n')
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path / 'web'))
+
+        def log_message(self, *args):
+            pass
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Quiet) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
+
+
+def test_a_download_is_kept_only_if_it_is_the_right_file(server, tmp_path):
+    folder, right = str(tmp_path), hashlib.sha256(b'hello\n').hexdigest()
+    for url, sha256, complaint in ((f'{server}/none', right, 'HTTP Error 404'), (f'{server}/text', '0' * 64, right)):
+        with pytest.raises(ValueError, match=complaint):
+            sources.download(folder, url, sha256)
+        assert os.listdir(folder) == ['web']
+    path = sources.download(folder, f'{server}/text', right)
+    assert path == str(tmp_path / 'input.txt') and (tmp_path / 'input.txt').read_text() == 'hello\n'
+    assert sources.download(folder, 'http://127.0.0.1:1/gone', right) == path, 'downloaded once'
+
+
+def test_without_a_network_the_message_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, 'WAITS', (0, 0))
+    with pytest.raises(ValueError) as error:
+        sources.download(str(tmp_path), 'http://127.0.0.1:1/text', '')
+    said = str(error.value)
+    assert str(tmp_path / 'input.txt') in said and '--input=FILE' in said and 'config/quickstart.py' in said
+
+
+def test_a_download_that_breaks_off_is_retried_and_then_a_message(tmp_path, capsys, monkeypatch):
+    class Broken:
+        __enter__ = lambda self: self
+        __exit__ = lambda self, *args: None
+
+        def read(self):
+            raise http.client.IncompleteRead(b'hel')
+    monkeypatch.setattr(sources, 'WAITS', (0, 0))
+    monkeypatch.setattr('urllib.request.urlopen', lambda *args, **kwargs: Broken())
+    with pytest.raises(ValueError, match='IncompleteRead'):
+        sources.download(str(tmp_path), 'http://127.0.0.1/text', '')
+    assert capsys.readouterr().out.count('trying again') == 2 and os.listdir(tmp_path) == []
