@@ -24,6 +24,7 @@ root = os.path.dirname(os.path.abspath(__file__))
 exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once
 # -----------------------------------------------------------------------------
 
+import contextlib
 import importlib.util
 import itertools
 import shutil
@@ -31,11 +32,10 @@ import sys
 import time
 from dataclasses import asdict
 
-import numpy as np
 import torch
 
 from common import checkpoint, dataset, generate, weights
-from common.console import stop
+from common.console import exit_on_error, print_flush
 from common.exporting import modelcard, onnx_graph
 from common.files import free_bytes
 from common.tokenizer import check_same, from_meta
@@ -45,10 +45,10 @@ TOLERANCE = 1e-4     # of the logits, relative to their standard deviation where
 GREEDY_TOKENS = 64
 PIECE = 64           # tokens whose logits are in memory at once
 MOST_LOGITS = 2**24  # with more than this, only every 16th position is compared
-# packages for each format
-TO_WRITE = {'hf': ['safetensors', 'tokenizers'], 'onnx': ['onnx', 'onnxscript', 'tokenizers'],
-            'safetensors': ['safetensors']}
-TO_VERIFY = {'hf': ['transformers'], 'onnx': ['onnxruntime'], 'safetensors': []}
+PACKAGES = {  # to write each format, to verify it
+    'hf': (['safetensors', 'tokenizers'], ['transformers']),
+    'onnx': (['onnx', 'onnxscript', 'tokenizers'], ['onnxruntime']),
+    'safetensors': (['safetensors'], [])}
 TEXT = """It was a quiet evening in the harbour. Two ships had come in with the tide, and 12 men were carrying
 sacks of grain ashore; "Hurry up," said the old captain, "the rain won't wait for us!" Nobody answered him.
 """
@@ -56,10 +56,10 @@ sacks of grain ashore; "Hurry up," said the old captain, "the rain won't wait fo
 
 def check_packages():
     """ValueError, with the line to type, if a package is missing."""
-    if format not in TO_WRITE:
-        raise ValueError(f'format={format!r} is not one of {", ".join(TO_WRITE)}')
-    needed = TO_WRITE[format] + (TO_VERIFY[format] if verify else [])
-    missing = [package for package in needed if importlib.util.find_spec(package) is None]
+    if format not in PACKAGES:
+        raise ValueError(f'format={format!r} is not one of {", ".join(PACKAGES)}')
+    to_write, to_verify = PACKAGES[format]
+    missing = [name for name in to_write + (to_verify if verify else []) if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f'--format={format} needs packages that are not here: pip install {" ".join(missing)}')
 
@@ -76,86 +76,68 @@ def find_places():
     return source, os.path.normpath(folder)
 
 
-def check_disk(folder, model):
-    """ValueError if the disk is too small."""
-    needed = 4.2 * sum(p.numel() for p in model.parameters())  # bytes, with a margin for the smaller files
-    free = free_bytes(folder)
-    if needed > free:
-        raise ValueError(f'{folder} needs about {needed / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB free')
-
-
 def real_text(model, tokenizer, meta, settings):
     """
     block_size ids (1, T) of real text: from the validation split of the run if it is here, else from TEXT. If TEXT has
     characters that the vocabulary lacks, the model generates the ids.
     """
     count = model.config.block_size
-    try:
+    with contextlib.suppress(KeyError, ValueError, OSError):
         folder = dataset.find(root, settings['dataset'])
         if dataset.read_meta(folder).get('sha256') == meta['sha256']:
             tokens = dataset.open_tokens(folder, 'val', meta)[:count]
             if len(tokens) == count:
-                return torch.from_numpy(tokens.astype(np.int64))[None]
-    except (KeyError, ValueError, OSError):
-        pass
-    try:
+                return torch.from_numpy(tokens.astype('int64'))[None]
+    with contextlib.suppress(ValueError):
         return torch.tensor([tokenizer.encode(TEXT * count)[:count]])
-    except ValueError:
-        generator = torch.Generator().manual_seed(0)
-        return model.generate(torch.tensor([[tokenizer.start_id]]), count - 1, vocab_size=tokenizer.vocab_size,
-                              generator=generator)
+    return model.generate(torch.tensor([[tokenizer.start_id]]), count - 1, vocab_size=tokenizer.vocab_size,
+                          generator=torch.Generator().manual_seed(0))
 
 
 def split(ids):
-    """ids (B, T) in consecutive pieces; a batch of several texts in two at least, so that the cache is tested."""
+    """Consecutive pieces of ids (B, T); at least two of a batch of several texts, so that the cache is tested."""
     B, T = ids.shape
     return ids.split(PIECE if B == 1 else max(1, min(PIECE, T // 2)), dim=1)
 
 
-def subsample(logits, count):
-    """The logits (B, T, V) of a piece at all positions; at every 16th if the `count` logits of all pieces are many."""
-    step = 1 if count <= MOST_LOGITS else 16
+def subsample(logits, tokens):
+    """The logits (B, T, V) of a piece of `tokens`, but of many tokens only those at every 16th, the last included."""
+    step = 1 if tokens * logits.size(2) <= MOST_LOGITS else 16
     return logits[:, (logits.size(1) - 1) % step::step].clone()
 
 
-def make_reference(ours, text):
+def probe(model, text):
     """
-    What our model computes from a text (1, block_size): a list of (ids, how many logits they have, those that are
-    compared, per piece) for 1 and 3 sequences of several lengths; the ids of a greedy continuation, how many of them
-    are its prompt, and the logits of all of them.
+    What a model computes from a text (1, block_size): {(B, T): logits} of 1 and 3 sequences of several lengths, a
+    greedy continuation (a list), and the logits that led to each of its ids.
     """
-    cases, T = [], text.size(1)
-    for batch, length in itertools.product((1, 3), sorted({1, min(7, T), T})):
-        ids = torch.cat([text.roll(-7 * row, dims=1)[:, :length] for row in range(batch)])
-        count = ids.numel() * ours.vocab_size
-        cases.append((ids, count, [subsample(logits, count) for logits in ours.logits(split(ids))]))
+    cases, T = {}, text.size(1)
+    for B, length in itertools.product((1, 3), sorted({1, min(7, T), T})):
+        ids = torch.cat([text.roll(-7 * row, dims=1)[:, :length] for row in range(B)])
+        pieces = [subsample(logits, ids.numel()) for logits in model.logits(split(ids))]
+        cases[B, length] = torch.cat(pieces, dim=1)
     prompt = text[:, :max(1, min(16, T - GREEDY_TOKENS))]
-    greedy = torch.tensor([ours.greedy(prompt, min(GREEDY_TOKENS, T - prompt.size(1)))])
-    return cases, greedy, prompt.size(1), torch.cat(list(ours.logits([greedy])), dim=1)[0]
+    greedy = model.greedy(prompt, min(GREEDY_TOKENS, T - prompt.size(1)))
+    logits = torch.cat(list(model.logits([torch.tensor([greedy])])), dim=1)[0, prompt.size(1) - 1:-1]
+    return cases, greedy[prompt.size(1):], logits
 
 
-def compare(theirs, cases, greedy, prompt_tokens, logits):
-    """Whether another library's model gives the same within TOLERANCE; prints how far it is off, and where."""
+def compare(ours, theirs):
+    """Whether two results of probe() are the same within TOLERANCE; prints how far apart they are, and where."""
+    (cases, greedy, logits), (their_cases, written, _) = ours, theirs
     same, allowed = True, TOLERANCE * max(1.0, logits.std().item())
-    for ids, count, ours in cases:
-        worst = torch.zeros(())
-        for piece, found in zip(ours, theirs.logits(split(ids))):
-            difference = (piece - subsample(found, count)).abs_()
-            if not difference.max() <= worst:  # true for nan, too
-                worst = difference.max()
-                token = difference.argmax().item() % difference.size(-1)
-        within = bool(worst <= allowed)
+    for (B, T), expected in cases.items():
+        difference = (expected - their_cases[B, T]).abs_()
+        within = bool(difference.max() <= allowed)  # False for nan, too
+        token = difference.argmax().item() % difference.size(-1)
         where = '' if within else f': more than {allowed:.1g}, most in the logit of id {token}'
-        print(f'{ids.size(0)} x {ids.size(1)} tokens: logits differ by {worst:.2g}{where}', flush=True)
+        print_flush(f'{B} x {T} tokens: logits differ by {difference.max():.2g}{where}')
         same = same and within
-    ours, count = greedy[0].tolist(), greedy.size(1) - prompt_tokens
-    written = theirs.greedy(greedy[:, :prompt_tokens], count)
-    agreeing = next((i for i, (a, b) in enumerate(zip(ours, written)) if a != b), min(len(ours), len(written)))
-    print(f'greedy: {agreeing - prompt_tokens} of {count} tokens are the same', flush=True)
-    if agreeing < len(ours):
-        gap = logits[agreeing - 1, ours[agreeing]] - logits[agreeing - 1, written[agreeing]] \
-            if agreeing < len(written) else torch.tensor(torch.inf)
-        print(f'the first token that differs has a logit lower by {gap:.2g}', flush=True)
+    agreeing = next((i for i, (a, b) in enumerate(zip(greedy, written, strict=True)) if a != b), len(greedy))
+    print_flush(f'greedy: {agreeing} of {len(greedy)} tokens are the same')
+    if agreeing < len(greedy):
+        gap = logits[agreeing, greedy[agreeing]] - logits[agreeing, written[agreeing]]
+        print_flush(f'the first token that differs has a logit lower by {gap:.2g}')
         same = same and bool(gap <= 2 * allowed)  # practically as likely
     return same
 
@@ -170,7 +152,7 @@ class Ours:
         """Yield the logits (B, T, vocab_size) of each of the consecutive pieces (B, T) of texts."""
         cache = generate.KVCache(sum(piece.size(1) for piece in pieces))
         for piece in pieces:
-            cache.expect(piece.size(1), piece.device)
+            cache.prepare(piece.size(1), piece.device)
             yield self.model(piece, targets=piece, cache=cache)[0][..., :self.vocab_size]
             cache.length += piece.size(1)
 
@@ -215,7 +197,7 @@ def same_tokens(folder, tokenizer, text):
     ids = tokenizer.encode(text)
     same = theirs(text).input_ids == ids and theirs.decode(ids) == tokenizer.decode(ids)
     same = same and theirs.eos_token_id == tokenizer.end_id
-    print(f'tokenizer: {"the same" if same else "NOT the same"} {len(ids)} ids and text', flush=True)
+    print_flush(f'tokenizer: {"the same" if same else "NOT the same"} {len(ids)} ids and text')
     return same
 
 
@@ -228,7 +210,7 @@ def write(folder, model, tokenizer, about, prompt, source):
         if format == 'hf':
             weights.write_gpt2(model, tokenizer, about['meta'], partial)
         elif format == 'onnx':
-            print('writing the graph; this takes up to a minute', flush=True)
+            print_flush('writing the graph; this takes up to a minute')
             onnx_graph.write(model, tokenizer.vocab_size, partial)
             weights.write_tokenizer(tokenizer, about['meta'], model.config.block_size, partial)
         else:
@@ -243,7 +225,7 @@ def write(folder, model, tokenizer, about, prompt, source):
         os.chmod(entry.path, 0o644)  # safetensors makes its files readable by their owner alone
     os.replace(partial, folder)
     size = sum(entry.stat().st_size for entry in os.scandir(folder))
-    print(f'wrote {folder}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s', flush=True)
+    print_flush(f'wrote {folder}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s')
 
 
 def export():
@@ -258,31 +240,31 @@ def export():
     meta = dataset.meta_of(root, saved, config.vocab_size)
     check_same(meta, None, config.vocab_size)
     tokenizer = from_meta(meta)
-    about = {key: value for key, value in (saved or {}).items() if key in ('config', 'iter_num', 'best_val_loss')}
+    about = {key: value for key, value in saved.items() if key in ('config', 'iter_num', 'best_val_loss')}
     about.update(model_args=asdict(config), meta=meta)
     saved = None  # frees its weights and moments
-    check_disk(folder, model)
+    needed = 4.2 * sum(p.numel() for p in model.parameters())  # bytes, with a margin for the smaller files
+    free = free_bytes(folder)
+    if needed > free:
+        raise ValueError(f'{folder} needs about {needed / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB free')
     text = real_text(model, tokenizer, meta, about.get('config', {}))
-    reference = make_reference(Ours(model, tokenizer.vocab_size), text) if verify else None
+    ours = probe(Ours(model, tokenizer.vocab_size), text) if verify else None
     write(folder, model, tokenizer, about, tokenizer.decode(text[0, :4].tolist()), source)
     if not verify:
         return True
     del model
     try:
-        same = compare(reload(folder, config, tokenizer.vocab_size), *reference)
+        same = compare(ours, probe(reload(folder, config, tokenizer.vocab_size), text))
         return same and (format != 'hf' or same_tokens(folder, tokenizer, tokenizer.decode(text[0].tolist())))
     except Exception as error:  # whatever the other library raises
-        print(f'it cannot be read again ({type(error).__name__}: {error})', flush=True)
+        print_flush(f'the export cannot be read back ({type(error).__name__}: {error})')
         return False
 
 
 try:
-    with torch.no_grad():
+    with exit_on_error(), torch.no_grad():
         if not export():
-            print('NOT THE SAME MODEL: do not use what was written', file=sys.stderr)
-            sys.exit(1)
+            sys.exit('NOT THE SAME MODEL: do not use what was written')
 except KeyboardInterrupt:
     print('stopped', file=sys.stderr)
     sys.exit(130)
-except (ValueError, OSError) as error:
-    stop(error)

@@ -95,7 +95,7 @@ class CausalSelfAttention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, n_head, T, head_dim)
         dtype, mask = q.dtype, None
         if cache is not None:  # which may keep keys and values in another dtype
-            k, v, mask = cache.extend(self.layer, k, v)
+            k, v, mask = cache.update(self.layer, k, v)
         y = attend(q.to(k.dtype), k, v, self.scale, self.dropout if self.training else 0.0, mask).to(dtype)
         y = y.transpose(1, 2).reshape(B, T, C)  # concatenate the heads
         return self.resid_dropout(self.c_proj(y))
@@ -196,7 +196,7 @@ class GPT(nn.Module):
         if not self.config.modern:
             return x + self.transformer.wpe(positions), None
         x = norm(x)
-        before = F.pad(x[:, :-1], (0, 0, 1, 0)) if cache is None else cache.before(x)
+        before = F.pad(x[:, :-1], (0, 0, 1, 0)) if cache is None else cache.previous_embeddings(x)
         return x + self.smear * before, rotary(positions, self.config.n_embd // self.config.n_head)
 
     def forward(self, idx, targets=None, cache=None):

@@ -12,15 +12,15 @@ python run_manager.py retry NAME              # or --failed: all that failed
 python run_manager.py report --target=1.9     # a table, report.html and report.png; or of any folders: report out out-2
 """
 import argparse
+import contextlib
 import json
 import os
 import shlex
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 
-from common.console import stop
+from common.console import exit_on_error
 from common.experiments import experiment_list, report, slurm
 from common.experiments.manager import Manager, say
 from common.experiments.runs import DEFAULT_LIST, Queue, Run, State, status_lines
@@ -31,12 +31,10 @@ root = os.path.dirname(os.path.abspath(__file__))
 def main():
     options = parse_command_line()
     queue = Queue(options.list)
-    if not os.path.exists(options.list):  # as for config files: from here, or in the project's folder
+    if not os.path.exists(options.list):  # as for config files: in the working directory, else in the project
         options.list = os.path.join(root, options.list)
-    try:
+    with exit_on_error():
         sys.exit(options.function(options, queue))
-    except (ValueError, OSError) as error:
-        stop(error)
 
 
 def parse_command_line():
@@ -45,7 +43,7 @@ def parse_command_line():
 
     def add(name, function, help):
         command = commands.add_parser(name, help=help)
-        command.add_argument('--list', default=DEFAULT_LIST, help='the experiments, one a line')
+        command.add_argument('--list', default=DEFAULT_LIST, help='the experiments, one per line')
         command.set_defaults(function=function)
         return command
 
@@ -59,58 +57,52 @@ def parse_command_line():
     command.add_argument('--json', action='store_true', help='for programs')
     command = add('logs', show_log, 'what an experiment printed')
     command.add_argument('name')
-    command.add_argument('-f', '--follow', action='store_true', help='and what it goes on to print')
+    command.add_argument('-f', '--follow', action='store_true', help='and go on with what it prints next')
     command = add('stop', stop_run, 'stop an experiment, with a checkpoint, or take it out of the queue')
     command.add_argument('name')
     command = add('retry', retry_runs, 'put an experiment back into the queue; it goes on from its last checkpoint')
     command.add_argument('name', nargs='?')
     command.add_argument('--failed', action='store_true', help='all that failed')
-    report.add_arguments(add('report', make_report, 'compare runs: a table, report.html, report.png'))
+    command = add('report', make_report, 'compare runs: a table, report.html, report.png')
+    command.add_argument('out_dir', nargs='*', help='folders of runs; default: all of the list')
+    command.add_argument('--target', type=float, help='a validation loss: time and tokens to it')
+    command.add_argument('--out', default='report', help='writes OUT.html and OUT.png')
+    command.add_argument('--serve', action='store_true', help='show the page on this machine, updated as runs go on')
+    command.add_argument('--port', type=int, default=8080)
     return parser.parse_args()
 
 
 def run_queue(options, queue):
-    """Work through the list until all is done, or submit it to Slurm. Returns the exit code."""
+    """Work through the list until everything is done, or submit it to Slurm. Returns the exit code."""
     experiments = experiment_list.read(options.list, root)
     slots = find_slots(options.gpus, options.nproc_per_node)
-    runs = queue.read()
-    left = []
-    for experiment in experiments:
-        run = runs.get(experiment.name, Run())
-        if run.state != State.DONE:
-            left.append(experiment)
-        elif run.words not in (None, experiment.words):
-            print(f'{experiment.name}: its line has changed since it was done; python run_manager.py retry '
-                  f'{experiment.name}{queue.hint} trains it anew')
+    runs = {one.name: Run() for one in experiments} | queue.read()
+    left = [one for one in experiments if runs[one.name].state != State.DONE]
+    for one in experiments:
+        if runs[one.name].state == State.DONE and runs[one.name].words not in (None, one.words):
+            print(f'{one.name}: its line has changed since it was done; python run_manager.py retry '
+                  f'{one.name}{queue.hint} trains it again from scratch')
     experiment_list.check(left, options.list, root, options.nproc_per_node)
     if options.dry_run:
-        for experiment in left:
-            anew = runs.get(experiment.name, Run()).anew
-            print(shlex.join(experiment_list.command(experiment, root, options.nproc_per_node, anew)))
+        for one in left:
+            print(shlex.join(experiment_list.command(one, root, options.nproc_per_node, runs[one.name].anew)))
         return 0
-    lock = queue.lock_for_manager()
-    try:
-        if options.launcher == 'slurm':
-            return submit_all(left, queue, options)
-        return Manager(queue, slots, options.nproc_per_node, root).work(experiments, options.list)
-    finally:
-        lock.release()
+    queue.lock_for_manager()
+    if options.launcher == 'slurm':
+        return submit_all(left, queue, options)
+    return Manager(queue, slots, options.nproc_per_node, root).work(experiments, options.list)
 
 
 def find_slots(gpus, processes):
-    """The GPUs of each experiment that may run at a time, as in CUDA_VISIBLE_DEVICES; [None]: one, on any GPU."""
+    """For each experiment that can run at the same time its GPUs, as in CUDA_VISIBLE_DEVICES, or None for any."""
     if processes < 1:
         raise ValueError(f'--nproc_per_node={processes} is below 1')
-    numbers = gpus.split(',') if gpus else []
+    if not gpus:
+        return [None]
+    numbers = gpus.split(',')
     if not all(number.isdecimal() for number in numbers):
         raise ValueError(f'--gpus={gpus} is not like 0,1')
-    if not numbers:
-        return [None]
-    try:
-        output = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, check=True).stdout
-        count = sum(line.startswith('GPU ') for line in output.splitlines())
-    except (OSError, subprocess.CalledProcessError):
-        count = 0
+    count = sum(line.startswith('GPU ') for line in subprocess.getoutput('nvidia-smi -L').splitlines())
     if any(int(number) >= count for number in numbers):
         raise ValueError(f'--gpus={gpus}, but nvidia-smi knows {count} GPUs here')
     if len(numbers) % processes:
@@ -119,38 +111,31 @@ def find_slots(gpus, processes):
 
 
 def submit_all(experiments, queue, options):
-    """Submit a Slurm job for each experiment that is queued. Returns the exit code."""
-    by_name = {experiment.name: experiment for experiment in experiments}
+    """Submit a Slurm job for each queued experiment whose prerequisites are done or submitted."""
     with queue.changing() as runs:
         slurm.update(runs)
-    # those that others wait for come first
-    for experiment in sorted(experiments, key=lambda one: len(experiment_list.ancestors(one, by_name))):
-        with queue.changing() as runs:  # written after each job: an error later must not submit one twice
-            submit(experiment, runs, options)
-    return 0
-
-
-def submit(experiment, runs, options):
-    """Submit an experiment, if it is queued and those that it waits for are done or submitted."""
-    run = runs.setdefault(experiment.name, Run(out_dir=experiment.out_dir))
-    before = [runs[name] for name in experiment.after if runs[name].state != State.DONE]
-    if run.state != State.QUEUED or any(other.state != State.SUBMITTED for other in before):
-        return
-    if not run.started:
-        experiment_list.begin(experiment)
-    words = experiment_list.command(experiment, root, options.nproc_per_node, run.anew)
-    run.job = slurm.submit(experiment.name, words, experiment.out_dir, [other.job for other in before], options.sbatch)
-    run.slurm = 'PENDING'
-    run.start(State.SUBMITTED, experiment)
-    say(f'{experiment.name}: job {run.job}')
+    # prerequisites first
+    for one in sorted(experiments, key=lambda one: len(experiment_list.ancestors(one, experiments))):
+        with queue.changing() as runs:  # written after each job, so that a later error cannot submit one twice
+            run = runs.setdefault(one.name, Run(out_dir=one.out_dir))
+            before = [runs[name] for name in one.after if runs[name].state != State.DONE]
+            if run.state != State.QUEUED or any(other.state != State.SUBMITTED for other in before):
+                continue
+            if not run.started:
+                experiment_list.begin(one)
+            words = experiment_list.command(one, root, options.nproc_per_node, run.anew)
+            run.job = slurm.submit(one.name, words, one.out_dir, [other.job for other in before], options.sbatch)
+            run.slurm = 'PENDING'
+            run.start(State.SUBMITTED, one)
+            say(f'{one.name}: job {run.job}')
 
 
 def show_status(options, queue):
-    """Print a table of the experiments, or JSON. Returns the exit code, as all commands do."""
-    if any(run.state == State.SUBMITTED for run in queue.read().values()):
+    """Print a table of the experiments, or JSON."""
+    runs = queue.read()
+    if any(run.state == State.SUBMITTED for run in runs.values()):
         with queue.changing() as runs:
             slurm.update(runs)
-    runs = queue.read()
     try:
         experiments = experiment_list.read(options.list)
     except ValueError as error:
@@ -158,19 +143,17 @@ def show_status(options, queue):
             raise
         print(f'run_manager.py: {error}', file=sys.stderr)
         experiments = []
-    for experiment in experiments:
-        runs.setdefault(experiment.name, Run(out_dir=experiment.out_dir)).after = experiment.after
-    listed = [experiment.name for experiment in experiments]
+    for one in experiments:
+        runs.setdefault(one.name, Run(out_dir=one.out_dir)).after = one.after
+    listed = [one.name for one in experiments]
     names = listed + [name for name, run in runs.items() if name not in listed and run.state != State.QUEUED]
     if options.json:
-        print(json.dumps([{**asdict(runs[name]), **runs[name].progress(), 'name': name,
+        print(json.dumps([{**vars(runs[name]), **runs[name].progress(), 'name': name,
                            'state': runs[name].describe(runs)[0]} for name in names], indent=1))
-        return 0
+        return
     print('\n'.join(status_lines(names, runs)))
-    unfinished = any(runs[name].state in (State.QUEUED, State.RUNNING) for name in names)
-    if unfinished and not queue.has_manager():
+    if any(runs[name].state in (State.QUEUED, State.RUNNING) for name in names) and not queue.has_manager():
         print(f'nobody works through this list now: python run_manager.py run{queue.hint}{queue.others()}')
-    return 0
 
 
 def find_run(runs, name, queue):
@@ -183,28 +166,24 @@ def show_log(options, queue):
     path = os.path.join(find_run(queue.read(), options.name, queue).out_dir, 'log.txt')
     if not os.path.exists(path):
         raise ValueError(f'{options.name} has printed nothing yet')
-    with open(path, encoding='utf-8', errors='replace') as f:
-        try:
-            while True:
-                sys.stdout.write(f.read())
-                sys.stdout.flush()
-                state = find_run(queue.read(), options.name, queue).state
-                if not options.follow or state in (State.DONE, State.FAILED, State.STOPPED):
-                    return 0
-                time.sleep(0.5)
-        except KeyboardInterrupt:
-            return 0
+    with contextlib.suppress(KeyboardInterrupt), open(path, encoding='utf-8', errors='replace') as f:
+        while True:
+            print(f.read(), end='', flush=True)
+            state = find_run(queue.read(), options.name, queue).state
+            if not options.follow or state in (State.DONE, State.FAILED, State.STOPPED):
+                return
+            time.sleep(0.5)
 
 
 def stop_run(options, queue):
     name = options.name
     with queue.changing() as runs:
-        if name not in runs:  # new in the list; the list is read only then, as a mistake in it must not prevent a stop
+        if name not in runs:  # new: the list is read only now, because a mistake in it must not prevent other stops
             runs.update({one.name: Run(out_dir=one.out_dir) for one in experiment_list.read(options.list)
                          if one.name == name})
         run = find_run(runs, name, queue)
         if run.state == State.SUBMITTED:
-            slurm.update(runs)  # it may run by now, and then saves first; or it has ended
+            slurm.update(runs)  # by now it may be running, and has to save first, or it may have ended
         if run.wanted is not None:
             raise ValueError(f'{name} was told to stop already')
         if is_at_work(run, queue):
@@ -217,11 +196,10 @@ def stop_run(options, queue):
         else:
             raise ValueError(f'{name} is {run.state} already')
     print(f'python run_manager.py retry {name}{queue.hint} resumes it')
-    return 0
 
 
 def is_at_work(run, queue):
-    """Whether a run in the state `running` has a process, or a manager that will see that it has none."""
+    """Whether a run is `running` and has a process, or at least a manager that will see that it has none."""
     return run.state == State.RUNNING and (run.is_alive() or queue.has_manager())
 
 
@@ -242,19 +220,18 @@ def retry_runs(options, queue):
         print('nothing has failed')
     elif not queue.has_manager():
         print(f'python run_manager.py run{queue.hint} starts it')
-    return 0
 
 
 def make_report(options, queue):
     def folders():
-        """Those that were named, or else those of the list as it is now."""
+        """Those of the command line, or else of the runs in the list as it is now."""
         if options.out_dir:
             return options.out_dir
         runs = queue.read()
         return [runs[one.name].out_dir for one in experiment_list.read(options.list)
                 if one.name in runs and runs[one.name].started]
 
-    return report.main(folders, options)
+    report.main(folders, options)
 
 
 if __name__ == '__main__':

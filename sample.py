@@ -9,6 +9,7 @@ python sample.py --init_from=gpt2-xl --start='What is the answer to life, the un
 python sample.py --chat=True                                         # a conversation; /help lists the commands
 python sample.py --analyze=True --start='The sum of two and two'     # how likely is each token, and what comes next
 """
+import contextlib
 import glob
 import os
 import signal
@@ -26,8 +27,7 @@ init_from = 'resume'   # resume: the best weights in out_dir; a checkpoint file;
                        # or any GPT-2 on Hugging Face or in a folder
 out_dir = 'out'        # the folder of a training run; without an out, the newest out* in the working directory
 # text
-start = '\n'           # the prompt; FILE:name reads it from a file, - from standard input; '' starts a new text. In a
-                       # chat: a text before the conversation
+start = '\n'           # the prompt, FILE:name, or - for standard input; '' starts a new text. In a chat it comes first
 num_samples = 10       # texts, generated side by side in one batch
 max_new_tokens = 500   # in each text, after the prompt; fewer if end-of-text comes first
 temperature = 0.8      # below 1.0 less random, above 1.0 more; 0 always takes the likeliest token
@@ -61,6 +61,8 @@ results.reconfigure(errors='backslashreplace')  # a model may generate character
 if json:
     sys.stdout = sys.stderr  # stdout gets nothing but the JSON
 
+LIMITS = [('num_samples', 1, 10**6), ('num_beams', 1, 10**6), ('max_new_tokens', 1, 10**9), ('top_p', 0, 1),
+          ('min_p', 0, 1), ('repetition_penalty', 0.01, 100), ('length_penalty', 0, 10), ('seed', 0, 2**63 - 1)]
 SAMPLING = ('temperature', 'top_k', 'top_p', 'min_p')
 WITHOUT_EFFECT = [  # (when, which settings, why)
     (chat, ('num_samples', 'num_beams', 'length_penalty', 'logprobs'), 'a chat gives one answer, token by token'),
@@ -69,6 +71,8 @@ WITHOUT_EFFECT = [  # (when, which settings, why)
     (num_beams > 1, (*SAMPLING, 'seed'), 'a beam search is not random'),
     (num_beams == 1, ('length_penalty',), 'it needs num_beams above 1')]
 IMPOSSIBLE = [  # (when, why)
+    (not all(isinstance(text, str) and text for text in stop), f"stop={stop} is not a list of strings, as in ['###']"),
+    (quantize not in ('', 'int8'), f"quantize={quantize!r} is not one of '', int8"),
     (chat and analyze, 'choose chat or analyze; in a chat /top shows the likeliest tokens'),
     (chat and json, 'a chat has no JSON; json goes with samples and with analyze'),
     (chat and start == '-', '--start=- would read what is typed in the chat'),
@@ -78,28 +82,7 @@ IMPOSSIBLE = [  # (when, why)
     ((chat or compile) and not use_cache, 'with use_cache=False there is no chat, and no step to compile')]
 
 
-def check_settings():
-    """ValueError for settings that cannot work; a printed line for those without effect."""
-    for key, low, high in (('num_samples', 1, 10**6), ('num_beams', 1, 10**6), ('max_new_tokens', 1, 10**9),
-                           ('top_p', 0, 1), ('min_p', 0, 1), ('seed', 0, 2**63 - 1),
-                           ('repetition_penalty', 0.01, 100), ('length_penalty', 0, 10)):
-        if not low <= globals()[key] <= high:
-            raise ValueError(f'{key}={globals()[key]} is not between {low} and {high}')
-    if not all(isinstance(text, str) and text for text in stop):
-        raise ValueError(f"stop={stop} is not a list of strings, as in ['###']")
-    if quantize not in ('', 'int8'):
-        raise ValueError(f"quantize={quantize!r} is not one of '', int8")
-    for given, reason in IMPOSSIBLE:
-        if given:
-            raise ValueError(reason)
-    for given, keys, reason in WITHOUT_EFFECT:
-        ignored = [f'{key}={globals()[key]!r}' for key in keys if given and globals()[key] != defaults[key]]
-        if ignored:
-            print(f'{", ".join(ignored)} does nothing here: {reason}', file=sys.stderr)
-
-
-def read_start():
-    """The prompt."""
+def read_prompt():
     if start == '-':
         return sys.stdin.read().removesuffix('\n')  # the newline of echo, or of the last Enter
     if not start.startswith('FILE:'):
@@ -122,9 +105,9 @@ def find_model():
     if out_dir in folders or out_dir != 'out' and os.path.exists(out_dir):
         return out_dir
     if out_dir != 'out':
-        train_one = f'to train a first one: {command}, then --out_dir=out-quickstart'
-        instead = f'there are {", ".join(folders)}' if folders else train_one
-        raise ValueError(f'no folder {out_dir!r} with a model here; {instead}')
+        advice = f'there are {", ".join(folders)}' if folders else (
+            f'to train a first one: {command}, then --out_dir=out-quickstart')
+        raise ValueError(f'no folder {out_dir!r} with a model here; {advice}')
     if folders:
         print(f'the newest model here: --out_dir={folders[-1]}', file=sys.stderr)
         return folders[-1]
@@ -138,28 +121,35 @@ def find_model():
         sys.exit(f'\nTo train it later: {command}')
     training = subprocess.Popen([sys.executable, os.path.join(root, 'train.py'), 'config/quickstart.py'])
     while training.poll() is None:
-        try:
+        with contextlib.suppress(KeyboardInterrupt):  # train.py gets it too, saves, and exits
             training.wait()
-        except KeyboardInterrupt:  # train.py gets it too, saves, and exits
-            pass
     if training.returncode != 0:
         sys.exit(training.returncode)
     return 'out-quickstart'
 
 
-try:
-    check_settings()
-    prompt = read_start()
+with console.exit_on_error():
+    for key, low, high in LIMITS:
+        if not low <= globals()[key] <= high:
+            raise ValueError(f'{key}={globals()[key]} is not between {low} and {high}')
+    for given, reason in IMPOSSIBLE:
+        if given:
+            raise ValueError(reason)
+    for given, keys, reason in WITHOUT_EFFECT:
+        ignored = [f'{key}={globals()[key]!r}' for key in keys if given and globals()[key] != defaults[key]]
+        if ignored:
+            print(f'{", ".join(ignored)} does nothing here: {reason}', file=sys.stderr)
+    prompt = read_prompt()
     source = find_model()
-except ValueError as error:
-    console.stop(error)
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is output to keep, Ctrl-C ends the program at once
 
 import torch
 
-from common import dataset, generate, inference
+from common import dataset, inference
 from common.device import resolve_device, resolve_dtype
 from common.sampling import analysis, completion
+from common.sampling.chat import Chat
+from common.sampling.speaker import Speaker
 from common.tokenizer import check_same, from_meta
 from model import load_weights
 
@@ -168,11 +158,13 @@ def load(name):
     """(model, tokenizer, meta) of a model, ready to generate."""
     model, checkpoint = load_weights(name, dropout=0.0)
     meta = dataset.meta_of(root, checkpoint, model.config.vocab_size)
+    checkpoint = None  # frees its weights before the model is converted
     check_same(meta, None, model.config.vocab_size)
     tokenizer = from_meta(meta)
     model.eval().to(device, getattr(torch, dtype))
-    if quantize:
-        text = own_text(model, tokenizer)
+    if quantize:  # measured on text of its own, which is typical of what it was trained on
+        text = model.generate(torch.full((16, 1), tokenizer.start_id, device=device), min(64, model.config.block_size),
+                              vocab_size=tokenizer.vocab_size, generator=torch.Generator(device).manual_seed(seed))
         before, after = inference.quantize(model, text)
         print(f'int8: the perplexity of {text[:, 1:].numel()} tokens that the model wrote itself goes from '
               f'{before:.3f} to {after:.3f} ({after / before - 1:+.2%})')
@@ -181,15 +173,10 @@ def load(name):
     return model, tokenizer, meta
 
 
-def own_text(model, tokenizer):
-    """16 texts of up to 65 ids that the model generates: typical text, whatever it was trained on."""
-    first = torch.full((16, 1), tokenizer.start_id, device=device)
-    return generate.generate(model, first, min(64, model.config.block_size), vocab_size=tokenizer.vocab_size,
-                             generator=torch.Generator(device).manual_seed(seed))
-
-
 def complete():
     """Continue the prompt."""
+    model, tokenizer, _ = load(source)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     shared = dict(out=results, as_json=json, num_samples=num_samples, max_new_tokens=max_new_tokens, stops=stop,
                   logprobs=logprobs, use_cache=use_cache, compile=compile)
     if num_beams == 1:
@@ -201,9 +188,6 @@ def complete():
 
 def talk():
     """A conversation in the terminal."""
-    from common.sampling.chat import Chat
-    from common.sampling.speaker import Speaker
-
     def load_speaker(name):
         model, tokenizer, meta = load(name)
         step = inference.compile_step(model, 1, model.config.block_size, device) if compile else None
@@ -216,6 +200,7 @@ def talk():
 
 def show_analysis():
     """How the model sees the prompt: as a table, as JSON, or as a page."""
+    model, tokenizer, _ = load(source)
     result = analysis.analyze(model, tokenizer, prompt)
     if html:
         with open(html, 'w', encoding='utf-8') as f:
@@ -232,18 +217,15 @@ options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, r
 try:
     device = resolve_device(device)
     if quantize and dtype == 'auto' and device == 'cpu':
-        dtype = 'bfloat16'  # the dtype of PyTorch's fast 8-bit product
+        dtype = 'bfloat16'  # the dtype of PyTorch's fast 8-bit matmul
     dtype = resolve_dtype(dtype, device, training=False)
     with torch.no_grad():
         if chat:
             talk()
+        elif analyze:
+            show_analysis()
         else:
-            model, tokenizer, meta = load(source)
-            if analyze:
-                show_analysis()
-            else:
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                complete()
+            complete()
     results.flush()
 except KeyboardInterrupt:  # for example while a step was compiled
     sys.exit(130)

@@ -10,18 +10,17 @@ torchrun --nnodes=2 --nproc_per_node=8 --node_rank=0 --master_addr=IP --master_p
 import math
 import os
 import sys
-import time
 
 # -----------------------------------------------------------------------------
 # output
-out_dir = 'out'                    # folder, from the working directory; made if it is not there
+out_dir = 'out'                    # folder, relative to the working directory; created if needed
 eval_interval = 2000               # iterations between evaluations
 eval_iters = 200                   # batches of each split in an evaluation; 0: the whole validation split
 eval_only = False                  # evaluate once, write nothing, stop
 log_interval = 1                   # iterations between lines
 always_save_checkpoint = True      # save the full state at every evaluation; False: only when val loss improves
 keep_interval = 0                  # iterations between weights that are kept for good (iter_010000.pt); 0: none
-patience = 0                       # evaluations in a row without improvement that end the run; 0: it goes on
+patience = 0                       # evaluations in a row without improvement that end the run; 0: none do
 sample_prompts = ''                # texts to continue at every evaluation: 'ROMEO:|JULIET:', or FILE:PATH, one a line
 # start
 init_from = 'scratch'              # scratch, resume, auto; gpt2[-medium|-large|-xl] or any GPT-2 on Hugging Face or in
@@ -35,7 +34,7 @@ wandb_run_name = 'gpt2'
 # data
 dataset = 'openwebtext'            # a folder in data/, or a path to one: train.bin, val.bin, meta.json
 auto_prepare = False               # run the dataset's prepare.py if it has no train.bin yet
-allow_data_change = False          # resume on bins that are not the ones the run began with
+allow_data_change = False          # resume even if the dataset has changed since the run began
 gradient_accumulation_steps = 5 * 8  # micro-batches in an iteration, of all processes together
 batch_size = 12                    # sequences in a micro-batch
 block_size = 1024                  # tokens in a sequence
@@ -50,28 +49,28 @@ modern = False                     # RoPE, QK-norm, ReLU^2 and more instead of G
 gradient_checkpointing = False     # recompute activations in the backward pass: less memory, more time
 # optimizer
 optimizer = 'adamw'                # adamw, or muon: the blocks' matrices by Muon, all else by AdamW; learns faster
-learning_rate = 6e-4               # AdamW's highest
-muon_lr = 0.02                     # Muon's highest; it follows the schedule in proportion
+learning_rate = 6e-4               # peak of AdamW's
+muon_lr = 0.02                     # peak of Muon's; it follows the same schedule
 max_iters = 600000                 # updates
 weight_decay = 1e-1
 beta1 = 0.9
 beta2 = 0.95
-grad_clip = 1.0                    # the gradient's largest norm; 0.0: no clipping
-spike_z = 0.0                      # skip updates whose loss is this many deviations above the last 100; 0: never
+grad_clip = 1.0                    # largest norm of the gradient; 0.0: no clipping
+spike_z = 0.0                      # skip updates whose loss is so many deviations above the last 100; 0: never
 max_skips = 10                     # skipped updates in a row (spikes, losses that are not finite) that end the run
 # learning rate schedule: linear warmup, then down to min_lr
 decay_lr = True                    # False: learning_rate throughout
 schedule = 'cosine'                # cosine, linear, or wsd: level, then linear (warmup, stable, decay)
-cooldown = 0.3                     # the last part of lr_decay_iters that decays, with wsd
+cooldown = 0.3                     # with wsd, the last fraction of lr_decay_iters, in which it decays
 warmup_iters = 2000                # iterations
 lr_decay_iters = 600000            # iterations until min_lr; about max_iters (Chinchilla)
 min_lr = 6e-5                      # about learning_rate / 10 (Chinchilla)
 # system
-backend = 'auto'                   # between processes: nccl, gloo; auto: nccl on GPUs, gloo on CPUs
+backend = 'auto'                   # of torch.distributed: nccl, gloo; auto: nccl on GPUs, gloo on CPUs
 device = 'auto'                    # cuda, cuda:1, mps, cpu; auto: the best there is
 dtype = 'auto'                     # float32, bfloat16, float16 (with loss scaling); auto: what the device is fast in
 compile = True                     # torch.compile, where it works
-fsdp = False                       # split weights, gradients and moments over the processes: for larger models
+fsdp = False                       # shard weights, gradients and moments over the processes: for larger models
 config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
 root = os.path.dirname(os.path.abspath(__file__))
 exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once

@@ -162,8 +162,8 @@ def clean_key(key):
 def load_to_resume(init_from, out_dir):
     """
     (state, path) of the newest full state in `out_dir` that loads: last.pt, else last.pt.new, which was about to become
-    it, else prev.pt, else a ckpt.pt of the original nanoGPT. (None, None) if init_from is not resume or auto, or if it is
-    auto and there is none; FileNotFoundError if it is resume. ValueError if none loads.
+    it, else prev.pt, else a ckpt.pt of the original nanoGPT. (None, None) unless init_from is resume or auto. Without a
+    state (None, None) for auto, FileNotFoundError for resume. ValueError if none loads.
     """
     if init_from not in ('resume', 'auto'):
         return None, None

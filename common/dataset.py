@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -35,12 +36,10 @@ def read_meta(folder):
                                     f'here; {how_to_prepare(folder)}')
         return {'tokenizer': 'gpt2', 'vocab_size': 50257, 'dtype': 'uint16'}
     try:
-        with open(path, encoding='utf-8') as f:
-            meta = json.load(f)
+        meta = json.loads(Path(path).read_text('utf-8'))
         np.dtype(meta['dtype']), int(meta['vocab_size']), str(meta['tokenizer'])
         if meta['tokenizer'] == 'bpe':  # checkpoints keep the meta, and so need no dataset
-            with open(os.path.join(folder, meta['tokenizer_file']), 'rb') as f:
-                content = f.read()
+            content = Path(folder, meta['tokenizer_file']).read_bytes()
             if hashlib.sha256(content).hexdigest() != meta['sha256'][meta['tokenizer_file']]:
                 raise ValueError(f'{meta["tokenizer_file"]} does not have the sha256 that it gives')
             meta['tokenizer_json'] = content.decode()
@@ -50,10 +49,7 @@ def read_meta(folder):
 
 
 def meta_of(root, checkpoint, vocab_size):
-    """
-    What the ids of a model mean, as a meta.json. From its checkpoint (a dict, or None) if that has one; else GPT-2's if
-    vocab_size is GPT-2's; else from the dataset that the checkpoint names. ValueError if none of these applies.
-    """
+    """The meta.json that a model's checkpoint (a dict, or None) has, or GPT-2's, or its dataset's; else ValueError."""
     if checkpoint is not None and checkpoint.get('meta'):
         return checkpoint['meta']
     if vocab_size in (50257, 50304):
@@ -68,10 +64,8 @@ def how_to_prepare(folder):
     script = os.path.join(folder, 'prepare.py')
     if os.path.isfile(script):
         return f'run: python {os.path.relpath(script)}'
-    parent = os.path.dirname(os.path.normpath(folder))
-    entries = os.listdir(parent) if os.path.isdir(parent) else []
-    known = sorted(entry for entry in entries if any(os.path.isfile(os.path.join(parent, entry, name))
-                                                     for name in ('prepare.py', 'train.bin')))
+    beside = Path(os.path.normpath(folder)).parent
+    known = sorted({path.parent.name for name in ('prepare.py', 'train.bin') for path in beside.glob(f'*/{name}')})
     return (f'there is no {os.path.relpath(script)} to make them' +
             (f'; known to --dataset are {", ".join(known)}' if known else ''))
 
@@ -90,8 +84,7 @@ def prepare(folder):
 
 def open_tokens(folder, split, meta):
     """The ids of a split, a read-only memory map."""
-    dtype = np.dtype(meta['dtype']).newbyteorder('<')
-    return np.memmap(os.path.join(folder, f'{split}.bin'), dtype=dtype, mode='r')
+    return np.memmap(os.path.join(folder, f'{split}.bin'), np.dtype(meta['dtype']).newbyteorder('<'), mode='r')
 
 
 def open_mask(folder, split):
@@ -102,13 +95,12 @@ def open_mask(folder, split):
 
 def check(folder, meta, block_size):
     """
-    The number of tokens in each split, {'train': n, 'val': n}. ValueError if a split has fewer than block_size + 1
-    tokens or an id outside the vocabulary. In a split of more than 134 million tokens only the first and the last 67
-    million are checked for that.
+    The number of tokens in each split, {'train': n, 'val': n}. ValueError if a split is damaged or has fewer than
+    block_size + 1 tokens. Ids outside the vocabulary are looked for in its first and last 67 million tokens only.
     """
-    sizes = {}
+    sizes, listed = {}, meta.get('sha256', {})
     for split in SPLITS:
-        path = os.path.join(folder, f'{split}.bin')
+        path, mask_path = (os.path.join(folder, f'{split}{suffix}.bin') for suffix in ('', '_mask'))
         size = sizes[split] = os.path.getsize(path) // np.dtype(meta['dtype']).itemsize
         if size != meta.get(f'{split}_tokens', size):
             raise ValueError(f'{path} has {size} tokens, but its meta.json says {meta[f"{split}_tokens"]}; '
@@ -116,29 +108,22 @@ def check(folder, meta, block_size):
         if size < block_size + 1:
             raise ValueError(f'{path} has {size} tokens, but block_size={block_size} needs {block_size + 1}; '
                              f'try --block_size={max(size - 1, 1)}, or more text')
-        known = meta.get('sha256', {}).get(f'{split}.bin')
-        if known and os.path.getsize(path) <= 2**28:  # hashing a larger one takes seconds
+        if f'{split}.bin' in listed and os.path.getsize(path) <= 2**28:  # hashing a larger one takes seconds
             with open(path, 'rb') as f:
-                if hashlib.file_digest(f, 'sha256').hexdigest() != known:
+                if hashlib.file_digest(f, 'sha256').hexdigest() != listed[f'{split}.bin']:
                     raise ValueError(f'{path} is not the file that its meta.json describes; {how_to_prepare(folder)}')
-        tokens = open_tokens(folder, split, meta)
+        tokens, mask = open_tokens(folder, split, meta), open_mask(folder, split)
         largest = max(tokens[:2**26].max(), tokens[-2**26:].max())
         if largest >= meta['vocab_size']:
             raise ValueError(f'{path} has the token id {largest}, which is not below its vocab_size='
                              f'{meta["vocab_size"]}; {how_to_prepare(folder)}')
-        check_mask(folder, split, meta, size)
+        if mask is None and f'{split}_mask.bin' in listed:
+            raise ValueError(f'there is no {mask_path}, but meta.json lists it; {how_to_prepare(folder)}')
+        if mask is not None and len(mask) != size:
+            raise ValueError(f'{mask_path} has {len(mask)} entries for {size} tokens; {how_to_prepare(folder)}')
+        if mask is not None and not mask.any():
+            raise ValueError(f'{mask_path} excludes every token from the loss; {how_to_prepare(folder)}')
     return sizes
-
-
-def check_mask(folder, split, meta, size):
-    """ValueError unless a split's mask, if it has one, is complete: an entry for each of `size` tokens."""
-    path, mask = os.path.join(folder, f'{split}_mask.bin'), open_mask(folder, split)
-    if mask is None and f'{split}_mask.bin' in meta.get('sha256', {}):
-        raise ValueError(f'there is no {path}, but meta.json lists it; {how_to_prepare(folder)}')
-    if mask is not None and len(mask) != size:
-        raise ValueError(f'{path} has {len(mask)} entries for {size} tokens; {how_to_prepare(folder)}')
-    if mask is not None and not mask.any():
-        raise ValueError(f'{path} excludes every token from the loss; {how_to_prepare(folder)}')
 
 
 def check_unchanged(meta, theirs, allowed):

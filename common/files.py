@@ -39,12 +39,12 @@ def sync(file):
     os.fsync(file.fileno())
 
 
-def lock(path, wait=False):
+def lock(path):
     """
     Lock the file `path`, which is created if needed. Returns a filelock.FileLock, held until release() or the end of
-    the process. Locked if another process holds it, unless told to `wait`; OSError if it cannot be locked.
+    the process. Locked if another process holds it; OSError if it cannot be locked.
     """
-    held = filelock.FileLock(path, timeout=-1 if wait else 0)
+    held = filelock.FileLock(path, timeout=0)
     try:
         held.acquire()
     except filelock.Timeout:

@@ -9,7 +9,7 @@ class KVCache:
     """
     The keys and values of the tokens so far, so that a step computes only the new token. The buffers have room for
     `size` tokens and are allocated once. When they are full, a new token overwrites the oldest one: sliding-window
-    attention, which suits rotary positions. With learned positions advance() starts over before that.
+    attention, which suits rotary positions. With learned positions next_logits() starts over before that.
     `padding` (B,) int64: how many ids at the start of each row are padding, for prompts of different lengths.
     `static`: every step of one token has the same shapes, as a compiled one needs; it then reads the whole buffers.
     """
@@ -27,19 +27,19 @@ class KVCache:
         if self.last is not None:
             self.last.zero_()
 
-    def expect(self, T, device):
-        """Prepare for T new tokens, once for all layers: their slots, their positions and their mask."""
+    def prepare(self, T, device):
+        """Set the slots, positions and mask of T new tokens, once for all layers."""
         new = torch.arange(self.length, self.length + T, device=device)
         self.slots = new % self.size
         fixed_shape = self.static and T == 1
         self.used = self.size if fixed_shape else min(self.length + T, self.size)
         needs_mask = fixed_shape or self.padding is not None or (self.length > 0 and T > 1)
-        self.mask = self.visible(new) if needs_mask else None
+        self.mask = self.attention_mask(new) if needs_mask else None
         # (T,), or (B, T) with padding, where each row counts from its first real token
         self.positions = new if self.padding is None else (new - self.padding[:, None]).clamp(min=0)
 
-    def visible(self, queries):
-        """The attention mask of the tokens at `queries` (T,): (1 or B, 1, T, used) bool, True where they may attend."""
+    def attention_mask(self, queries):
+        """The mask of the tokens at `queries` (T,): (1 or B, 1, T, used) bool, True where they may attend."""
         ends = self.length + len(queries)
         keys = torch.arange(self.used, device=queries.device)
         keys = torch.where(keys + self.size < ends, keys + self.size, keys)  # a later token overwrote the slot
@@ -49,15 +49,15 @@ class KVCache:
             hidden = hidden | ((keys < padding) & (queries[:, None] >= padding))
         return ~hidden[:, None]
 
-    def before(self, x):
+    def previous_embeddings(self, x):
         """For new embeddings x (B, T, n_embd): the one before each, of the same shape; zeros before the first token."""
         if self.last is None:
             self.last = self.buffer(x.new_zeros(x.size(0), 1, x.size(2)))
-        before = torch.cat((self.last, x[:, :-1]), dim=1)
+        previous = torch.cat((self.last, x[:, :-1]), dim=1)
         self.last.copy_(x[:, -1:])
-        return before if self.padding is None else before * (self.positions > 0)[..., None]
+        return previous if self.padding is None else previous * (self.positions > 0)[..., None]
 
-    def extend(self, layer, k, v):
+    def update(self, layer, k, v):
         """
         Store the new k and v (B, n_head, T, head_dim) of a layer. Returns the keys and values that the new tokens may
         attend to, (B, n_head, S, head_dim) in the cache's dtype, and their mask. Without a mask (None) attention is
@@ -66,11 +66,12 @@ class KVCache:
         if layer == len(self.keys):
             # float32 on a CPU: attention to 900 tokens takes 7 times as long in bfloat16, 14 times in float16
             dtype = torch.float32 if k.device.type == 'cpu' else k.dtype
-            self.keys.append(self.buffer(k.new_zeros(*k.shape[:2], self.size, k.size(3), dtype=dtype)))
-            self.values.append(self.buffer(torch.zeros_like(self.keys[layer])))
-        self.keys[layer].index_copy_(2, self.slots, k.to(self.keys[layer].dtype))
-        self.values[layer].index_copy_(2, self.slots, v.to(self.values[layer].dtype))
-        return self.keys[layer][:, :, :self.used], self.values[layer][:, :, :self.used], self.mask
+            for buffers in (self.keys, self.values):
+                buffers.append(self.buffer(k.new_zeros(*k.shape[:2], self.size, k.size(3), dtype=dtype)))
+        keys, values = self.keys[layer], self.values[layer]
+        keys.index_copy_(2, self.slots, k.to(keys.dtype))
+        values.index_copy_(2, self.slots, v.to(values.dtype))
+        return keys[:, :, :self.used], values[:, :, :self.used], self.mask
 
     def buffer(self, tensor):
         if self.static:
@@ -79,8 +80,9 @@ class KVCache:
 
     def reorder(self, rows):
         """Continue with these rows (B,) int64 of the batch, some repeated, some dropped."""
-        for kept in (*self.keys, *self.values, *([] if self.last is None else [self.last])):
-            kept.copy_(kept[rows])
+        for buffer in (*self.keys, *self.values, self.last):
+            if buffer is not None:
+                buffer.copy_(buffer[rows])
 
 
 def filter_top_p(logits, top_p):
@@ -140,19 +142,19 @@ def sample(logits, temperature=1.0, generator=None, **filters):
 
 def feed(model, ids, cache):
     """The logits (B, V) after ids (B, T), which follow the tokens in the cache and are added to it."""
-    cache.expect(ids.size(1), ids.device)
+    cache.prepare(ids.size(1), ids.device)
     logits = model(ids, cache=cache)[0][:, -1]
     cache.length += ids.size(1)
     return logits
 
 
-def advance(model, idx, cache=None, step=None):
+def next_logits(model, idx, cache=None, step=None):
     """
     The logits (B, V) after idx (B, T). The cache, if any, has seen the beginning of idx, and only the rest is computed.
     Without a cache the model sees the last block_size ids. A full cache of a model with learned positions starts over
     with the last half of its size; one step in size / 2 then costs as much as half a prompt. With rotary positions it
-    slides if tokens come one at a time, and starts over if several do not fit.
-    `step` replaces the model where there is one new token: the compiled model.
+    slides if tokens come one at a time, and starts over if several do not fit. `step`, the compiled model, is called
+    instead of the model for a single new token.
     """
     if cache is None:
         return model(idx[:, -model.config.block_size:])[0][:, -1]
@@ -167,11 +169,8 @@ def advance(model, idx, cache=None, step=None):
 
 
 def next_token(model, idx, cache=None, step=None, vocab_size=None, repetition_penalty=None, **options):
-    """
-    The next id (B, 1) after idx (B, T), and the model's logits (B, V) for it. Ids from vocab_size on only pad the
-    model's vocabulary and are never drawn.
-    """
-    logits = advance(model, idx, cache, step)[:, :vocab_size].float()
+    """The next id (B, 1) after idx (B, T), and its logits (B, V). Ids from vocab_size on are padding, never drawn."""
+    logits = next_logits(model, idx, cache, step)[:, :vocab_size].float()
     if cache is not None and cache.row_padding is not None:
         padding = torch.arange(idx.size(1), device=idx.device) < cache.row_padding[:, None]
         idx = idx.masked_fill(padding, logits.size(1))
@@ -179,16 +178,16 @@ def next_token(model, idx, cache=None, step=None, vocab_size=None, repetition_pe
 
 
 @torch.no_grad()
-def stream(model, idx, max_new_tokens, use_cache=True, padding=None, cache=None, logprobs=False, **options):
+def stream(model, idx, max_new_tokens, use_cache=True, padding=None, cache=None, step=None, logprobs=False, **options):
     """
     Continue idx (B, T). Yields for each step the ids (B, 1) and, with `logprobs`, the log-probabilities (B,) that the
     model itself gives them, before any sampling option; else None. `padding` is the KVCache's. `cache`: one made with
     that padding, which may have seen a beginning of idx. Other options as in next_token and sample.
     """
     if cache is None and use_cache:
-        cache = KVCache(min(model.config.block_size, idx.size(1) + max_new_tokens), padding)
+        cache = KVCache(min(model.config.block_size, idx.size(1) + max_new_tokens), padding, static=step is not None)
     for _ in range(max_new_tokens):
-        token, logits = next_token(model, idx, cache, **options)
+        token, logits = next_token(model, idx, cache, step, **options)
         idx = torch.cat((idx, token), dim=1)
         yield token, logits.log_softmax(dim=-1).gather(1, token)[:, 0] if logprobs else None
 
@@ -202,19 +201,18 @@ def generate(model, idx, max_new_tokens, **options):
 def beam_search(model, idx, max_new_tokens, num_beams, length_penalty=1.0, end_id=None, vocab_size=None,
                 repetition_penalty=None, cache=None, step=None, progress=iter):
     """
-    The num_beams likeliest continuations found for idx (1, T), best first: a list of (score, ids), where ids include
-    the end_id that came. Each step keeps the num_beams likeliest beginnings. A score is the log-probability over
+    The num_beams likeliest continuations found for idx (1, T), best first: a list of (score, ids), with an end_id at
+    the end if it came. Each step keeps the num_beams likeliest beginnings. A score is the log-probability divided by
     length ** length_penalty: above 0 longer texts gain, below 0 shorter ones. `progress` may wrap the range of steps.
     The same search as Hugging Face's with early_stopping=False.
     """
-    T, device = idx.size(1), idx.device
-    idx = idx.expand(num_beams, -1)
-    scores = torch.full((num_beams,), -float('inf'), device=device)
+    T, idx = idx.size(1), idx.expand(num_beams, -1)
+    scores = torch.full((num_beams,), -float('inf'), device=idx.device)
     scores[0] = 0.0  # all beams are still the same: the first step expands only one
     ended = []
     try:
         for length in progress(range(1, max_new_tokens + 1)):
-            logprobs = advance(model, idx, cache, step)[:, :vocab_size].float().log_softmax(dim=-1)
+            logprobs = next_logits(model, idx, cache, step)[:, :vocab_size].float().log_softmax(dim=-1)
             logprobs = penalize_repetition(logprobs, idx, repetition_penalty) + scores[:, None]
             V = logprobs.size(1)
             # twice as many as needed, because one continuation of each beam may end it

@@ -1,6 +1,6 @@
 """
-A trained model made fast at generating. The cost of a token is that of reading all weights once, so they are packed or
-quantized for the device; and a step of one token can be compiled. It knows no tokenizer and no settings.
+Make a trained model generate fast. A token costs about one read of all weights, so these are packed or quantized for
+the device; a step of one token can be compiled. It knows no tokenizer and no settings.
 """
 from contextlib import nullcontext
 
@@ -15,8 +15,8 @@ from common.distributed import print0
 
 class PackedLinear(torch.nn.Module):
     """
-    A Linear for a CPU, with its weight in oneDNN's own layout, as torch.compile has it in a frozen model. The product
-    of a few rows is bound by reading the weight, and F.linear reads it at half the speed.
+    A Linear for a CPU, with its weight in oneDNN's own layout, as torch.compile has it in a frozen model. A matmul of a
+    few rows is bound by reading the weight, and F.linear reads it at half the speed.
     """
 
     ROWS = 6  # oneDNN's kernel takes this many at a time; fewer make it wait for its own sums, and 6 are faster than 1
@@ -27,14 +27,11 @@ class PackedLinear(torch.nn.Module):
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), self.ROWS)
 
     def forward(self, x):
-        rows = x.numel() // x.size(-1)
-        if rows >= self.ROWS:
-            return self.product(x)
-        padded = F.pad(x.reshape(rows, -1), (0, 0, 0, self.ROWS - rows))
-        return self.product(padded)[:rows].view(*x.shape[:-1], -1)
-
-    def product(self, x):
-        return torch.ops.mkldnn._linear_pointwise.default(x, self.weight, self.bias, 'none', [], '')
+        rows = x.flatten(0, -2)
+        if len(rows) < self.ROWS:
+            rows = F.pad(rows, (0, 0, 0, self.ROWS - len(rows)))
+        y = torch.ops.mkldnn._linear_pointwise.default(rows, self.weight, self.bias, 'none', [], '')
+        return y[:x.numel() // x.size(-1)].view(*x.shape[:-1], -1)
 
 
 class Int8Linear(torch.nn.Module):
@@ -54,7 +51,7 @@ class Int8Linear(torch.nn.Module):
         few = x.numel() <= 8 * x.size(-1)  # rows; with more, or in float32, PyTorch's int8 kernel is slower
         if few and x.device.type == 'cpu' and x.dtype == torch.bfloat16:
             y = torch._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale).view(*x.shape[:-1], -1)
-        elif x.dtype == torch.float16:  # scale the weight first: unscaled products overflow
+        elif x.dtype == torch.float16:  # scale the weight first: unscaled sums overflow
             y = F.linear(x, self.weight.to(x.dtype) * self.scale[:, None])
         else:
             y = F.linear(x, self.weight.to(x.dtype)) * self.scale
@@ -70,11 +67,8 @@ def replace_linears(model, kind, larger_than=0):
 
 
 def why_not_packed(dtype):
-    """
-    None if oneDNN packs weights of a dtype ('float32', 'bfloat16') on this CPU, else the reason that it gives.
-    bfloat16 needs AVX-512 or the newest kinds of AVX2.
-    """
-    try:
+    """None if oneDNN packs weights of a dtype, a name, on this CPU, else the reason that it gives."""
+    try:  # bfloat16 needs AVX-512 or the newest kinds of AVX2
         PackedLinear(torch.nn.utils.skip_init(torch.nn.Linear, 16, 16, dtype=getattr(torch, dtype)))
     except (AttributeError, RuntimeError) as error:  # PackedLinear uses private functions of PyTorch
         return str(error).partition('\n')[0] or type(error).__name__
@@ -94,10 +88,7 @@ def pack(model, device, dtype):
 
 @torch.no_grad()
 def quantize(model, ids):
-    """
-    Round the weights of all Linears to 8 bits; embeddings stay as they are. Returns the perplexity on ids (B, T) before
-    and after.
-    """
+    """Round the weights of all Linears to 8 bits. Returns the perplexity on ids (B, T) before and after."""
     def perplexity():
         logits = model(ids[:, :-1], ids[:, 1:])[0].float()  # a mean in 16 bits would hide the difference
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).exp().item()
@@ -121,6 +112,5 @@ def compile_step(model, batch, size, device):
 
     print0('compiling a step, which can take a minute')
     torch._dynamo.config.recompile_limit = 64  # shared by all models of the process; past it they silently run eager
-    mode = 'reduce-overhead' if device.startswith('cuda') else None
-    compiled = compile_or_eager(model, nullcontext(), trial, mode)
+    compiled = compile_or_eager(model, nullcontext(), trial, 'reduce-overhead' if device.startswith('cuda') else None)
     return None if compiled is model else compiled

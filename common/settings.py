@@ -110,24 +110,18 @@ def check(settings, world_size):
             raise ValueError(f'{key}=True needs a package that is not here: pip install {package}')
 
 
-def count_parameters(shape, vocab_size):
+def state_bytes(shape, vocab_size, optimizer):
     """
-    (parameters, those of them in the matrices of the blocks) of a GPT; `shape` has the settings n_layer, n_embd,
-    block_size, bias and modern.
+    (weights, moments of the optimizer) of a GPT in bytes, without a few scalars of the optimizer. `shape` has the
+    settings n_layer, n_embd, block_size, bias and modern.
     """
     width, layers = shape['n_embd'], shape['n_layer']
     matrices = 12 * layers * width**2
     embeddings = 2 * vocab_size * width + width if shape['modern'] else (vocab_size + shape['block_size']) * width
     norms = 0 if shape['modern'] else (1 + shape['bias']) * (2 * layers + 1) * width
     biases = 9 * layers * width if shape['bias'] else 0  # of c_attn, c_fc and both c_proj
-    return matrices + embeddings + norms + biases, matrices
-
-
-def state_bytes(shape, vocab_size, optimizer):
-    """(weights, moments of the optimizer) in bytes, without a few scalars of the optimizer."""
-    parameters, matrices = count_parameters(shape, vocab_size)
-    with_one_moment = matrices if optimizer == 'muon' else 0  # Muon keeps one per parameter, AdamW two
-    return 4 * parameters, 8 * parameters - 4 * with_one_moment
+    weights = 4 * (matrices + embeddings + norms + biases)
+    return weights, 2 * weights - (4 * matrices if optimizer == 'muon' else 0)  # AdamW has two moments, Muon one
 
 
 def disk_bytes(settings, vocab_size):

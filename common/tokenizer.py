@@ -4,6 +4,7 @@ tokenizer (GPT-2's 50257 are padded to 50304); sampling excludes those.
 """
 import functools
 import hashlib
+import json
 import re
 import sys
 
@@ -16,16 +17,14 @@ class CharTokenizer:
     """One id per character, in the order of `chars`."""
 
     def __init__(self, chars):
-        self.chars = chars
-        self.vocab_size = len(chars)
+        self.chars, self.vocab_size = chars, len(chars)
         self.ids = {char: i for i, char in enumerate(chars)}
         self.start_id = self.ids.get('\n', 0)  # where generation from an empty prompt starts
         self.end_id = None
 
     def encode(self, text):
         """ValueError names the characters that the vocabulary lacks."""
-        unknown = [char for char in dict.fromkeys(text) if char not in self.ids]
-        if unknown:
+        if unknown := [char for char in dict.fromkeys(text) if char not in self.ids]:
             raise ValueError(f'the model does not know the characters {"".join(unknown)!r}; '
                              f'it was trained on {"".join(self.chars)!r}')
         return [self.ids[char] for char in text]
@@ -85,23 +84,22 @@ class GPT2Tokenizer:
         return [self.encode_to_numpy(text, set()) for text in texts]
 
     def encode_to_numpy(self, text, allowed_special):
+        encode = functools.partial(self.bpe.encode_to_numpy, allowed_special=allowed_special, disallowed_special=())
         try:
-            return self.bpe.encode_to_numpy(text, allowed_special=allowed_special, disallowed_special=())
+            return encode(text)
         except ValueError:  # a million blanks in a row exceed the lookahead: cut them up
             cuts = [0, *(run.end() for run in re.finditer(r'\s{100000}', text)), len(text)]
-            return np.concatenate([self.bpe.encode_to_numpy(text[a:b], allowed_special=allowed_special,
-                                                            disallowed_special=()) for a, b in zip(cuts, cuts[1:])])
+            return np.concatenate([encode(text[a:b]) for a, b in zip(cuts, cuts[1:])])
 
     def decode(self, ids):
         return self.bpe.decode(list(ids))
 
     def to_json(self):
         """A tokenizer.json of Hugging Face's tokenizers that gives the same ids, from OpenAI's two files."""
-        from json import loads
         from tiktoken.load import read_file_cached
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers
         merges = read_file_cached(f'{self.url}vocab.bpe').decode().splitlines()[1:]
-        ids = loads(read_file_cached(f'{self.url}encoder.json'))
+        ids = json.loads(read_file_cached(f'{self.url}encoder.json'))
         same = Tokenizer(models.BPE(ids, [tuple(merge.split(' ')) for merge in merges]))
         same.pre_tokenizer, same.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
         same.add_special_tokens([END_OF_TEXT])
@@ -134,13 +132,8 @@ class BPETokenizer:
 
 
 def train_bpe(texts, vocab_size):
-    """
-    Learn a byte-level BPE of at most vocab_size tokens from an iterator of texts; returns its tokenizer.json. All bytes
-    and <|endoftext|> are tokens. ValueError if vocab_size is too small for these 257.
-    """
+    """Learn a BPE of at most vocab_size tokens, including all bytes and <|endoftext|>. Returns its tokenizer.json."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    if vocab_size < 257:
-        raise ValueError(f'vocab_size={vocab_size} is below 257: the 256 bytes and {END_OF_TEXT}')
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # splits words as GPT-2 does
     bpe.decoder = decoders.ByteLevel()
@@ -162,15 +155,13 @@ def from_meta(meta):
 
 
 class TextStream:
-    """
-    Decodes ids one by one. It never returns part of a multi-byte character or any part of a stop string. `finished` is
-    None, 'end' (after end-of-text) or 'stop' (after a stop string).
-    """
+    """Decodes ids one by one. It never returns part of a multi-byte character or any part of a stop string."""
 
     def __init__(self, tokenizer, stops=()):
         self.tokenizer, self.stops = tokenizer, [stop for stop in stops if stop]
         self.ids, self.decoded = [], 0  # since the last whole character; how much of their text is returned or held
-        self.held, self.finished = '', None  # text that may yet turn out to be a stop string
+        self.held = ''  # text that may yet turn out to be a stop string
+        self.finished = None  # 'end' after end-of-text, 'stop' after a stop string
 
     def push(self, token):
         """The text that is certain after this id."""
@@ -184,8 +175,7 @@ class TextStream:
         certain = text.rstrip('\ufffd')  # an incomplete character decodes to this, too
         self.held += certain[self.decoded:]
         self.ids, self.decoded = ([], 0) if certain == text else (self.ids, len(certain))
-        found = [self.held.find(stop) for stop in self.stops if stop in self.held]
-        if found:
+        if found := [self.held.find(stop) for stop in self.stops if stop in self.held]:
             self.finished, self.held = 'stop', self.held[:min(found)]
             return self.rest()
         beginnings = [n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n])]
@@ -202,15 +192,11 @@ class TextStream:
 
 def padded_vocab_size(meta):
     """The vocab_size of a new model. GPT-2's 50257 become 50304, a multiple of 64, for tensor cores."""
-    size = meta['vocab_size']
-    return size if meta['tokenizer'] == 'char' else -(-size // 64) * 64
+    return meta['vocab_size'] if meta['tokenizer'] == 'char' else -(-meta['vocab_size'] // 64) * 64
 
 
 def check_same(meta, theirs, vocab_size):
-    """
-    ValueError unless a model can train on the dataset that `meta` describes. `theirs` is the meta.json of its previous
-    dataset, or None if unknown; `vocab_size` is the model's.
-    """
+    """ValueError unless a model of vocab_size ids that was trained on `theirs` (None: unknown) can train on `meta`."""
     for key in ('tokenizer', 'vocab_size', 'chars', 'tokenizer_json'):
         if theirs is not None and theirs.get(key) != meta.get(key):
             raise ValueError(f'the vocabularies differ: the dataset has {key}={meta.get(key)!r:.200}, '

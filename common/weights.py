@@ -1,7 +1,6 @@
 """
-Weights by any name that a user gives: a run, a checkpoint file, or a GPT-2 in Hugging Face's layout (a folder with
-config.json and safetensors, here or in a repository), which is also written here. It knows files and the names of
-parameters, no model.
+Weights by any name that a user gives: a run, a checkpoint file, or a GPT-2 in Hugging Face's layout (config.json and
+safetensors in a folder or a repository), which is also written here. It knows the names of parameters, but no model.
 """
 import difflib
 import json
@@ -12,19 +11,14 @@ from common.tokenizer import END_OF_TEXT
 
 # OpenAI's four sizes: n_layer, n_head, n_embd; 124M, 350M, 774M, 1558M parameters
 OPENAI = {'gpt2': (12, 12, 768), 'gpt2-medium': (24, 16, 1024), 'gpt2-large': (36, 20, 1280), 'gpt2-xl': (48, 25, 1600)}
-
 # Hugging Face's names for the activations that GPT has
 ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu': 'gelu'}
-
 # matrices that Hugging Face's Conv1D has as (in, out), nn.Linear as (out, in)
 TRANSPOSED = 'c_attn.weight', 'c_proj.weight', 'c_fc.weight'
 
 
 def load(source):
-    """
-    The checkpoint, a dict, of a checkpoint file, a run's out_dir or an export, or of what load_gpt2 takes.
-    FileNotFoundError or ValueError if there is no usable one.
-    """
+    """The checkpoint of a file, a run's out_dir, an export or what load_gpt2 takes. OSError or ValueError if none."""
     is_run = os.path.isdir(source) and not os.path.exists(os.path.join(source, 'config.json'))
     if is_run or os.path.isfile(source) or source.endswith('.pt'):
         return checkpoint.load(checkpoint.weights_path(source))
@@ -33,9 +27,9 @@ def load(source):
 
 def load_gpt2(name):
     """
-    GPT-2 weights from Hugging Face as a checkpoint with model, model_args and, where it is known, meta: 'gpt2',
-    'gpt2-medium', 'gpt2-large', 'gpt2-xl' (OpenAI's), any repository id, or a local folder with config.json and
-    safetensors. ValueError if they cannot be read or are not a GPT-2's.
+    A GPT-2 from Hugging Face as a checkpoint with model, model_args and meta (None if unknown). `name`: gpt2,
+    gpt2-medium, gpt2-large, gpt2-xl (OpenAI's), any repository id, or a local folder with config.json and safetensors.
+    ValueError if it cannot be read or is not a GPT-2.
     """
     folder = name if os.path.isdir(name) else download(name)
     config, theirs = read(folder)
@@ -47,8 +41,7 @@ def load_gpt2(name):
             raise ValueError(f'{name} is not a GPT-2: it has no {key}')
         ours[f'transformer.{key}'] = theirs[key].t() if key.endswith(TRANSPOSED) else theirs[key]
     ours['lm_head.weight'] = ours['transformer.wte.weight']
-    meta = read_meta(folder)
-    return {'model': ours, 'model_args': model_args, **({'meta': meta} if meta else {})}
+    return {'model': ours, 'model_args': model_args, 'meta': read_meta(folder)}
 
 
 def gpt2_keys(n_layer):
@@ -114,13 +107,9 @@ def gpt2_config(theirs, model_type):
     missing = {'n_layer', 'n_head', 'n_embd', 'n_positions', 'vocab_size'} - theirs.keys()
     if missing:
         raise ValueError(f'the config.json of {model_type} has no {" and no ".join(sorted(missing))}')
-    unusual = [key for key, usual in (('scale_attn_by_inverse_layer_idx', False), ('scale_attn_weights', True),
-                                      ('tie_word_embeddings', True), ('layer_norm_epsilon', 1e-5))
-               if theirs.get(key, usual) != usual]
-    if theirs.get('n_inner') not in (None, 4 * theirs['n_embd']):
-        unusual.append('n_inner')
-    if theirs.get('activation_function', 'gelu_new') not in ACTIVATIONS:
-        unusual.append('activation_function')
+    usual = dict(scale_attn_by_inverse_layer_idx=[False], scale_attn_weights=[True], tie_word_embeddings=[True],
+                 layer_norm_epsilon=[1e-5], n_inner=[None, 4 * theirs['n_embd']], activation_function=ACTIVATIONS)
+    unusual = [key for key, values in usual.items() if key in theirs and theirs[key] not in values]
     if unusual:
         raise ValueError(f'{model_type} is a GPT-2 of an unusual kind: ' +
                          ', '.join(f'{key}={theirs[key]!r}' for key in unusual))
@@ -130,10 +119,7 @@ def gpt2_config(theirs, model_type):
 
 
 def gpt2_weights(model, vocab_size):
-    """
-    Yield the weights of a GPT as (name, tensor) of a GPT2LMHeadModel: matrices transposed, zeros for biases that the
-    model does not have, the vocabulary without its padding.
-    """
+    """(name, tensor) as in a GPT2LMHeadModel: matrices transposed, missing biases 0, the vocabulary without padding."""
     for name, p in model.named_parameters():
         p = p.detach()
         if name == 'transformer.wte.weight':
@@ -141,8 +127,7 @@ def gpt2_weights(model, vocab_size):
         elif name.endswith(TRANSPOSED):
             p = p.t()
         yield name, p.contiguous()
-        is_embedding = name.startswith(('transformer.wte', 'transformer.wpe'))
-        if not model.config.bias and not is_embedding:
+        if not model.config.bias and not name.startswith(('transformer.wte', 'transformer.wpe')):
             yield name.removesuffix('weight') + 'bias', p.new_zeros(p.size(-1))
 
 

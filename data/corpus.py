@@ -9,8 +9,7 @@ from corpus.inspection import check  # the folder corpus, which Python prefers t
 from corpus.plan import dataset_folder
 from common.console import exit_on_error, stop  # importing corpus has put common/ into sys.path
 
-if __name__ == '__main__':
-    if len(sys.argv) != 3 or sys.argv[1] != 'check':
-        stop('to check a dataset: python data/corpus.py check data/NAME')
-    with exit_on_error():
-        check(dataset_folder(sys.argv[2]))
+if len(sys.argv) != 3 or sys.argv[1] != 'check':
+    stop('to check a dataset: python data/corpus.py check data/NAME')
+with exit_on_error():
+    check(dataset_folder(sys.argv[2]))

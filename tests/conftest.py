@@ -9,7 +9,7 @@ import tempfile
 import pytest
 
 from hooked import HANG
-from running import ENVIRONMENT, HOOKED, ROOT, TRAIN, environment, hook, python, ranks
+from running import ENVIRONMENT, HOOKED, ROOT, TRAIN, environment, hook, ok, python, ranks
 
 sys.path[:0] = [ROOT, os.path.join(ROOT, 'data')]
 
@@ -61,8 +61,7 @@ def make_dataset(folder, text, *args):
     (folder / 'mine.txt').write_text(text, encoding='utf-8', newline='')
     script = os.path.join(ROOT, 'data', 'text', 'prepare.py')
     kind = [] if any(arg.startswith('--vocab_size') for arg in args) else ['--tokenizer=char']
-    done = python(script, '--input=mine.txt', '--out=.', *kind, *args, cwd=folder)
-    assert done.returncode == 0, done.stderr
+    ok(python(script, '--input=mine.txt', '--out=.', *kind, *args, cwd=folder))
     return str(folder)
 
 
@@ -107,8 +106,7 @@ def hooked_ranks(tmp_path, corpus_dir):
 def trained(tmp_path_factory, corpus_dir):
     """The out_dir of a finished toy run, which tests may read but not change."""
     folder = tmp_path_factory.mktemp('trained')
-    done = python(os.path.join(ROOT, 'train.py'), *TOY, f'--dataset={corpus_dir}', '--out_dir=out', cwd=folder)
-    assert done.returncode == 0, done.stderr
+    ok(python(os.path.join(ROOT, 'train.py'), *TOY, f'--dataset={corpus_dir}', '--out_dir=out', cwd=folder))
     return str(folder / 'out')
 
 
@@ -147,8 +145,7 @@ DEMANDING = [*TOY, '--modern=True', '--optimizer=muon', '--dropout=0.1', '--eval
 def uninterrupted(tmp_path_factory, corpus_dir):
     """The out_dir of a DEMANDING run that nothing ever stopped."""
     folder = tmp_path_factory.mktemp('uninterrupted')
-    done = python(os.path.join(ROOT, 'train.py'), *DEMANDING, f'--dataset={corpus_dir}', '--out_dir=out', cwd=folder)
-    assert done.returncode == 0, done.stderr
+    ok(python(os.path.join(ROOT, 'train.py'), *DEMANDING, f'--dataset={corpus_dir}', '--out_dir=out', cwd=folder))
     return str(folder / 'out')
 
 

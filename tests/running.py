@@ -27,6 +27,12 @@ def python(*args, cwd, stdin='', **env):
     return run_all([args], cwd, [env], stdin)[0]
 
 
+def ok(done):
+    """A CompletedProcess that must have succeeded."""
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def hook(code, script, *args, cwd):
     """Run a script of the project with a piece of code ahead of it (tests/hooked.py); returns the CompletedProcess."""
     return python(HOOKED, code, os.path.join(ROOT, script), *args, cwd=cwd)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from running import ROOT, python
+from running import ROOT, ok, python
 
 SCRIPT = '''"""What the script is for."""
 # numbers
@@ -93,10 +93,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(configure, tmp_path, args, expect
     (tmp_path / 'somewhere').mkdir()
     done = configure(*args, typo='batch_size = 3\nbatch_sise = 4', kind="learning_rate = '1e-3'",
                      broken='batch_size = 3\nbatch_size = =', raises='batch_size = 1 // 0')
-    assert done.returncode == 2 and done.stdout == ''
-    assert len(done.stderr.strip().splitlines()) == 1
-    for part in expected:
-        assert part in done.stderr
+    assert done.returncode == 2 and done.stdout == '' and len(done.stderr.strip().splitlines()) == 1
+    assert all(part in done.stderr for part in expected), done.stderr
 
 
 def test_help_shows_every_setting_with_its_default_and_comment(configure):
@@ -110,18 +108,16 @@ def test_help_shows_every_setting_with_its_default_and_comment(configure):
 @pytest.mark.parametrize('script', ['train.py', 'sample.py'])
 def test_help_of_the_scripts_needs_no_torch(tmp_path, script):
     (tmp_path / 'torch.py').write_text('raise SystemExit("torch was imported")')
-    done = python(os.path.join(ROOT, script), '--help', cwd=tmp_path, PYTHONPATH=str(tmp_path))
-    assert done.returncode == 0 and '--seed=1337' in done.stdout
+    done = ok(python(os.path.join(ROOT, script), '--help', cwd=tmp_path, PYTHONPATH=str(tmp_path)))
+    assert '--seed=1337' in done.stdout
 
 
 def settings_of(config, monkeypatch):
     """The globals of train.py after its settings block has run with a config file."""
-    path = os.path.join(ROOT, 'train.py')
     monkeypatch.setattr('sys.argv', ['train.py', config])
-    with open(path, encoding='utf-8') as f:
-        block = f.read().partition('\nfrom dataclasses')[0]  # the first thing after the settings
-    namespace = {'__file__': path}
-    exec(block, namespace)
+    namespace = {'__file__': os.path.join(ROOT, 'train.py')}
+    with open(namespace['__file__'], encoding='utf-8') as f:
+        exec(f.read().partition('\nfrom dataclasses')[0], namespace)  # the first thing after the settings
     return namespace
 
 

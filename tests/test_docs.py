@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 import torch
 
-from running import HOOKED, QUICK, ROOT, python
+from running import HOOKED, QUICK, ROOT, ok, python
 
 SCRIPTS = ('train.py', 'sample.py', 'bench.py', 'export.py')
 DOCS = sorted(os.path.relpath(path, ROOT) for pattern in ('*.md', 'docs/*.md', 'data/*/readme.md')
@@ -121,8 +121,7 @@ def world(tmp_path_factory):
     for command in (['data/text/prepare.py', '--input=book.txt', '--vocab_size=300', '--out=vocabulary'],
                     ['train.py', *TINY, *SHORT, '--dataset=vocabulary', '--out_dir=out-tiny', '--bias=True'],
                     *(['export.py', '--out_dir=out-tiny', f'--to={name}', '--verify=False'] for name in names)):
-        done = execute(command, place)
-        assert done.returncode == 0, done.stderr
+        done = ok(execute(command, place))
     shutil.rmtree(place / 'out-tiny')
     return place
 
@@ -296,7 +295,8 @@ OTHERS = {'help', 'index', 'standalone', 'nproc_per_node', 'nnodes', 'key', 'bat
 @pytest.mark.parametrize('path', DOCS)
 def test_options_named_in_the_text_exist(path):
     known = OTHERS.union(*(settings(script)[0] for script in SCRIPTS))
-    known |= set(re.findall(r"'--(\w+)'", ''.join(map(read, ('data/corpus/pipeline.py', 'run_manager.py', 'common/experiments/report.py')))))
+    by_argparse = 'data/corpus/pipeline.py', 'run_manager.py', 'common/experiments/report.py'
+    known |= set(re.findall(r"'--(\w+)'", ''.join(map(read, by_argparse))))
     for code in re.findall(r'`([^`\n]+)`', prose(read(path))):
         script = re.match(r'(?:python|torchrun .*) (\S+\.py)', code)
         assert script is None or os.path.exists(os.path.join(ROOT, script[1])), code

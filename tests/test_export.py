@@ -2,6 +2,7 @@
 export.py as a user runs it, on small models of every vocabulary. What it writes is opened by the library that it is
 for, and its own comparison must fail for a wrong export.
 """
+import itertools
 import json
 import os
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
+from common.tokenizer import GPT2Tokenizer, from_meta
 from conftest import TOY, make_dataset
 from model import GPT, GPTConfig, load_weights
-from running import ROOT, hook, python
+from running import ROOT, hook, ok, python
 
 WORDS = 'the cat sees one bird. a dog hears that horse. my fish follows the cat. '
 
@@ -24,8 +26,7 @@ def runs(tmp_path_factory, corpus_dir):
     place, found = tmp_path_factory.mktemp('runs'), {}
     for name, data, more in (('char', corpus_dir, ['--activation=gelu_tanh']), ('bpe', bpe_dir, ['--bias=True']),
                              ('modern', corpus_dir, ['--modern=True'])):
-        done = python(os.path.join(ROOT, 'train.py'), *TOY, f'--dataset={data}', f'--out_dir={name}', *more, cwd=place)
-        assert done.returncode == 0, done.stderr
+        ok(python(os.path.join(ROOT, 'train.py'), *TOY, f'--dataset={data}', f'--out_dir={name}', *more, cwd=place))
         found[name] = str(place / name)
     return found
 
@@ -44,9 +45,7 @@ def openai_sized(tmp_path_factory):
 
 
 def export(run, *args):
-    done = run('export.py', *args)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return ok(run('export.py', *args)).stdout
 
 
 @pytest.mark.parametrize('name', ['char', 'bpe'])
@@ -58,7 +57,6 @@ def test_transformers_opens_what_was_exported_and_it_comes_back_unchanged(runs, 
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
     ours, checkpoint = load_weights(runs[name])
     ids = tokenizer(WORDS, return_tensors='pt').input_ids[:, :16]
-    from common.tokenizer import from_meta
     mine = from_meta(checkpoint['meta'])
     assert ids[0].tolist() == mine.encode(WORDS)[:16] and tokenizer.decode(ids[0]) == mine.decode(ids[0].tolist())
     logits = ours.eval()(ids, targets=ids)[0][..., :mine.vocab_size]
@@ -76,10 +74,9 @@ def test_transformers_opens_what_was_exported_and_it_comes_back_unchanged(runs, 
 
 def test_sample_and_train_take_what_was_exported(runs, run, tmp_path, corpus_dir):
     export(run, f'--out_dir={runs["char"]}', '--to=hf')
+    ok(run('train.py', *TOY, f'--dataset={corpus_dir}', '--init_from=hf', '--out_dir=more', '--max_iters=1'))
     done = run('sample.py', '--init_from=hf', '--num_samples=1', '--max_new_tokens=5', '--start=the ', '--device=cpu')
-    assert done.returncode == 0 and done.stdout.startswith('the '), done.stderr
-    done = run('train.py', *TOY, f'--dataset={corpus_dir}', '--init_from=hf', '--out_dir=more', '--max_iters=1')
-    assert done.returncode == 0, done.stderr
+    assert ok(done).stdout.startswith('the ')
 
 
 @pytest.mark.parametrize('name', ['bpe', 'modern'])  # the modern one in characters
@@ -91,21 +88,21 @@ def test_onnxruntime_computes_the_same_logits_whatever_the_shape(runs, run, tmp_
     model, checkpoint = load_weights(runs[name])
     c, vocab_size = model.config, checkpoint['meta']['vocab_size']
     session = onnxruntime.InferenceSession(tmp_path / 'onnx' / 'model.onnx')
-    for batch in (1, 3):
-        for length in (1, 7, 16):
-            ids = torch.randint(vocab_size, (batch, length))
-            ours = model.eval()(ids, targets=ids)[0][..., :vocab_size].detach()
-            keys = torch.zeros(c.n_layer, batch, c.n_head, 0, c.n_embd // c.n_head).numpy()
-            past = dict(past_keys=keys, past_values=keys, past_embedding=torch.zeros(batch, 1, c.n_embd).numpy())
-            names = [i.name for i in session.get_inputs()]
-            theirs = session.run(['logits'], {k: v for k, v in dict(past, input_ids=ids.numpy()).items() if k in names})
-            assert (torch.from_numpy(theirs[0]) - ours).abs().max() < 1e-4
-            if length > 1:  # one token at a time, by the cache
-                for i in range(length):
-                    feed = {k: v for k, v in dict(past, input_ids=ids[:, [i]].numpy()).items() if k in names}
-                    logits, *present = session.run(None, feed)
-                    past = dict(zip(('past_keys', 'past_values', 'past_embedding'), present))
-                    assert (torch.from_numpy(logits[:, 0]) - ours[:, i]).abs().max() < 1e-4
+
+    def feed(ids, *past):
+        given = dict(zip(('input_ids', 'past_keys', 'past_values', 'past_embedding'), (ids, *past)))
+        outputs = session.run(None, {i.name: given[i.name].numpy() for i in session.get_inputs()})
+        return [torch.from_numpy(output) for output in outputs]
+
+    for batch, length in itertools.product((1, 3), (1, 7, 16)):
+        ids = torch.randint(vocab_size, (batch, length))
+        ours = model.eval()(ids, targets=ids)[0][..., :vocab_size].detach()
+        keys = torch.zeros(c.n_layer, batch, c.n_head, 0, c.n_embd // c.n_head)
+        past = keys, keys, torch.zeros(batch, 1, c.n_embd)
+        assert (feed(ids, *past)[0] - ours).abs().max() < 1e-4
+        for i in range(length):  # one token at a time, by the cache
+            logits, *past = feed(ids[:, [i]], *past)
+            assert (logits[:, 0] - ours[:, i]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize('name', ['bpe', 'modern'])
@@ -114,8 +111,8 @@ def test_safetensors_come_back_to_the_bit(runs, run, tmp_path, name):
     theirs, ours = (GPT.from_checkpoint(source) for source in (str(tmp_path / 'st' / 'model.safetensors'), runs[name]))
     assert theirs.config == ours.config
     assert all(torch.equal(value, ours.state_dict()[key]) for key, value in theirs.state_dict().items())
-    again = run('export.py', '--init_from=st', '--format=safetensors', '--to=again')
-    assert again.returncode == 0 and (tmp_path / 'again' / 'README.md').exists(), again.stderr
+    export(run, '--init_from=st', '--format=safetensors', '--to=again')
+    assert (tmp_path / 'again' / 'README.md').exists()
 
 
 def test_gpt2s_vocabulary_loses_its_padding_and_keeps_its_ids(openai_sized, run, tmp_path):
@@ -124,7 +121,6 @@ def test_gpt2s_vocabulary_loses_its_padding_and_keeps_its_ids(openai_sized, run,
     pytest.importorskip('onnxscript')
     assert 'tokens are the same' in export(run, f'--init_from={openai_sized}', '--format=onnx', '--to=onnx')
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
-    from common.tokenizer import GPT2Tokenizer
     text = "It's  12 o'clock\n\n— naïve 漢字 🙂<|endoftext|>"
     assert tokenizer(text).input_ids == GPT2Tokenizer().encode(text)
     assert tokenizer.decode(tokenizer(text).input_ids) == text
@@ -154,12 +150,12 @@ def test_the_names_and_shapes_are_those_that_gguf_knows(runs, run, tmp_path):
 BREAK = '''
 from common import weights
 from common.exporting import onnx_graph
-gpt2_weights, before = weights.gpt2_weights, onnx_graph.Past.before
+gpt2_weights, previous = weights.gpt2_weights, onnx_graph.Past.previous_embeddings
 def broken(model, vocab_size):
     for name, value in gpt2_weights(model, vocab_size):
         yield name, value.t().contiguous() if name == 'transformer.h.1.attn.c_proj.weight' else value
 weights.gpt2_weights = broken
-onnx_graph.Past.before = lambda self, x: before(self, x) * 1.01
+onnx_graph.Past.previous_embeddings = lambda self, x: previous(self, x) * 1.01
 '''
 SHUFFLE = '''
 from common.tokenizer import CharTokenizer
@@ -224,9 +220,8 @@ def test_the_folder_runs_in_the_evaluation_harness(runs, run, tmp_path):
     export(run, f'--out_dir={runs["bpe"]}', '--to=hf', '--verify=False')
     questions = [('the cat', [' sees one', ' hears my'], 0), ('a dog', [' sees one', ' hears that'], 1),
                  ('my fish', [' follows the', ' sees that'], 0), ('that', [' horse', ' bird'], 1)]
-    with open(tmp_path / 'endings.jsonl', 'w') as f:
-        for query, choices, gold in questions:
-            f.write(json.dumps(dict(query=query, choices=choices, gold=gold)) + '\n')
+    rows = [dict(query=query, choices=choices, gold=gold) for query, choices, gold in questions]
+    (tmp_path / 'endings.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     (tmp_path / 'endings.yaml').write_text(f'''task: endings
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {tmp_path}/endings.jsonl}}}}
@@ -238,13 +233,11 @@ doc_to_target: gold
 target_delimiter: ""
 metric_list: [{{metric: acc}}]
 ''')
-    done = python('-m', 'lm_eval', '--model', 'hf', '--model_args', 'pretrained=hf,dtype=float32', '--tasks', 'endings',
-                  '--include_path', '.', '--device', 'cpu', '--output_path', 'results', '--batch_size', '2',
-                  cwd=tmp_path, HF_DATASETS_OFFLINE='1', HF_HOME=str(tmp_path / 'cache'))
-    assert done.returncode == 0, done.stderr[-2000:]
+    ok(python('-m', 'lm_eval', '--model', 'hf', '--model_args', 'pretrained=hf,dtype=float32', '--tasks', 'endings',
+              '--include_path', '.', '--device', 'cpu', '--output_path', 'results', '--batch_size', '2',
+              cwd=tmp_path, HF_DATASETS_OFFLINE='1', HF_HOME=str(tmp_path / 'cache')))
     found = json.loads(next((tmp_path / 'results').rglob('results_*.json')).read_text())['results']['endings']
     model, checkpoint = load_weights(runs['bpe'])
-    from common.tokenizer import from_meta
     tokenizer = from_meta(checkpoint['meta'])
 
     def likelihood(query, ending):

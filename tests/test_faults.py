@@ -12,6 +12,7 @@ import torch
 from common import checkpoint as checkpoint_file
 from common.training import guard
 from conftest import DEMANDING, TOY, assert_same_run, learned, read_metrics
+from running import ok
 
 # Where a save can be cut off. `saves` counts files: two for iteration 0, ckpt.pt and last.pt, and two for each
 # evaluation with a new best; the fifth or sixth is of iteration 10. prev.pt exists from iteration 10 on.
@@ -38,7 +39,7 @@ torch.save = save''',
 def fsync(number, original=os.fsync):
     global saves
     saves += 1
-    if saves == 5: die()
+    if saves == 6: die()  # the first is of settings.json
     original(number)
 os.fsync = fsync''',
     'before the first rename': '''
@@ -167,8 +168,7 @@ model.GPT.forward = forward
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_recorded(hooked, corpus_dir, tmp_path):
-    done = hooked(SPOIL.format(condition='forwards == 15', factor='float("nan")'))
-    assert done.returncode == 0, done.stderr
+    done = ok(hooked(SPOIL.format(condition='forwards == 15', factor='float("nan")')))
     assert 'iter 7: loss nan, update skipped' in done.stdout
     spike, = [json.loads(line) for line in (tmp_path / 'out' / 'spikes.jsonl').read_text().splitlines()]
     assert spike['iter'] == 7 and spike['loss'] is None and len(spike['starts']) == len(spike['texts']) == 8
@@ -191,8 +191,7 @@ class Scaler(torch.amp.GradScaler):
 torch.amp.GradScaler = Scaler
 '''
     spoil = SPOIL.replace('loss * ', 'loss + ').format(condition='forwards == 15', factor='float("inf")')
-    done = hooked(scaled + spoil)
-    assert done.returncode == 0, done.stderr
+    done = ok(hooked(scaled + spoil))
     assert 'iter 7: ' in done.stdout.partition('update skipped')[0].split('\n')[-1], done.stdout
     state = torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)
     assert state['scaler'] and {int(moments['step']) for moments in state['optimizer']['state'].values()} == {19}
@@ -251,8 +250,7 @@ def test_what_saves_nothing_ends_at_a_signal(monkeypatch):
 
 def test_patience_ends_a_run_as_finished(hooked, tmp_path):
     still = ['--learning_rate=0.0', '--min_lr=0.0', '--eval_interval=2', '--max_iters=1000']
-    done = hooked('', '--patience=3', *still)
-    assert done.returncode == 0, done.stderr
+    ok(hooked('', '--patience=3', *still))
     _, evaluations, end = read_metrics(tmp_path / 'out')
     assert [line['iter'] for line in evaluations] == [0, 2, 4, 6] and end['done'] and end['iter'] == 6
     again = hooked('', '--patience=3', '--init_from=auto', *still)

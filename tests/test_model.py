@@ -8,7 +8,7 @@ import torch
 
 from common import checkpoint as checkpoint_file
 from model import GPT, GPTConfig, attend, load_weights, rotary, rotate
-from running import python, ROOT
+from running import ROOT, ok, python
 
 SMALL = dict(block_size=32, vocab_size=96, n_layer=3, n_head=4, n_embd=48)
 
@@ -61,8 +61,7 @@ def test_from_pretrained_needs_no_transformers(huggingface, tmp_path):
     huggingface[0].save_pretrained(tmp_path)
     code = ('import sys; from model import GPT; GPT.from_pretrained(sys.argv[1]); '
             'assert "transformers" not in sys.modules')
-    done = python('-c', code, tmp_path, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    ok(python('-c', code, tmp_path, cwd=ROOT))
 
 
 @pytest.mark.parametrize('change', [{'model_type': 'llama'}, {'scale_attn_by_inverse_layer_idx': True},

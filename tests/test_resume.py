@@ -9,7 +9,7 @@ import pytest
 
 from common import checkpoint as checkpoint_file
 from conftest import DEMANDING, assert_same_run, read_metrics
-from running import HOOKED, TRAIN
+from running import HOOKED, TRAIN, ok
 
 
 def resumed_at(done):
@@ -28,8 +28,7 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(hooked, uninterrupted
         killed = hooked(f'when_printed({line!r}, die)', '--init_from=auto', settings=DEMANDING)
         assert killed.returncode == -signal.SIGKILL and line in killed.stdout.splitlines()[-1], killed.stderr
         went_on.append(resumed_at(killed))
-    done = hooked('', '--init_from=auto', settings=DEMANDING)
-    assert done.returncode == 0, done.stderr
+    done = ok(hooked('', '--init_from=auto', settings=DEMANDING))
     assert [*went_on[1:], resumed_at(done)] == [after for _, after in KILLS]
     assert_same_run(tmp_path / 'out', uninterrupted)
 

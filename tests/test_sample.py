@@ -1,7 +1,6 @@
 """sample.py as a user runs it, on a toy model."""
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -10,22 +9,25 @@ import sys
 import pytest
 import torch
 
-from common import checkpoint as checkpoint_file
-from common import tokenizer as tokenizers
 from common.sampling import completion
-from model import GPT
-from running import HANG, ROOT, hook
+from common.tokenizer import from_meta
+from model import load_weights
+from running import HANG, ROOT, hook, ok
 
 
 @pytest.fixture
-def sample(run, trained):
-    return lambda *args: run('sample.py', f'--out_dir={trained}', '--device=cpu', '--num_samples=2',
-                             '--max_new_tokens=30', *args)
+def command(trained):
+    """sample.py and its options in these tests."""
+    return ['sample.py', f'--out_dir={trained}', '--device=cpu', '--num_samples=2', '--max_new_tokens=30']
+
+
+@pytest.fixture
+def sample(run, command):
+    return lambda *args, **stdin: run(*command, *args, **stdin)
 
 
 def texts(done):
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split('\n---------------\n')[:-1]
+    return ok(done).stdout.split('\n---------------\n')[:-1]
 
 
 def test_samples_continue_the_prompt(sample):
@@ -93,10 +95,9 @@ def test_a_setting_that_does_nothing_is_named(sample):
 
 
 @pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
-def test_compiling_changes_no_text(sample, trained, tmp_path, backend):
+def test_compiling_changes_no_text(sample, command, tmp_path, backend):
     code = f'import functools; torch.compile = functools.partial(torch.compile, backend={backend!r})'
-    args = [f'--out_dir={trained}', '--device=cpu', '--num_samples=2', '--max_new_tokens=30', '--start=the cat']
-    done = hook(code, 'sample.py', *args, '--compile=True', cwd=tmp_path)
+    done = hook(code, *command, '--start=the cat', '--compile=True', cwd=tmp_path)
     if backend == 'inductor' and 'running eager instead' in done.stdout:
         pytest.skip('no compiler on this machine: ' + done.stdout)
     compiled, whole = texts(done), texts(sample('--start=the cat'))
@@ -126,17 +127,10 @@ def test_the_analysis_of_a_text(sample, tmp_path):
 
 
 @pytest.mark.parametrize('no_color', ['', '1'])
-def test_colours_at_a_terminal_unless_no_color_is_set(trained, tmp_path, no_color):
-    terminal = f"""
-import io
-os.environ['NO_COLOR'] = {no_color!r}
-class Terminal(io.TextIOWrapper):
-    isatty = lambda self: True
-sys.stdout = Terminal(sys.stdout.detach())
-"""
-    done = hook(terminal, 'sample.py', f'--out_dir={trained}', '--device=cpu', '--analyze=True', '--start=the',
-                cwd=tmp_path)
-    assert done.returncode == 0 and ('\033[' in done.stdout) == (no_color == ''), done.stderr
+def test_colours_at_a_terminal_unless_no_color_is_set(command, tmp_path, no_color):
+    terminal = f'os.environ["NO_COLOR"] = {no_color!r}; sys.stdout.isatty = lambda: True'
+    done = ok(hook(terminal, *command, '--analyze=True', '--start=the', cwd=tmp_path))
+    assert ('\033[' in done.stdout) == (no_color == '')
 
 
 def test_int8_says_what_it_costs(sample):
@@ -148,24 +142,20 @@ def test_int8_says_what_it_costs(sample):
 def test_more_samples_than_fit_in_memory_are_written_in_several_batches(trained, monkeypatch):
     """Each is a different text, in whatever batch."""
     monkeypatch.setattr(completion, 'CACHE_BYTES', 20000)  # a text takes 8192
-    state = checkpoint_file.load(os.path.join(trained, 'ckpt.pt'))
-    model, tokenizer = GPT.from_checkpoint(state), tokenizers.from_meta(state['meta'])
-    out = io.StringIO()
-    completion.write_samples(model.eval(), tokenizer, 'the', out, True, 5, 30)
+    (model, checkpoint), out = load_weights(trained), io.StringIO()
+    completion.write_samples(model.eval(), from_meta(checkpoint['meta']), 'the', out, True, 5, 30)
     written = [json.loads(line)['text'] for line in out.getvalue().splitlines()]
     assert len(written) == len(set(written)) == 5
 
 
-def test_a_prompt_can_be_piped_in(run, trained):
-    done = run('sample.py', f'--out_dir={trained}', '--device=cpu', '--start=-', '--num_samples=1',
-               '--max_new_tokens=5', stdin='my fish\n')
-    assert texts(done)[0].startswith('my fish') and len(texts(done)[0]) == len('my fish') + 5
+def test_a_prompt_can_be_piped_in(sample):
+    text, _ = texts(sample('--start=-', stdin='my fish\n'))
+    assert text.startswith('my fish') and len(text) == len('my fish') + 30
 
 
-def test_ctrl_c_ends_the_samples_and_keeps_what_is_there(trained):
-    command = [sys.executable, os.path.join(ROOT, 'sample.py'), f'--out_dir={trained}', '--device=cpu',
-               '--num_samples=2', '--max_new_tokens=1000000']
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def test_ctrl_c_ends_the_samples_and_keeps_what_is_there(command):
+    process = subprocess.Popen([sys.executable, *command, '--max_new_tokens=1000000'], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout.read(20)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=HANG)
@@ -178,13 +168,11 @@ def test_a_prompt_comes_from_a_file_or_is_empty(sample, tmp_path):
     assert len(texts(sample('--start='))[0]) == 30
 
 
-def test_a_checkpoint_of_the_original_gets_its_tokenizer_from_its_dataset(run, trained, corpus_dir, tmp_path):
-    state = checkpoint_file.load(os.path.join(trained, 'ckpt.pt'))
-    (tmp_path / 'out').mkdir()
-    torch.save(dict(model=state['model'], model_args=state['model_args'], config={'dataset': corpus_dir}),
-               tmp_path / 'out' / 'ckpt.pt')
-    done = run('sample.py', '--out_dir=out', '--device=cpu', '--num_samples=1', '--max_new_tokens=5')
-    assert len(texts(done)) == 1
+def test_a_checkpoint_of_the_original_gets_its_tokenizer_from_its_dataset(sample, trained, corpus_dir, tmp_path):
+    _, state = load_weights(trained)
+    old = dict(model=state['model'], model_args=state['model_args'], config={'dataset': corpus_dir})
+    torch.save(old, tmp_path / 'ckpt.pt')
+    assert len(texts(sample('--out_dir=.'))) == 2
 
 
 @pytest.mark.parametrize('args, expected', [

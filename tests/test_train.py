@@ -13,7 +13,7 @@ from common.device import resolve_dtype
 from common import settings
 from conftest import DEMANDING, TOY, assert_same_run, learned, make_dataset, read_metrics
 from model import GPT
-from running import ROOT, TRAIN, python, ranks
+from running import ROOT, TRAIN, ok, python, ranks
 
 
 def losses(out_dir):
@@ -58,8 +58,7 @@ def test_exactly_max_iters_updates_and_a_whole_state(trained):
 
 
 def test_a_run_shorter_than_eval_interval_is_saved_too(train, tmp_path):
-    done = train('--out_dir=out', '--max_iters=3', '--eval_interval=1000')
-    assert done.returncode == 0, done.stderr
+    ok(train('--out_dir=out', '--max_iters=3', '--eval_interval=1000'))
     assert checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num'] == 3
 
 
@@ -113,8 +112,7 @@ def test_evaluating_changes_nothing(train, tmp_path):
 
 def test_a_resumed_run_is_the_uninterrupted_run(train, trained, tmp_path):
     for args in (['--max_iters=10'], ['--init_from=resume']):
-        done = train('--out_dir=out', '--dropout=0.1', *args)
-        assert done.returncode == 0, done.stderr
+        done = ok(train('--out_dir=out', '--dropout=0.1', *args))
     assert 'at iteration 10; changed since then: max_iters 10 -> 20\n' in done.stdout
     assert train('--out_dir=whole', '--dropout=0.1').returncode == 0
     assert losses(tmp_path / 'out') == losses(tmp_path / 'whole') != losses(trained)
@@ -232,8 +230,7 @@ model.Block.forward = forward
 atexit.register(lambda: print('passes:', passes))
 '''
     for folder, option in (('plain', '--gradient_checkpointing=False'), ('again', '--gradient_checkpointing=True')):
-        done = hooked(count, f'--out_dir={folder}', option, '--dropout=0.1')
-        assert done.returncode == 0, done.stderr
+        done = ok(hooked(count, f'--out_dir={folder}', option, '--dropout=0.1'))
         # 20 iterations of 2 micro-batches through 2 blocks
         assert int(done.stdout.rpartition('passes: ')[2]) == (80 if folder == 'plain' else 160)
     assert np.allclose(losses(tmp_path / 'again'), losses(tmp_path / 'plain'), atol=1e-5)
@@ -243,9 +240,8 @@ atexit.register(lambda: print('passes:', passes))
 @pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
 def test_the_optimizer_gets_what_the_settings_say(train, tmp_path, optimizer, decay_lr):
     args = ['--max_iters=11', '--schedule=linear', '--warmup_iters=0', '--learning_rate=4e-3', '--min_lr=1e-3']
-    done = train('--out_dir=out', *args, f'--decay_lr={decay_lr}', f'--optimizer={optimizer}', '--muon_lr=0.03',
-                 '--weight_decay=0.07', '--beta1=0.8', '--beta2=0.9')
-    assert done.returncode == 0, done.stderr
+    ok(train('--out_dir=out', *args, f'--decay_lr={decay_lr}', f'--optimizer={optimizer}', '--muon_lr=0.03',
+             '--weight_decay=0.07', '--beta1=0.8', '--beta2=0.9'))
     groups = torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)['optimizer']['param_groups']
     lr = 2.5e-3 if decay_lr else 4e-3  # the last update is that of iteration 10: half way to lr_decay_iters
     assert read_metrics(tmp_path / 'out')[0][-1]['lr'] == pytest.approx(lr)
@@ -265,8 +261,7 @@ def test_muons_momentum_has_warmed_up_after_300_iterations(train, tmp_path):
     assert train(*args, '--max_iters=1').returncode == 0
     last = tmp_path / 'out' / 'last.pt'
     torch.save({**torch.load(last, weights_only=True), 'iter_num': 400}, last)
-    done = train(*args, '--max_iters=401', '--init_from=resume')
-    assert done.returncode == 0, done.stderr
+    ok(train(*args, '--max_iters=401', '--init_from=resume'))
     groups = torch.load(last, weights_only=True)['optimizer']['param_groups']
     assert groups[0]['momentum'] == pytest.approx(0.95)
 
@@ -307,8 +302,7 @@ def replay(scales, growth_interval):
 def test_in_float16_what_overflows_is_skipped_and_a_resume_is_exact(hooked, tmp_path):
     float16, scales = [*DEMANDING, '--dtype=float16'], []
     for args in (['--out_dir=whole'], ['--max_iters=10'], ['--init_from=resume']):
-        done = hooked(FLOAT16, *args, settings=float16)
-        assert done.returncode == 0, done.stderr
+        done = ok(hooked(FLOAT16, *args, settings=float16))
         scales.append([float(scale) for scale in re.findall(r'^scale: (\S+)$', done.stdout, re.MULTILINE)])
     assert scales[0] == scales[1] + scales[2]
     state = torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)
@@ -325,21 +319,19 @@ NOT_FUSED = '''
 from common.training import guard
 adamw, check = torch.optim.AdamW.__init__, guard.StepGuard.check_update
 torch.optim.AdamW.__init__ = lambda self, groups, fused, **rest: adamw(self, groups, fused=False, **rest)
-guard.StepGuard.check_update = lambda self, i, loss, grad_norm, scaled: check(self, i, loss / (i != 1), grad_norm, scaled)
+guard.StepGuard.check_update = lambda self, i, loss, norm, scaled: check(self, i, loss / (i != 1), norm, scaled)
 '''
 
 
 def test_where_adamw_is_not_fused_a_harmful_update_is_skipped_too(hooked, tmp_path):
     """As on Apple's GPU; the second update meets a loss that is not finite."""
-    done = hooked(NOT_FUSED, '--modern=True', '--optimizer=muon')
-    assert done.returncode == 0, done.stderr
+    done = ok(hooked(NOT_FUSED, '--modern=True', '--optimizer=muon'))
     assert done.stdout.count('update skipped') == 1 and learned(tmp_path / 'out')
 
 
 def test_compiled_code_trains_as_eager_code_does(train, tmp_path):
     small = ['--modern=True', '--n_layer=1', '--max_iters=4', '--eval_interval=4']
-    done = train('--out_dir=out', '--compile=True', *small)
-    assert done.returncode == 0, done.stderr
+    done = ok(train('--out_dir=out', '--compile=True', *small))
     if 'compile: not possible' in done.stdout:
         pytest.skip('no compiler on this machine: ' + done.stdout)
     assert 'compile: done in' in done.stdout
@@ -364,8 +356,7 @@ def test_split_by_fsdp_and_compiled_it_trains_as_one_does(hooked, hooked_ranks, 
     for one in done:
         assert one.returncode == 0, one.stderr
     assert int(re.search(r'^graphs: (\d+)$', done[0].stdout, re.MULTILINE)[1]) > 0
-    one = hooked('', '--out_dir=one', '--max_iters=8', *options)  # in eager
-    assert one.returncode == 0, one.stderr
+    ok(hooked('', '--out_dir=one', '--max_iters=8', *options))  # in eager
     assert np.allclose(losses(tmp_path / 'two'), losses(tmp_path / 'one'), atol=tolerance)
     (_, ours, _), (_, theirs, _) = (read_metrics(tmp_path / name) for name in ('two', 'one'))
     assert [e['val_loss'] for e in ours] == pytest.approx([e['val_loss'] for e in theirs], abs=tolerance)
@@ -397,8 +388,7 @@ def test_a_state_is_saved_only_on_improvement_where_that_was_asked_for(train, tm
     # with a learning rate of zero nothing improves after the first evaluation
     still = ['--learning_rate=0.0', '--min_lr=0.0', '--eval_interval=5', '--max_iters=6']
     for folder, always, states in (('always', True, [0, 5]), ('improved', False, [0])):
-        done = train(f'--out_dir={folder}', f'--always_save_checkpoint={always}', *still)
-        assert done.returncode == 0, done.stderr
+        done = ok(train(f'--out_dir={folder}', f'--always_save_checkpoint={always}', *still))
         assert checkpoint_file.load(str(tmp_path / folder / 'prev.pt'))['iter_num'] == states[-1]
         assert checkpoint_file.load(str(tmp_path / folder / 'last.pt'))['iter_num'] == 6
 
@@ -434,8 +424,7 @@ def test_eval_only_writes_nothing_and_trains_nothing(train, trained, tmp_path):
 # where a run starts from
 
 def test_another_runs_weights_start_a_new_run(train, trained, tmp_path):
-    done = train('--out_dir=out', f'--init_from={trained}', '--block_size=8', '--max_iters=0')
-    assert done.returncode == 0, done.stderr
+    ok(train('--out_dir=out', f'--init_from={trained}', '--block_size=8', '--max_iters=0'))
     ours, theirs = weights(tmp_path / 'out' / 'ckpt.pt'), weights(trained + '/ckpt.pt')
     assert torch.equal(ours['transformer.h.0.attn.c_attn.weight'], theirs['transformer.h.0.attn.c_attn.weight'])
     assert ours['transformer.wpe.weight'].shape == (8, 32)
@@ -465,8 +454,7 @@ def test_gpt2_weights_are_finetuned_from_a_folder(train, tmp_path):
     data.mkdir()
     for split in ('train', 'val'):  # as the original's prepare.py wrote them: bins alone
         np.random.default_rng(0).integers(50257, size=500).astype('<u2').tofile(data / f'{split}.bin')
-    done = train('--init_from=gpt2-tiny', f'--dataset={data}', '--out_dir=out', '--max_iters=2')
-    assert done.returncode == 0, done.stderr
+    ok(train('--init_from=gpt2-tiny', f'--dataset={data}', '--out_dir=out', '--max_iters=2'))
     model_args = checkpoint_file.load(str(tmp_path / 'out' / 'ckpt.pt'))['model_args']
     assert (model_args['n_layer'], model_args['activation'], model_args['block_size']) == (1, 'gelu_tanh', 16)
 
@@ -507,8 +495,7 @@ def test_a_dataset_prepares_itself_where_the_config_says_so(train, corpus_dir, t
 def test_the_quick_start_prepares_trains_and_speaks(tmp_path):
     ignore = shutil.ignore_patterns('.git', '.venv', 'venv', '*.bin', 'meta.json', 'out*', 'results', '__pycache__')
     shutil.copytree(ROOT, tmp_path / 'copy', ignore=ignore)
-    done = python('train.py', 'config/quickstart.py', '--max_iters=2', '--eval_iters=1', cwd=tmp_path / 'copy')
-    assert done.returncode == 0, done.stderr
+    done = ok(python('train.py', 'config/quickstart.py', '--max_iters=2', '--eval_iters=1', cwd=tmp_path / 'copy'))
     for part in ('running data/pydoc_char/prepare.py', 'tokens to train on', 'iter 0: loss', 'in its own words',
                  'The ', 'python sample.py --out_dir=out-quickstart'):
         assert part in done.stdout
@@ -518,16 +505,14 @@ def test_the_originals_line_for_a_laptop_runs_as_it_stands(run, corpus_dir, tmp_
     line = ('config/train_shakespeare_char.py --device=cpu --compile=False --eval_iters=20 --log_interval=1 '
             '--block_size=64 --batch_size=12 --n_layer=4 --n_head=4 --n_embd=128 --max_iters=2000 '
             '--lr_decay_iters=2000 --dropout=0.0')
-    done = run('train.py', *line.split(), f'--dataset={corpus_dir}', '--max_iters=2')
-    assert done.returncode == 0, done.stderr
+    ok(run('train.py', *line.split(), f'--dataset={corpus_dir}', '--max_iters=2'))
     assert checkpoint_file.load(str(tmp_path / 'out-shakespeare-char' / 'last.pt'))['model_args']['n_embd'] == 128
 
 
 def test_the_real_wandb_runs_offline(train, tmp_path):
     pytest.importorskip('wandb')
-    done = train('--out_dir=out', '--wandb_log=True', '--max_iters=1', WANDB_MODE='online', WANDB_SILENT='true',
-                 HOME=str(tmp_path), WANDB_API_KEY='')
-    assert done.returncode == 0, done.stderr
+    done = ok(train('--out_dir=out', '--wandb_log=True', '--max_iters=1', WANDB_MODE='online', WANDB_SILENT='true',
+                    HOME=str(tmp_path), WANDB_API_KEY=''))
     assert 'wandb: logging offline (no account on this machine' in done.stdout
     assert any(name.startswith('offline-run') for name in os.listdir(tmp_path / 'wandb'))
 
@@ -550,9 +535,8 @@ def finish(): open('wandb.log', 'a').write('"finished"\\n')
 def test_wandb_without_account_or_network_goes_on_offline(train, tmp_path, key, reason):
     (tmp_path / 'fake').mkdir()
     (tmp_path / 'fake' / 'wandb.py').write_text(FAKE_WANDB.format(key=key))
-    done = train('--out_dir=out', '--wandb_log=True', '--wandb_project=p', '--max_iters=2',
-                 PYTHONPATH=str(tmp_path / 'fake'), WANDB_MODE='online')
-    assert done.returncode == 0, done.stderr
+    done = ok(train('--out_dir=out', '--wandb_log=True', '--wandb_project=p', '--max_iters=2',
+                    PYTHONPATH=str(tmp_path / 'fake'), WANDB_MODE='online'))
     assert [line for line in done.stdout.splitlines() if 'wandb' in line] == [
         line for line in done.stdout.splitlines() if reason in line and 'offline' in line] != []
     lines = [json.loads(line) for line in (tmp_path / 'wandb.log').read_text().splitlines()]
@@ -643,8 +627,7 @@ def instructions(tmp_path_factory):
             filler = ''.join(random.choice(list('abcdefgh'), 4))
             f.write(json.dumps({'instruction': f'{filler} {word}', 'output': words[word]}) + '\n')
     script = os.path.join(ROOT, 'data', 'alpaca', 'prepare.py')
-    done = python(script, '--input=mine.jsonl', '--tokenizer=char', '--out=.', cwd=folder)
-    assert done.returncode == 0, done.stderr
+    ok(python(script, '--input=mine.jsonl', '--tokenizer=char', '--out=.', cwd=folder))
     return str(folder)
 
 
@@ -654,9 +637,8 @@ ON_INSTRUCTIONS = ['--block_size=64', '--batch_size=8', '--gradient_accumulation
 def test_a_model_learns_the_answers_and_not_the_questions(run, instructions, tmp_path):
     def losses(name, *args):
         """The losses of the tokens of val that count and of those that do not, after training."""
-        done = run('train.py', *TOY, *ON_INSTRUCTIONS, f'--dataset={name}', f'--out_dir=out-{os.path.basename(name)}',
-                   '--max_iters=200', '--lr_decay_iters=200', '--optimizer=muon', '--modern=True')
-        assert done.returncode == 0, done.stderr
+        ok(run('train.py', *TOY, *ON_INSTRUCTIONS, f'--dataset={name}', f'--out_dir=out-{os.path.basename(name)}',
+               '--max_iters=200', '--lr_decay_iters=200', '--optimizer=muon', '--modern=True'))
         model = GPT.from_checkpoint(torch.load(tmp_path / f'out-{os.path.basename(name)}' / 'ckpt.pt')).eval()
         ids = torch.from_numpy(np.fromfile(os.path.join(instructions, 'val.bin'), np.uint16)[:65 * 15].astype(np.int64))
         mask = torch.from_numpy(np.fromfile(os.path.join(instructions, 'val_mask.bin'), np.bool_)[:65 * 15])

@@ -1,6 +1,4 @@
-"""
-How fast text is generated in several ways. They take turns, round after round, because the speed of a machine drifts.
-"""
+"""How fast text is generated in several ways, which take turns because the speed of a machine drifts."""
 import statistics
 
 import torch
@@ -14,8 +12,8 @@ DTYPES = 'float32', 'bfloat16', 'float16'
 
 def ours(model, dtype, batch, sizes, device, use_cache=True, compiled=False):
     """
-    (a function that generates so many tokens and returns steps/s, the bytes of weights that a step reads) for a new
-    model, which is changed in place. `sizes`: (tokens in the prompt, tokens to generate, top_k).
+    (a function that generates so many tokens, the bytes of weights that a step reads) for a new model, which is changed
+    in place. `sizes`: (tokens in the prompt, tokens to generate, top_k).
     """
     prompt_tokens, max_new_tokens, top_k = sizes
     model.eval().to(device, getattr(torch, 'bfloat16' if dtype == 'int8' else dtype))
@@ -31,8 +29,7 @@ def ours(model, dtype, batch, sizes, device, use_cache=True, compiled=False):
 
     def write(tokens):
         cache = generate.KVCache(size, static=step is not None) if use_cache else None
-        return tokens / roofline.seconds(lambda: model.generate(
-            idx, tokens, top_k=top_k, use_cache=use_cache, cache=cache, step=step), device)
+        model.generate(idx, tokens, top_k=top_k, use_cache=use_cache, cache=cache, step=step)
     return write, weights
 
 
@@ -48,13 +45,12 @@ def theirs(config, dtype, sizes, device):
     idx = torch.zeros(1, prompt_tokens, dtype=torch.long, device=device)
 
     def write(tokens):
-        return tokens / roofline.seconds(lambda: model.generate(
-            idx, attention_mask=torch.ones_like(idx), max_new_tokens=tokens, do_sample=True, top_k=top_k), device)
+        model.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=tokens, do_sample=True, top_k=top_k)
     return write, read_bytes(model)
 
 
 def read_bytes(model):
-    """The bytes of all matrices that a token is multiplied with."""
+    """The bytes of all matrices that multiply a token."""
     # no Embedding, of which only one row is read; Hugging Face's Conv1D is no Linear, but has such a weight too
     weights = [module.weight for module in model.modules()
                if hasattr(module, 'weight') and not isinstance(module, torch.nn.Embedding)]
@@ -62,25 +58,18 @@ def read_bytes(model):
 
 
 def measure(ways, max_new_tokens, rounds, device):
-    """
-    Time the ways (a dict of what ours() and theirs() return) in turn. Returns ({way: [steps/s]}, the bytes/s at which
-    memory was read in between).
-    """
+    """Time `ways`, {name: ours() or theirs()}, in turn. Returns ({name: [steps/s]}, bytes/s of reading memory)."""
     speeds, bandwidths = {way: [] for way in ways}, []
     numbers = torch.randn(2**27, device=device)
     for write, _ in ways.values():
         write(3)  # warm up
-    with tqdm(total=rounds * len(ways), disable=None, leave=False) as progress:
-        for _ in range(rounds):
-            for way, (write, _) in ways.items():
-                bandwidths.append(numbers.nbytes / roofline.seconds(numbers.sum, device))
-                speeds[way].append(write(max_new_tokens))
-                progress.update()
+    for way in tqdm(list(ways) * rounds, disable=None, leave=False):
+        bandwidths.append(numbers.nbytes / roofline.seconds(numbers.sum, device))
+        speeds[way].append(max_new_tokens / roofline.seconds(lambda: ways[way][0](max_new_tokens), device))
     return speeds, statistics.median(bandwidths)
 
 
 def table(ways, speeds, bandwidth):
-    """The lines of a table."""
     yield f'reading memory: {bandwidth / 1e9:.1f} GB/s\n'
     yield f'{"":42} steps/s  (lowest to highest)  share of what reading allows'
     for way, (_, weights) in ways.items():

@@ -1,6 +1,6 @@
 """
-What a run needs and how fast it may be, worked out without running it: memory by part, the largest batch, tokens per
-second, days, energy, disk. Everything here is derived; measurements are in docs/measurements.md.
+What a run needs and how fast it may be, derived without running it: memory by part, the largest batch, tokens/s, days,
+energy, disk. Measurements are in docs/measurements.md.
 """
 import bisect
 from dataclasses import replace
@@ -18,7 +18,7 @@ MFU = {
     'V100': (0.30, 0.52, '38% at 124M (nanoGPT issue 215), 48% at 1.2B (Megatron-LM), 52% for BERT-Large (DeepSpeed)'),
     'A100': (0.29, 0.62, '29% at 124M (nanoGPT, 4 days on 8), 62% at 124M (llm.c, 94 minutes on 8)'),
 }
-GUESS = (0.25, 0.50, 'no published run of such a model at hand: a guess')
+GUESS = (0.25, 0.50, 'none published on such a GPU; this is a guess')
 
 
 def find_gpu(name):
@@ -61,20 +61,17 @@ def saved_bytes(config, half, dropout):
 def memory(model, optimizer, half, dropout, batch_size, checkpointing=False, gpus=1, fsdp=False):
     """Bytes on one GPU by part, at the peak of an iteration with micro-batches of batch_size sequences."""
     config, tokens = model.config, batch_size * model.config.block_size
+    weights, moments = state_bytes(vars(config), config.vocab_size, optimizer)
     shards = gpus if fsdp else 1
-    weights, moments = (part / shards for part in state_bytes(vars(config), config.vocab_size, optimizer))
-    parts = {'weights': weights, 'gradients': weights, 'optimizer': moments}
-    in_matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2)
-    in_a_block = sum(p.numel() for p in model.transformer.h[0].parameters())
+    parts = {'weights': weights / shards, 'gradients': weights / shards, 'optimizer': moments / shards}
     if fsdp:  # this block and the next one, unsharded
-        parts['whole blocks'] = 2 * in_a_block * (6 if half else 4)
+        parts['whole blocks'] = 2 * sum(p.numel() for p in model.transformer.h[0].parameters()) * (6 if half else 4)
     if half and not (fsdp and checkpointing):  # autocast converts each weight once per pass, and autograd keeps that
-        parts['16-bit weights'] = 2 * in_matrices
+        parts['16-bit weights'] = 2 * sum(p.numel() for p in model.parameters() if p.dim() == 2)
     block, around = saved_bytes(config, half, dropout)
-    if checkpointing:  # the input of each block, and all of one block at a time
-        parts['activations'] = tokens * (config.n_layer * 4 * config.n_embd + block + around)
-    else:
-        parts['activations'] = tokens * (config.n_layer * block + around)
+    # with checkpointing the input of each block, and all of one block at a time
+    blocks = config.n_layer * 4 * config.n_embd + block if checkpointing else config.n_layer * block
+    parts['activations'] = tokens * (blocks + around)
     # all in float32: the saved output of log-softmax, and two gradients of its size in the backward pass
     parts['logits'] = 12 * config.vocab_size * (min(tokens, 1024) if checkpointing else tokens)
     return parts
@@ -82,16 +79,11 @@ def memory(model, optimizer, half, dropout, batch_size, checkpointing=False, gpu
 
 def largest_batch(budget, **options):
     """The largest batch_size whose memory() is within `budget` bytes; 0 if not even 1 is."""
-    def all_parts(batch_size):
-        return sum(memory(**options, batch_size=batch_size).values())
-    return bisect.bisect_right(range(1, 2**30), budget, key=all_parts)
+    return bisect.bisect_right(range(1, 2**30), budget, key=lambda n: sum(memory(**options, batch_size=n).values()))
 
 
 def speed(model, gpu, gpus):
-    """
-    (lowest, highest) tokens per second to expect of all GPUs together, in 16 bits; float32 does not use the tensor
-    cores.
-    """
+    """(lowest, highest) tokens/s to expect of all GPUs together in 16 bits."""
     low, high, _ = find_mfu(gpu)
     at_peak = gpus * gpu.tflops * 1e12 / model.flops_per_token()
     return low * at_peak, high * at_peak
@@ -118,7 +110,7 @@ def time_lines(gpu, tokens, options, settings):
     """Speed, days, energy and disk of a run over so many tokens with these settings of train.py."""
     model, gpus = options['model'], options['gpus']
     if not options['half']:
-        yield 'speed   not known in float32, which has other units than 16 bits'
+        yield 'speed   not known in float32: the table of GPUs has their peaks in 16 bits'
         return
     low, high = speed(model, gpu, gpus)
     low_mfu, high_mfu, source = find_mfu(gpu)

@@ -1,7 +1,5 @@
-"""
-Is this machine ready to train? Each check looks at the machine itself and, where something is wrong, says what to do.
-Some are for the V100 alone.
-"""
+"""Is this machine ready to train? Each check says what to do if something is wrong. Some are for the V100 alone."""
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -30,7 +28,8 @@ class Row:
 
 def check(folder):
     """The rows of all checks, for runs that write to `folder`."""
-    rows = [pytorch()]
+    build = f'CUDA {torch.version.cuda}' if torch.version.cuda else 'ROCm' if torch.version.hip else 'the CPU'
+    rows = [Row(OK, 'PyTorch', f'{torch.__version__.partition("+")[0]}, built for {build}')]
     if torch.cuda.is_available():
         rows += [row for index in range(torch.cuda.device_count()) for row in gpu(index)]
         if all(row.state != ERROR for row in rows):  # else no kernel runs
@@ -40,25 +39,22 @@ def check(folder):
         rows.append(Row(OK, 'GPU', 'an Apple GPU, through mps'))
     else:
         rows.append(no_gpu())
-    return rows + [cpu(), compiler(), autotuning(), disk(folder), shared_memory()]
-
-
-def pytorch():
-    build = f'CUDA {torch.version.cuda}' if torch.version.cuda else 'ROCm' if torch.version.hip else 'the CPU'
-    return Row(OK, 'PyTorch', f'{torch.__version__.partition("+")[0]}, built for {build}')
+    bf16 = 'with' if native_bf16('cpu') else 'without'
+    rows.append(Row(OK, 'CPU', f'{torch.get_num_threads()} threads, {bf16} instructions for bfloat16'))
+    return rows + [compiler(), autotuning(), disk(folder), shared_memory()]
 
 
 def no_gpu():
     if gpus_hidden():
         return Row(WARNING, 'GPU', 'hidden by CUDA_VISIBLE_DEVICES', 'unset CUDA_VISIBLE_DEVICES to use it')
-    if shutil.which('nvidia-smi') and torch.version.cuda is not None:
-        return Row(ERROR, 'GPU', 'there is an NVIDIA driver, but PyTorch finds no GPU through it',
-                   'usually the driver is too old for this build (nvidia-smi shows its version): update it. On a V100 '
-                   f'keep it at series 525 to {LAST_VOLTA_DRIVER} and take the build for it: {CU126}')
-    if shutil.which('nvidia-smi'):
+    if not shutil.which('nvidia-smi'):
+        return Row(WARNING, 'GPU', 'none that PyTorch can use', 'small models train on a CPU: config/quickstart.py')
+    if torch.version.cuda is None:
         return Row(ERROR, 'GPU', 'there is an NVIDIA driver, but this PyTorch is built for the CPU only',
                    f'pip install torch==2.13.0; for a V100: {CU126}')
-    return Row(WARNING, 'GPU', 'none that PyTorch can use', 'small models train on a CPU: config/quickstart.py')
+    return Row(ERROR, 'GPU', 'there is an NVIDIA driver, but PyTorch finds no GPU through it',
+               'usually the driver is too old for this build (nvidia-smi shows its version): update it. On a V100 '
+               f'keep it at series 525 to {LAST_VOLTA_DRIVER} and take the build for it: {CU126}')
 
 
 def gpu(index):
@@ -87,23 +83,20 @@ def attention():
     dtype = torch.bfloat16 if native_bf16('cuda') else torch.float16
     works = []
     for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
-        try:
+        with contextlib.suppress(RuntimeError), sdpa_kernel(backend):
             q = torch.randn(1, 2, 128, 64, device='cuda', dtype=dtype, requires_grad=True)
-            with sdpa_kernel(backend):
-                torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()
+            torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True).sum().backward()
             works.append(backend.name.lower().removesuffix('_attention'))
-        except RuntimeError:
-            pass
     if works:
         return Row(OK, 'attention', f'{", ".join(works)}, in {str(dtype).removeprefix("torch.")}')
-    return Row(ERROR, 'attention', 'no fused kernel works, so attention would store a score for all pairs of tokens',
+    return Row(ERROR, 'attention', 'no fused kernel works, so attention would store a score for every pair of tokens',
                'install the PyTorch build for this GPU, see pytorch.org')
 
 
 def peers():
     count = torch.cuda.device_count()
     if count == 1:
-        return Row(OK, 'between GPUs', 'there is one')
+        return Row(OK, 'between GPUs', 'only one GPU here')
     if not torch.distributed.is_nccl_available():
         return Row(ERROR, 'between GPUs', 'this PyTorch has no NCCL', 'train on one GPU, or slowly with --backend=gloo')
     apart = [(a, b) for a in range(count) for b in range(a) if not torch.cuda.can_device_access_peer(a, b)]
@@ -114,20 +107,14 @@ def peers():
 
 
 def driver():
-    """The version of the driver; the last series for Volta is LAST_VOLTA_DRIVER."""
     try:
         text = subprocess.run(['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader'], timeout=20,
                               capture_output=True, text=True, check=True).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError) as error:
-        return Row(WARNING, 'driver', f'nvidia-smi does not say ({type(error).__name__})')
+        return Row(WARNING, 'driver', f'nvidia-smi gives no version ({type(error).__name__})')
     if torch.cuda.get_device_capability(0) == (7, 0) and int(text.split('.')[0]) == LAST_VOLTA_DRIVER:
         return Row(OK, 'driver', f'{text}: the last series for a V100, do not upgrade it')
     return Row(OK, 'driver', text)
-
-
-def cpu():
-    state = 'with' if native_bf16('cpu') else 'without'
-    return Row(OK, 'CPU', f'{torch.get_num_threads()} threads, {state} instructions for bfloat16')
 
 
 def compiler():
@@ -147,9 +134,9 @@ def autotuning():
     tuned = any(os.environ.get(f'TORCHINDUCTOR_MAX_AUTOTUNE{name}') == '1' for name in ('', '_GEMM'))
     volta = torch.cuda.is_available() and torch.cuda.get_device_capability(0) == (7, 0)
     if volta and tuned and 'TRITON' in backends.upper():
-        return Row(WARNING, 'matrix products', "autotuning may choose Triton's, without tensor cores on this GPU",
+        return Row(WARNING, 'matmul', "autotuning may choose Triton's, without tensor cores on this GPU",
                    'export TORCHINDUCTOR_MAX_AUTOTUNE_GEMM_BACKENDS=ATEN')
-    return Row(OK, 'matrix products', "by the vendor's library, not by Triton")
+    return Row(OK, 'matmul', "by the vendor's library, not by Triton")
 
 
 def disk(folder, size=2**28):

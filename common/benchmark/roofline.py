@@ -1,6 +1,4 @@
-"""
-Time on a device, and the most that the device can do: how fast it multiplies matrices and reads memory.
-"""
+"""Time on a device, and the most that the device can do: how fast it multiplies matrices and reads memory."""
 import time
 
 import torch
@@ -54,15 +52,15 @@ def shortest(run, device):
 
 
 @torch.no_grad()
-def matmul_flops(device, dtype, size=None):
-    """FLOP/s of a matmul of two square matrices of `size` (8192 on a GPU, 1024 on a CPU) in `dtype`, a name."""
-    size = size or (1024 if device == 'cpu' else 8192)
+def matmul_flops(device, dtype):
+    """FLOP/s of a matmul of two square matrices in `dtype`, a name."""
+    size = 1024 if device == 'cpu' else 8192
     a, b = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
     return 2 * size**3 / shortest(lambda: a @ b, device)
 
 
 @torch.no_grad()
-def read_bytes_per_second(device, count=2**27):
-    """Bytes/s at which a sum over `count` float32 numbers reads memory."""
-    numbers = torch.randn(count, device=device)
+def read_bytes_per_second(device):
+    """Bytes/s at which a sum over float32 numbers reads memory."""
+    numbers = torch.randn(2**27, device=device)
     return numbers.nbytes / shortest(numbers.sum, device)

@@ -1,6 +1,4 @@
-"""
-Many settings of bench.py, each in its own process: a table, a file, a plot, and the best of them. It needs no torch.
-"""
+"""Many settings of bench.py, each in its own process: a table, a file, a plot. It needs no torch."""
 import itertools
 import json
 import subprocess
@@ -14,9 +12,8 @@ KEYS = 'dtype', 'compile', 'batch_size', 'gradient_checkpointing'
 
 def run(command, values, sequences, out=''):
     """
-    Measure all combinations of `values` (a list for each of KEYS), each by one call of `command` with `sequences`
-    sequences per iteration. Returns their rows (dicts), the fastest first. A process that fails becomes a row with
-    "error", and the sweep goes on. Each row is appended to the file `out` as soon as it is there.
+    Measure each combination of `values` (a list for each of KEYS) by a call of `command` with `sequences` sequences per
+    iteration. Returns rows (dicts), the fastest first; one that fails has "error". Each is appended to `out` at once.
     """
     rows = []
     for cell in tqdm(list(itertools.product(*values)), 'sweep', disable=None, leave=False):
@@ -41,16 +38,14 @@ def run(command, values, sequences, out=''):
 
 
 def table(rows):
-    """The lines of a table."""
-    yield 'dtype      compile  batch_size  checkpointing    tokens/s  ms a step  of products  memory'
+    yield 'dtype      compile  batch_size  checkpointing    tokens/s    ms/step  of matmul  memory'
     for row in rows:
         name = f'{row["dtype"]:10} {row["compile"]!s:8} {row["batch_size"]:10}  {row["gradient_checkpointing"]!s:13}'
         if 'error' in row:
             yield f'{name}  {row["error"]:.90}'
         else:
-            mfu, memory = row['mfu_measured'], row['memory_gb']
-            yield (f'{name} {row["tok_s"]:11,.0f} {row["ms"]:10.1f}  {mfu:11.1%}  '
-                   + (f'{memory:.1f} GB' if memory else '-'))
+            memory = f'{row["memory_gb"]:.1f} GB' if row['memory_gb'] else '-'
+            yield f'{name} {row["tok_s"]:11,.0f} {row["ms"]:10.1f}  {row["mfu_measured"]:9.1%}  {memory}'
 
 
 def draw(rows, path):

@@ -1,7 +1,4 @@
-"""
-The list of experiments, one per line, each with all the settings it would train with; and the checks before anything
-starts. It needs no torch and starts nothing.
-"""
+"""The list of experiments, one per line, and the checks before anything starts. It needs no torch."""
 import collections
 import os
 import re
@@ -9,8 +6,6 @@ import shlex
 from dataclasses import dataclass, field
 
 from common import files, settings
-
-STATE_FILES = 'last.pt', 'last.pt.new', 'prev.pt'  # what a run resumes from
 
 
 @dataclass
@@ -20,14 +15,11 @@ class Experiment:
     out_dir: str
     line: int       # in the list
     after: list     # names of the experiments that must be done first
-    settings: dict = field(default_factory=dict)  # of train.py with these words, all of them
+    settings: dict = field(default_factory=dict)  # all that train.py has with these words
 
 
 def read(path, root=None):
-    """
-    The experiments of a list, in order, with the settings that the train.py in `root` would have; without `root` these
-    are left out. ValueError, one line per mistake, if train.py would refuse a line or if lines contradict each other.
-    """
+    """The experiments of a list; with `root`, the folder of train.py, also their settings. ValueError: all mistakes."""
     if not os.path.isfile(path):
         raise ValueError(f'there is no list {path!r}; --list=FILE names one, and config/experiment_list.conf shows how')
     try:
@@ -38,27 +30,24 @@ def read(path, root=None):
     experiments, mistakes = [], []
     for number, line in enumerate(lines, 1):
         try:
-            words = split(line)
-            if words:
-                experiment = parse(words, number)
-                experiments.append(experiment)
+            if words := split(line):
+                one = parse(words, number)
+                experiments.append(one)
                 if root:
-                    add_settings(experiment, root)
+                    one.settings = settings.read(os.path.join(root, 'train.py'), one.words)
         except ValueError as error:
             mistakes.append(f'line {number}: {error}')
-    mistakes += mistakes_between(experiments)
+    mistakes += contradictions(experiments)
     if mistakes:
         raise ValueError('\n'.join(f'{path}, {mistake}' for mistake in mistakes))
     if not experiments:
-        raise ValueError(f'{path} has no experiment in it yet: one a line, exactly what follows `python train.py`')
+        raise ValueError(f'{path} has no experiment in it yet: one per line, exactly what follows `python train.py`')
     return experiments
 
 
 def split(line):
     """The words of a line, split as a shell would: # begins a comment at the start of a word."""
-    words = shlex.shlex(line, posix=True)
-    words.whitespace_split, words.commenters = True, ''
-    words = list(words)
+    words = shlex.split(line)
     return words[:next((i for i, word in enumerate(words) if word.startswith('#')), len(words))]
 
 
@@ -81,16 +70,8 @@ def parse(words, number):
     return Experiment(name, words, out_dirs[-1], number, after)
 
 
-def add_settings(experiment, root):
-    """Fill in the settings. ValueError if train.py would refuse the words, or if a config file overrides --out_dir."""
-    experiment.settings = settings.read(os.path.join(root, 'train.py'), experiment.words)
-    out_dir = experiment.settings['out_dir']
-    if out_dir != experiment.out_dir:
-        raise ValueError(f'a config file sets out_dir={out_dir!r} after --out_dir; put --out_dir behind it')
-
-
-def mistakes_between(experiments):
-    """The contradictions between the experiments of a list, one text each."""
+def contradictions(experiments):
+    """What is wrong with the lines taken together, one text per mistake."""
     by_name, by_folder = {}, {}
     for one in experiments:
         other = by_name.setdefault(one.name, one)
@@ -100,23 +81,27 @@ def mistakes_between(experiments):
         other = by_folder.setdefault(os.path.realpath(one.out_dir), one)
         if other is not one:
             yield f'line {one.line}: line {other.line} writes to out_dir={one.out_dir!r} too'
+        out_dir = one.settings.get('out_dir', one.out_dir)
+        if out_dir != one.out_dir:
+            yield f'line {one.line}: a config file sets out_dir={out_dir!r} after --out_dir; put --out_dir behind it'
     for one in experiments:
         for name in one.after:
             if name not in by_name:
                 yield f'line {one.line}: after={name} names no experiment; the list has {", ".join(by_name)}'
-        if one in ancestors(one, by_name):
+        if one in ancestors(one, experiments):
             yield f'line {one.line}: {one.name} waits for itself, by after={" after=".join(one.after)}'
         init_from = one.settings.get('init_from', 'scratch')
         if init_from in ('scratch', 'resume', 'auto'):
             continue
         place = os.path.realpath(init_from)
         source = by_folder.get(place) or by_folder.get(os.path.dirname(place))  # a run's folder, or a checkpoint in it
-        if source and source is not one and source not in ancestors(one, by_name):
+        if source and source not in [one, *ancestors(one, experiments)]:
             yield f'line {one.line}: it starts from what {source.name} writes; add after={source.name}'
 
 
-def ancestors(experiment, by_name):
+def ancestors(experiment, experiments):
     """All experiments that must be done before this one."""
+    by_name = {one.name: one for one in experiments}
     found, waiting = [], list(experiment.after)
     while waiting:
         other = by_name.get(waiting.pop())
@@ -127,7 +112,7 @@ def ancestors(experiment, by_name):
 
 
 def check(experiments, path, root, processes):
-    """ValueError, one line per mistake, if an experiment cannot work here: its settings, its dataset, the disk."""
+    """ValueError, one line per mistake, if an experiment cannot run here: its settings, its dataset, the disk."""
     mistakes, disks, needed = [], {}, collections.Counter()
     for one in experiments:
         try:
@@ -137,9 +122,8 @@ def check(experiments, path, root, processes):
             continue
         folder = files.existing_parent(one.out_dir)
         disk = disks.setdefault(os.stat(folder).st_dev, folder)  # one folder stands for its whole disk
-        replaced = [os.path.join(one.out_dir, name) for name in STATE_FILES if resumes(one)]
-        needed[disk] += settings.disk_bytes(one.settings, vocab_size)
-        needed[disk] -= sum(os.path.getsize(file) for file in replaced if os.path.exists(file))
+        replaced = sum(map(os.path.getsize, saved_states(one.out_dir)))
+        needed[disk] += settings.disk_bytes(one.settings, vocab_size) - replaced
     for folder, size in needed.items():
         free = files.free_bytes(folder)
         if size > free:
@@ -167,25 +151,22 @@ def check_alone(experiment, root, processes):
 def begin(experiment):
     """Make the folder of an experiment that starts from scratch. An empty file there, .begun, records when."""
     os.makedirs(experiment.out_dir, exist_ok=True)
-    with open(os.path.join(experiment.out_dir, '.begun'), 'w'):
-        pass
+    open(os.path.join(experiment.out_dir, '.begun'), 'w').close()
 
 
-def resumes(experiment):
-    """Whether there is a state newer than .begun; an older one was left by another run in the same folder."""
-    begun, *states = [os.path.join(experiment.out_dir, name) for name in ('.begun', *STATE_FILES)]
-    return os.path.exists(begun) and any(os.path.exists(path) and os.path.getmtime(path) > os.path.getmtime(begun)
-                                         for path in states)
+def saved_states(out_dir):
+    """The states that a run can resume from; [] if none is newer than .begun: an earlier run left them."""
+    begun, *states = [os.path.join(out_dir, name) for name in ('.begun', 'last.pt', 'last.pt.new', 'prev.pt')]
+    states = [path for path in states if os.path.exists(path)]
+    newer = os.path.exists(begun) and any(os.path.getmtime(path) > os.path.getmtime(begun) for path in states)
+    return states if newer else []
 
 
-def command(experiment, root, processes=1, anew=False):
-    """
-    The words of the command that starts an experiment, or resumes it if it has saved a state since it began. anew: do
-    not resume an earlier run in the folder, even if the experiment says init_from='auto'.
-    """
+def command(experiment, root, processes, anew):
+    """The words that start an experiment, or resume it. anew: even init_from='auto' must not resume an earlier run."""
     launcher = ['-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={processes}'] if processes > 1 else []
     start = []
-    if resumes(experiment):
+    if saved_states(experiment.out_dir):
         start = ['--init_from=auto']
     elif anew and experiment.settings['init_from'] in ('auto', 'resume'):
         start = ['--init_from=scratch']

@@ -1,7 +1,4 @@
-"""
-Works through a list of experiments on one machine: starts each when there is a slot for it, watches it, retries it if
-it fails and resumes it if it was interrupted. What must survive this process is in the queue's file.
-"""
+"""Runs a list on one machine: starts, retries, resumes. What must survive this process is in the queue's file."""
 import contextlib
 import os
 import shlex
@@ -17,24 +14,19 @@ from common.settings import RESUMABLE
 
 ATTEMPTS = 3   # a run that fails is started again twice
 PAUSE = 60     # seconds before that
-LOOK = 0.5     # seconds between two looks at the runs
+LOOK = 0.5     # seconds between checks of the runs
 AT_ONCE = 20   # seconds: three experiments in a row that fail this soon have a common cause and end the queue
 
 
 class Manager:
-    """The process that works through a list; there is one per list at a time."""
-
     def __init__(self, queue, slots, processes, root):
-        """
-        slots: for each experiment that may run at the same time, its GPUs as in CUDA_VISIBLE_DEVICES, or None.
-        processes: of one experiment. root: the folder of train.py.
-        """
+        """slots: the GPUs of each experiment at a time, as in CUDA_VISIBLE_DEVICES, or None; processes: of each."""
         self.queue, self.slots, self.processes, self.root = queue, slots, processes, root
         self.children = {}           # name: Popen, without the runs that an earlier manager started
         self.interrupts = 0
-        self.busy = set()            # names of experiments in whose folder another process trains
+        self.busy = set()            # names of experiments in whose folders other processes train
         self.failed_at_once = set()  # names, in a row
-        self.broken = False          # three of them: nothing more is started
+        self.broken = False          # three of those: nothing more is started
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.interrupt)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal does not end it
@@ -44,7 +36,7 @@ class Manager:
         self.interrupts = 2 if number == signal.SIGTERM else self.interrupts + 1
 
     def work(self, experiments, path):
-        """Work through `experiments`, and those added to the list at `path` meanwhile. Returns the exit code."""
+        """Work through `experiments`, and those that are added to the list at `path`. Returns the exit code."""
         changed, told = os.path.getmtime(path), False
         while True:
             if self.interrupts == 1 and not told:
@@ -59,10 +51,12 @@ class Manager:
             running = {name: run for name, run in runs.items() if run.state == State.RUNNING}
             if not running and not waiting:
                 break
-            show_progress(running)
+            if sys.stdout.isatty():
+                progress = '; '.join(f'{name}: {run.brief()}' for name, run in running.items())
+                print_over(progress[:shutil.get_terminal_size().columns - 1], end='\r')
             time.sleep(LOOK)
         names = [one.name for one in experiments]
-        print_lines('\n'.join(status_lines(names, runs)))
+        print_over('\n'.join(status_lines(names, runs)))
         if all(runs[name].state == State.DONE for name in names):
             return 0
         return RESUMABLE if self.interrupts else 1
@@ -80,7 +74,7 @@ class Manager:
             return experiments
 
     def update_all(self, experiments):
-        """Record what is new in the list, and which runs have ended."""
+        """Record what is new in the list and which runs have ended; pass a stop on to those that have not."""
         with self.queue.changing() as runs:
             for one in experiments:
                 run = runs.setdefault(one.name, Run())
@@ -95,17 +89,15 @@ class Manager:
 
     def update(self, name, run):
         """If a run has ended, record how."""
+        code = None  # not known if an earlier manager started it
         if name in self.children:
             code = self.children[name].poll()
             if code is None:
                 return
             del self.children[name]
-        else:  # started by an earlier manager: its exit code is not known
-            code = None
-            # that manager may have been killed before it recorded the pid
-            starting = run.pid is None and time.time() < run.started + AT_ONCE
-            if starting or run.is_alive() or is_busy(run.out_dir):
-                return
+        # the earlier manager may have been killed before it recorded the pid
+        elif run.is_alive() or is_busy(run.out_dir) or run.pid is None and time.time() < run.started + AT_ONCE:
+            return
         if code in (0, None) and run.ended('done'):
             self.failed_at_once.clear()
             run.state, run.error = State.DONE, None
@@ -124,12 +116,11 @@ class Manager:
 
     def start_all(self, experiments):
         """Fill the free slots. Returns whether an experiment is left that can be started now or later."""
-        by_name = {one.name: one for one in experiments}
         waiting = False
         for one in experiments:
             with self.queue.changing() as runs:
                 run = runs[one.name]
-                before = {runs[other.name].state for other in experiment_list.ancestors(one, by_name)}
+                before = {runs[other.name].state for other in experiment_list.ancestors(one, experiments)}
                 if run.state != State.QUEUED or not before <= {State.QUEUED, State.RUNNING, State.DONE}:
                     continue
                 waiting = True
@@ -142,14 +133,11 @@ class Manager:
         return waiting
 
     def claim(self, experiment, run, slot):
-        """
-        Record in the queue's file that an experiment runs, before its process exists, so that a kill in between loses
-        nothing. Returns whether it can be started.
-        """
-        name, out_dir = experiment.name, experiment.out_dir
-        if is_busy(out_dir):
+        """Record that an experiment runs before its process exists: a kill then loses nothing. False if it cannot."""
+        name = experiment.name
+        if is_busy(experiment.out_dir):
             if name not in self.busy:
-                say(f'{name}: another process trains in {out_dir}; waiting for it to end')
+                say(f'{name}: another process trains in {experiment.out_dir}; waiting for it to end')
             self.busy.add(name)
             return False
         from_scratch = not run.started
@@ -158,10 +146,10 @@ class Manager:
         try:
             if from_scratch:
                 experiment_list.begin(experiment)
+            return True
         except OSError as error:
             self.failed(name, run, f'not started: {error}')
             return False
-        return True
 
     def start(self, experiment, run):
         """Start the process of an experiment that was claimed: from scratch, or from its last state."""
@@ -172,12 +160,12 @@ class Manager:
             env = dict(os.environ, **({'CUDA_VISIBLE_DEVICES': slot} if slot else {}))
             with open(os.path.join(out_dir, 'log.txt'), 'a', encoding='utf-8') as log:
                 print(f'$ {shlex.join(words)}', file=log, flush=True)
-                child = subprocess.Popen([sys.executable, *words[1:]], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                         env=env, start_new_session=True)  # Ctrl-C here does not reach it
+                child = self.children[name] = subprocess.Popen(
+                    [sys.executable, *words[1:]], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
+                    start_new_session=True)  # Ctrl-C here does not reach it
         except OSError as error:
             with self.queue.changing() as runs:
                 return self.failed(name, runs[name], f'not started: {error}')
-        self.children[name] = child
         with self.queue.changing() as runs:
             runs[name].pid, runs[name].start_time = child.pid, process_start(child.pid)
         where = f' on GPU {slot}' if slot else ''
@@ -189,10 +177,8 @@ class Manager:
         run.state = State.FAILED if run.attempts >= ATTEMPTS else State.QUEUED
         run.error, run.not_before = error, time.time() + PAUSE
         say(f'{name}: failed: {error}')
-        if time.time() >= run.started + AT_ONCE:
-            self.failed_at_once.clear()
-        else:
-            self.failed_at_once.add(name)
+        at_once = time.time() < run.started + AT_ONCE
+        self.failed_at_once = self.failed_at_once | {name} if at_once else set()
         if len(self.failed_at_once) == 3 and not self.broken:
             self.broken = True
             say(f'nothing more is started: three in a row failed within {AT_ONCE} seconds; the last said: {error}')
@@ -203,21 +189,12 @@ def overlap(slot, other):
     return slot is None or other is None or bool(set(slot.split(',')) & set(other.split(',')))
 
 
-def print_lines(text, **options):
-    """Print. A terminal that is gone (EIO) or a closed pipe does not end the manager."""
+def print_over(text, end='\n'):
+    """Print over the line of progress. A terminal that is gone (EIO) or a closed pipe does not end the manager."""
+    width = shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else 0
     with contextlib.suppress(OSError):
-        print(text, flush=True, **options)
+        print(text.ljust(width), end=end, flush=True)
 
 
 def say(text):
-    """A line with the time of day, in place of the line that show_progress() left."""
-    width = shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else 0
-    print_lines(f'{time.strftime("%H:%M:%S")} {text}'.ljust(width))
-
-
-def show_progress(running):
-    """On a terminal, how far the runs are, in a line that the next one replaces."""
-    if sys.stdout.isatty():
-        text = '; '.join(f'{name}: {run.brief()}' for name, run in running.items())
-        width = shutil.get_terminal_size().columns - 1
-        print_lines(text.ljust(width)[:width], end='\r')
+    print_over(f'{time.strftime("%H:%M:%S")} {text}')

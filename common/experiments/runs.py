@@ -1,9 +1,5 @@
-"""
-The state of every run in a queue: what the queue's file records, and what the run's process and its folder show. It
-needs no torch and no numpy.
-"""
+"""The runs of a queue: what the queue's file records, and what their processes and folders show. No torch, no numpy."""
 import contextlib
-import glob
 import json
 import os
 import re
@@ -11,8 +7,11 @@ import shlex
 import signal
 import subprocess
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from pathlib import Path
+
+import filelock
 
 from common import files
 from common.console import duration
@@ -33,10 +32,10 @@ class State(StrEnum):
 class Run:
     """What the queue's file records of one experiment."""
     state: State = State.QUEUED
-    attempts: int = 0               # that failed
+    attempts: int = 0               # failed ones
     not_before: int | float = 0.0   # time.time() of the earliest next start
-    wanted: State | None = None     # its state after the stop that was requested; None: no stop was
-    error: str | None = None        # of the last attempt that failed
+    wanted: State | None = None     # its state after the requested stop; None: no stop was requested
+    error: str | None = None        # of the last failed attempt
     started: int | float | None = None  # time.time() of the last start; None: the next start is from scratch
     out_dir: str = ''
     after: list = field(default_factory=list)  # names of the runs that must be done first
@@ -45,7 +44,7 @@ class Run:
     slot: str | None = None         # its GPUs, as in CUDA_VISIBLE_DEVICES; None: not restricted
     words: list | None = None       # what followed `python train.py` at the last start
     max_iters: int = 0
-    anew: bool = False              # it was done before; a retry must not resume that
+    anew: bool = False              # a retry of a finished run, which must not be resumed
     job: str | None = None          # number of the Slurm job
     slurm: str | None = None        # state of the Slurm job
 
@@ -78,7 +77,7 @@ class Run:
         return self.pid is not None and process_start(self.pid) == self.start_time is not None
 
     def last_line(self):
-        """The last line of the last attempt's output, or its last error: torchrun and advice may follow that."""
+        """The last error of the last attempt, even if advice or torchrun's output follows it; else its last line."""
         lines = [line.strip() for line in tail(os.path.join(self.out_dir, 'log.txt')) if line.strip()]
         # an attempt begins with its command line
         first = max((i for i, line in enumerate(lines) if line.startswith('$ ')), default=-1) + 1
@@ -99,11 +98,10 @@ class Run:
         for line in tail(os.path.join(self.out_dir, 'metrics.jsonl')):
             with contextlib.suppress(ValueError):  # half a line: cut off by tail(), or still being written
                 values.update(json.loads(line))
-        figures = {key: values.get(key) for key in ('iter', 'loss', 'val_loss', 'tok_s', 'best_val_loss', 'train_s')}
-        ms, at = values.get('ms'), values.get('iter')
-        at_work = self.state == State.RUNNING or self.slurm == 'RUNNING'
-        known = ms and at is not None and at_work
-        return {**figures, 'left_s': max(0.0, (self.max_iters - at - 1) * ms / 1000) if known else None}
+        if values.get('ms') and (self.state == State.RUNNING or self.slurm == 'RUNNING'):
+            values['left_s'] = max(0.0, (self.max_iters - values['iter'] - 1) * values['ms'] / 1000)
+        keys = 'iter', 'loss', 'val_loss', 'tok_s', 'best_val_loss', 'train_s', 'left_s'
+        return {key: values.get(key) for key in keys}
 
     def brief(self):
         """How far the run is, in a few words."""
@@ -146,15 +144,13 @@ class Queue:
 
     def __init__(self, list_path):
         name = os.path.splitext(os.path.relpath(list_path))[0].removeprefix(f'config{os.sep}')
-        # the option that a command needs for this list
-        self.hint = '' if list_path == DEFAULT_LIST else f' --list={shlex.quote(list_path)}'
+        self.hint = '' if list_path == DEFAULT_LIST else f' --list={shlex.quote(list_path)}'  # in suggested commands
         self.path = os.path.join('results', re.sub(r'[^\w.-]+', '_', name) + '.json')
 
     def others(self):
-        """A hint at the queues of other lists here, one of which may have been meant; '' if there are none."""
-        names = [os.path.splitext(os.path.basename(path))[0] for path in glob.glob('results/*.json')
-                 if path != self.path]
-        return f'; other lists have run here: {", ".join(sorted(names))}; --list=FILE names one' if names else ''
+        """The lists with other queues here, as one of them may have been meant; '' if there are none."""
+        names = sorted(path.stem for path in Path('results').glob('*.json') if str(path) != self.path)
+        return f'; other lists have run here: {", ".join(names)}; --list=FILE names one' if names else ''
 
     def read(self):
         """{name: Run} as the file has them now; {} if there is none. ValueError if it is damaged."""
@@ -169,48 +165,40 @@ class Queue:
 
     @contextlib.contextmanager
     def changing(self):
-        """{name: Run} for a block that may change it; no other process can until it ends and the file is written."""
+        """{name: Run}, which the block may change. It is written at the end; other processes wait until then."""
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        lock = files.lock(f'{self.path}.lock', wait=True)
-        try:
+        with filelock.FileLock(f'{self.path}.lock'):
             runs = self.read()
-            before = to_json(runs)
             yield runs
-            if to_json(runs) != before:
+            if runs != self.read():
                 with files.write_whole(self.path) as f:
-                    f.write(to_json(runs))
-        finally:
-            lock.release()
+                    json.dump(runs, f, indent=1, default=vars)
 
     def has_manager(self):
         return files.is_locked(f'{self.path}.manager')
 
     def lock_for_manager(self):
-        """The lock that one manager at a time can hold. ValueError if another one does."""
+        """Become the one manager of the list, until this process ends. ValueError if there is one already."""
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         try:
-            return files.lock(f'{self.path}.manager')
+            self.lock = files.lock(f'{self.path}.manager')
         except files.Locked:
             raise ValueError('another run_manager.py works through this list already; status shows what it does'
                              ) from None
 
 
 def from_json(name, values):
-    """A Run from the queue's file. Unknown keys are ignored, missing ones have their defaults. ValueError names it."""
+    """A Run from the queue's file. Unknown keys are ignored, missing ones take defaults. ValueError names the run."""
     try:
         return Run(**{key: values[key] for key in values.keys() & {one.name for one in fields(Run)}})
     except (ValueError, AttributeError) as error:
         raise ValueError(f'run {name!r}: {error}') from None
 
 
-def to_json(runs):
-    return json.dumps({name: asdict(run) for name, run in runs.items()}, indent=1)
-
-
 def process_start(pid):
     """
-    When a process started, as text. Together with the pid it identifies the process, because pids are used again. None
-    if the process is gone, or a zombie: ended, but its parent has not fetched the exit code.
+    When a process started, as text. Together with the pid it identifies the process, because pids are reused. None if
+    the process is gone, or a zombie: ended, but its parent has not fetched the exit code.
     """
     if os.path.isdir('/proc/self'):
         try:
@@ -224,22 +212,21 @@ def process_start(pid):
 
 
 def is_busy(out_dir):
-    """Whether some process trains in this folder."""
+    """Whether a process is training in this folder."""
     return files.is_locked(os.path.join(out_dir, '.lock'))
 
 
-def tail(path, size=2**16):
-    """The lines in the last `size` bytes of a file; [] if there is no file."""
+def tail(path):
+    """The lines in the last 64 KiB of a file; [] if there is no file."""
     with contextlib.suppress(FileNotFoundError), open(path, 'rb') as f:
-        f.seek(max(0, os.path.getsize(path) - size))
+        f.seek(max(0, os.path.getsize(path) - 2**16))
         return f.read().decode(errors='replace').splitlines()
     return []
 
 
 def status_lines(names, runs):
     """A table of the runs with these names, line by line."""
-    rows = [(name, *runs[name].describe(runs)) for name in names]
-    width = max([len(name) for name in names] + [4])
-    yield f'{"name":{width}}  state'
+    rows = [('name', 'state', ''), *((name, *runs[name].describe(runs)) for name in names)]
+    width = max(len(row[0]) for row in rows)
     for name, state, text in rows:
         yield f'{name:{width}}  {state:11}  {text:.300}'.rstrip()

@@ -1,4 +1,5 @@
-"""Experiments as jobs of a Slurm cluster, which does the queueing, through sbatch, squeue, sacct and scancel."""
+"""Experiments as Slurm jobs, through sbatch, squeue, sacct and scancel. Slurm does the queueing."""
+import contextlib
 import os
 import shlex
 import subprocess
@@ -39,10 +40,9 @@ def submit(name, words, out_dir, after, more):
     script = SCRIPT.format(last=last, begun=begun, first=shlex.join(words),
                            again=shlex.join([*words, '--init_from=auto']))
     dependency = [f'--dependency=afterok:{":".join(after)}', '--kill-on-invalid-dep=yes'] if after else []
-    log = os.path.join(out_dir, 'log.txt')
-    said = call('sbatch', '--parsable', f'--job-name={name}', f'--output={log}', '--open-mode=append', '--requeue',
-                '--signal=B:USR1@120', *dependency, *shlex.split(more), input=script)
-    return said.strip().partition(';')[0]  # NUMBER, or NUMBER;CLUSTER
+    job = call('sbatch', '--parsable', f'--job-name={name}', f'--output={os.path.join(out_dir, "log.txt")}',
+               '--open-mode=append', '--requeue', '--signal=B:USR1@120', *dependency, *shlex.split(more), input=script)
+    return job.strip().partition(';')[0]  # NUMBER, or NUMBER;CLUSTER
 
 
 def update(runs):
@@ -51,13 +51,12 @@ def update(runs):
     if not jobs:
         return
     states = {}
-    try:
+    # a cluster may keep no accounts; a job that has left the queue is then judged by its files
+    with contextlib.suppress(ValueError):
         for line in call('sacct', '-n', '-X', '-P', '-j', ','.join(jobs), '-o', 'JobID,State,ExitCode').splitlines():
             job, state, code = line.split('|')
-            states[job] = state.split()[0], code  # without the user: CANCELLED by 1000
-    except ValueError:
-        pass  # the cluster keeps no accounts: a job that has left the queue is judged by its files
-    # not with -j: squeue fails if one of the jobs has left the queue
+            states[job] = state.split()[0], code  # without the user, as in CANCELLED by 1000
+    # no -j, because squeue fails if one of the jobs has left the queue
     waiting = dict(line.split('|') for line in call('squeue', '-h', '--me', '-o', '%i|%T').splitlines())
     for job, run in jobs.items():
         state, code = (waiting[job], '') if job in waiting else states.get(job, ('COMPLETED', ''))

@@ -1,6 +1,4 @@
-"""
-The README.md of an exported model: what it is, how to use it, what it was trained on, and the loss it reached.
-"""
+"""The README.md of an exported model: what it is, how to use it, what it was trained on, and the loss it reached."""
 import os
 
 from common.console import perplexity
@@ -34,19 +32,18 @@ def write(to, folder, format, config, about, prompt, source):
     use = USES[format].format(folder=folder, prompt=prompt, new_tokens=min(64, config.block_size - len(prompt)),
                               head_dim=config.n_embd // config.n_head, **vars(config))
     kind = 'modern nanoGPT-V100 model' if config.modern else 'GPT-2'
-    lines = ['---', 'library_name: transformers' if format == 'hf' else f'library_name: {format}',
-             'pipeline_tag: text-generation', '---', '', f'# {os.path.basename(os.path.normpath(source))}', '',
+    lines = ['---', f'library_name: {"transformers" if format == "hf" else format}', 'pipeline_tag: text-generation',
+             '---', '', f'# {os.path.basename(os.path.normpath(source))}', '',
              f'A {kind} of {config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels and a context of '
              f'{config.block_size} tokens, in float32, made with nanoGPT-V100.', '', '```python', use, '```', '']
     if settings:
         data = os.path.basename(os.path.normpath(settings.get('dataset', 'not known')))
-        lines += ['## Training', '', f'- data: {data}'
-                  + (f' ({os.path.basename(meta["source"])})' if meta.get('source') else '')
-                  + (f', {meta["train_tokens"]:,} tokens' if meta.get('train_tokens') else ''),
-                  f'- iterations: {about.get("iter_num", 0):,}',
-                  *([f'- best validation loss of the run: {loss:.4f}, perplexity {perplexity(loss):.2f}']
-                    if loss < 100 else []),
-                  *(f'- {key}: {settings[key]}' for key in SETTINGS if key in settings
-                    and (key != 'muon_lr' or settings.get('optimizer') == 'muon'))]
+        data += f' ({os.path.basename(meta["source"])})' if meta.get('source') else ''
+        data += f', {meta["train_tokens"]:,} tokens' if meta.get('train_tokens') else ''
+        lines += ['## Training', '', f'- data: {data}', f'- iterations: {about.get("iter_num", 0):,}']
+        if loss < 100:
+            lines.append(f'- best validation loss of the run: {loss:.4f}, perplexity {perplexity(loss):.2f}')
+        shown = [key for key in SETTINGS if key != 'muon_lr' or settings.get('optimizer') == 'muon']
+        lines += [f'- {key}: {settings[key]}' for key in shown if key in settings]
     with open(os.path.join(to, 'README.md'), 'w', encoding='utf-8') as f:
         f.write('\n'.join(lines) + '\n')

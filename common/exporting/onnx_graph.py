@@ -1,7 +1,4 @@
-"""
-A model as an ONNX graph, and its use in onnxruntime. A single graph takes ids, with the keys and values of the tokens
-before them, and returns logits and all keys and values; with no tokens before, it is the plain model.
-"""
+"""A model as an ONNX graph, and its use in onnxruntime."""
 import logging
 import os
 import warnings
@@ -19,19 +16,19 @@ class Past:
         self.positions = torch.arange(T) + keys.size(3)
         self.mask = (torch.arange(T + keys.size(3)) <= self.positions[:, None])[None, None]
 
-    def extend(self, layer, k, v):
+    def update(self, layer, k, v):
         self.keys.append(torch.cat((self.past_keys[layer], k), dim=2))
         self.values.append(torch.cat((self.past_values[layer], v), dim=2))
         return self.keys[layer], self.values[layer], self.mask
 
-    def before(self, x):
-        before = torch.cat((self.embedding, x[:, :-1]), dim=1)
+    def previous_embeddings(self, x):
+        previous = torch.cat((self.embedding, x[:, :-1]), dim=1)
         self.embedding = x[:, -1:]
-        return before
+        return previous
 
 
 class Graph(nn.Module):
-    """A GPT whose cache is an input and an output. `vocab_size`: without the padding of the vocabulary."""
+    """A GPT with its cache as inputs and outputs; if that is empty, the plain model. `vocab_size`: without padding."""
 
     def __init__(self, model, vocab_size):
         super().__init__()

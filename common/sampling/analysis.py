@@ -1,7 +1,4 @@
-"""
-How a model sees a text: how likely it finds each token, and what it expects next. As numbers, in the terminal, and as
-an HTML page. It knows no settings.
-"""
+"""How likely a model finds each token of a text, and what it expects next: numbers, lines for the terminal, a page."""
 import html
 import math
 
@@ -17,15 +14,12 @@ SHADES = [(1, 194, '#d9f2d9'), (3, 229, '#fdf6c4'), (6, 222, '#fbdc9a'), (10, 21
 
 @torch.no_grad()
 def score(model, ids, vocab_size=None):
-    """
-    How likely the model finds each of ids (T,) after the first: (log-probabilities, ranks), both (T - 1,). The model
-    sees all tokens before it, or in a text longer than the context at least half a context of them.
-    """
+    """How likely the model finds each of ids (T,) after the first: (log-probabilities, ranks), both (T - 1,)."""
     T, block_size = len(ids), model.config.block_size
     logprobs, ranks, done = [], [], 1  # done: how many of ids are scored; the first is given
     with tqdm(total=T, unit='tokens', disable=None if T > 10 * block_size else True, leave=False) as progress:
         while done < T:
-            begin = 0 if done == 1 else done - (block_size + 1) // 2
+            begin = 0 if done == 1 else done - (block_size + 1) // 2  # half a context before the next one to score
             x, y = ids[begin:begin + block_size], ids[begin + 1:begin + block_size + 1]
             logits = model(x[None, :len(y)], y[None])[0][0, done - 1 - begin:, :vocab_size].float()
             chosen = logits.gather(1, y[done - 1 - begin:, None])
@@ -36,9 +30,9 @@ def score(model, ids, vocab_size=None):
     return torch.cat(logprobs), torch.cat(ranks)
 
 
-def next_tokens(logits, tokenizer, count=10):
-    """The `count` likeliest ids of logits (V,): a list of {"id", "text", "probability"}."""
-    probabilities, ids = logits.float().softmax(dim=-1).topk(min(count, len(logits)))
+def next_tokens(logits, tokenizer):
+    """The ten likeliest ids of logits (V,): a list of {"id", "text", "probability"}."""
+    probabilities, ids = logits.float().softmax(dim=-1).topk(min(10, len(logits)))
     return [{'id': i, 'text': tokenizer.decode([i]), 'probability': p}
             for i, p in zip(ids.tolist(), probabilities.tolist())]
 
@@ -50,8 +44,7 @@ def analyze(model, tokenizer, text):
     "bits_per_character", "next"}. "tokens" is a list of {"id", "text", "probability", "rank", "surprisal"}, the last in
     bits; a character of several tokens is the text of the last of them. ValueError for an empty text.
     """
-    device = next(model.parameters()).device
-    ids = torch.tensor([tokenizer.start_id] + tokenizer.encode(text), device=device)
+    ids = torch.tensor([tokenizer.start_id] + tokenizer.encode(text), device=next(model.parameters()).device)
     if len(ids) == 1:
         raise ValueError('there is no text to analyze')
     logprobs, ranks = score(model, ids, tokenizer.vocab_size)
@@ -113,7 +106,7 @@ td {{ padding-right: 1em }}
 td div {{ background: #6a9fd8; height: 1em }}
 </style></head><body>
 <h1>{title}</h1>
-<p>{summary}. Surprisal in bits: {legend}. Point at a token for details.</p>
+<p>{summary}. Surprisal in bits: {legend}. Hover over a token for details.</p>
 <pre>{text}</pre>
 <h2>What comes next</h2>
 <table>{rows}</table>

@@ -1,8 +1,7 @@
-"""
-A conversation in the terminal: reads lines and commands, prints the answers as they come. Each model that answers is a
-Speaker.
-"""
+"""A conversation in the terminal. Each model that answers is a Speaker."""
+import contextlib
 import difflib
+import math
 import os
 import sys
 
@@ -30,23 +29,20 @@ HELP = '''Type something; the model answers. Ctrl-C ends an answer, quit or Ctrl
   /quit             leave'''
 
 
-def number(text, kind, low, high, name):
-    """The number that `text` is; ValueError unless it is one from `low` to `high`."""
+def number(name, text, kind, low, high, default):
+    """`text` as a number from `low` to `high`, `default` if it is empty. ValueError if it is no such number."""
     try:
-        value = kind(text)
+        value = kind(text) if text else default
     except ValueError:
-        value = None
-    if value is None or not low <= value <= high:
-        limits = f'from {low} up' if high == float('inf') else f'from {low} to {high}'
+        value = math.nan
+    if not low <= value <= high:
+        limits = f'from {low} up' if high == math.inf else f'from {low} to {high}'
         raise ValueError(f'{name} is a number {limits}, not {text!r}')
     return value
 
 
 class Chat:
-    """
-    `load` returns the Speaker for a model's name, or raises ValueError or OSError. `stops` are strings that end an
-    answer; `options` are those of generate.next_token.
-    """
+    """load(name) returns a Speaker, or raises ValueError or OSError. `options` are those of generate.next_token."""
 
     def __init__(self, load, name, max_new_tokens, stops, seed, system='', **options):
         self.load, self.options, self.stops = load, options, stops
@@ -58,14 +54,12 @@ class Chat:
         """Read and answer until the end of the input or `quit`."""
         at_terminal = sys.stdin.isatty()
         if at_terminal:
-            try:
+            with contextlib.suppress(ImportError):  # on Windows
                 import readline  # gives input() line editing and a history
                 readline.parse_and_bind('tab: complete')
                 names = [line.split()[0] for line in HELP.splitlines() if line.startswith('  /')]
                 readline.set_completer_delims(' ')
                 readline.set_completer(lambda text, i: ([n for n in names if n.startswith(text)] + [None])[i])
-            except ImportError:  # on Windows
-                pass
             kind = 'answers' if self.speakers[0].template else 'was not taught to answer: it continues what you type'
             print(f'{self.speakers[0].describe()}\nIt {kind}. /help lists what else you can do.')
         while True:
@@ -74,7 +68,10 @@ class Chat:
                 if line.strip() in ('quit', 'exit', '/quit', '/exit'):
                     return
                 if line.startswith('"""'):
-                    self.say(self.read_on(line[3:], '. ' if at_terminal else ''))
+                    text = line[3:]
+                    while not text.endswith('"""'):
+                        text += '\n' + input('. ' if at_terminal else '')
+                    self.say(text[:-3].strip('\n'))
                 elif line.startswith('/'):
                     word, _, value = line.strip().partition(' ')
                     self.command(word, value.strip())
@@ -87,12 +84,6 @@ class Chat:
                 return
             except (ValueError, OSError) as error:  # UnicodeDecodeError is a ValueError
                 print(error)
-
-    def read_on(self, text, prompt):
-        """`text` and further lines, up to one that ends with triple quotes."""
-        while not text.endswith('"""'):
-            text += '\n' + input(prompt)
-        return text[:-3].strip('\n')
 
     def say(self, text):
         """Let each speaker answer, from the same seed."""
@@ -125,27 +116,24 @@ class Chat:
 
     def setting(self, name, value, kind, low, high):
         """Set a sampling option, if there is a value, and print it."""
-        if value:
-            self.options[name] = number(value, kind, low, high, name)
+        self.options[name] = number(name, value, kind, low, high, self.options[name])
         print(f'{name}: {self.options[name]}')
 
     def do_temp(self, value):
-        self.setting('temperature', value, float, 0, float('inf'))
+        self.setting('temperature', value, float, 0, math.inf)
 
     def do_topk(self, value):
-        self.setting('top_k', value, int, 0, float('inf'))
+        self.setting('top_k', value, int, 0, math.inf)
 
     def do_topp(self, value):
         self.setting('top_p', value, float, 0, 1)
 
     def do_tokens(self, value):
-        if value:
-            self.max_new_tokens = number(value, int, 1, float('inf'), 'tokens')
+        self.max_new_tokens = number('tokens', value, int, 1, math.inf, self.max_new_tokens)
         print(f'tokens in an answer: up to {self.max_new_tokens}')
 
     def do_seed(self, value):
-        if value:
-            self.seed = number(value, int, 0, 2 ** 63 - 1, 'seed')
+        self.seed = number('seed', value, int, 0, 2 ** 63 - 1, self.seed)
         print(f'seed of the next answer: {self.seed}')
 
     def do_system(self, value):

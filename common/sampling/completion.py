@@ -1,7 +1,4 @@
-"""
-Continue a prompt and print the results: as text, the first one while it is generated, or as one JSON object each. It
-knows no settings of a script.
-"""
+"""Continue a prompt and print the results: as text, the first one while it is generated, or as JSON objects."""
 import json
 import time
 
@@ -71,17 +68,16 @@ def write_samples(model, tokenizer, prompt, out, as_json, num_samples, max_new_t
     bytes_each = 2 * model.config.n_layer * model.config.n_embd * size * 4
     batch_size = min(num_samples, max(1, int(CACHE_BYTES / bytes_each)))
     step = inference.compile_step(model, batch_size, size, str(ids.device)) if compile else None
-    options.update(generator=torch.Generator(ids.device).manual_seed(seed), vocab_size=tokenizer.vocab_size, step=step)
+    options.update(generator=torch.Generator(ids.device).manual_seed(seed), vocab_size=tokenizer.vocab_size)
     left, reason = num_samples, 'length'
     while left > 0 and reason == 'length':
         samples = [Sample(tokenizer, stops) for _ in range(min(batch_size, left))]
         left -= len(samples)
-        cache = generate.KVCache(size, static=step is not None) if use_cache else None
         print('' if as_json else prompt, end='', file=out, flush=True)
         try:
             rows = batch_size if step is not None else len(samples)  # a compiled step always takes a full batch
-            for tokens, scores in generate.stream(model, ids.expand(rows, -1), max_new_tokens, use_cache,
-                                                  cache=cache, logprobs=logprobs, **options):
+            for tokens, scores in generate.stream(model, ids.expand(rows, -1), max_new_tokens, use_cache, step=step,
+                                                  logprobs=logprobs, **options):
                 scores = [None] * rows if scores is None else scores.tolist()
                 texts = [sample.push(*one) for sample, *one in zip(samples, tokens[:, 0].tolist(), scores)]
                 print('' if as_json else texts[0], end='', file=out, flush=True)
@@ -97,10 +93,7 @@ def write_samples(model, tokenizer, prompt, out, as_json, num_samples, max_new_t
 
 def write_beams(model, tokenizer, prompt, out, as_json, num_samples, max_new_tokens, num_beams, length_penalty=1.0,
                 stops=(), logprobs=False, use_cache=True, compile=False, repetition_penalty=None):
-    """
-    Print the likeliest continuations that a beam search finds, at most num_samples. `stops` cut them afterwards; of
-    those that are then the same, one is printed.
-    """
+    """Print up to num_samples texts of a beam search. `stops` cut them afterwards; equal ones are printed once."""
     ids = encode(model, tokenizer, prompt)
     size = min(model.config.block_size, ids.size(1) + max_new_tokens)
     step = inference.compile_step(model, num_beams, size, str(ids.device)) if compile else None

@@ -1,7 +1,8 @@
 """
-One model in a chat, with the conversation as that model's token ids. A model that was tuned on instructions is asked in
-the form it was trained on (the prompt in its dataset's meta.json) and answers; any other model continues the text.
+One model in a chat, with the conversation as its token ids. A model that was tuned on instructions is asked in the form
+it was trained on (the prompt in its dataset's meta.json) and answers; any other model continues the text.
 """
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -19,17 +20,18 @@ class Turn:
     text_ids: list    # with the template and separators around it
     answer: str
     answer_ids: list
-    ended: bool       # whether the last of them is end-of-text
+    ended: bool       # by end-of-text
 
 
 class Speaker:
-    """
-    A model and its view of the conversation: the turns, as ids of its tokenizer, and its KV cache. `meta` is the
-    meta.json of the model's dataset; `step` is the compiled model, or None.
-    """
+    """A model and its view of the conversation. `meta`: its dataset's meta.json. `step`: the compiled model or None."""
 
     def __init__(self, name, model, tokenizer, meta, step=None):
         self.name, self.model, self.tokenizer, self.step = name, model, tokenizer, step
+        self.end = [] if tokenizer.end_id is None else [tokenizer.end_id]
+        self.newline = []
+        with contextlib.suppress(ValueError):  # a vocabulary may lack it
+            self.newline = tokenizer.encode('\n')
         self.template = meta.get('prompt')  # the form of an instruction; None for a model that continues the text
         self.device = next(model.parameters()).device
         self.cache = generate.KVCache(model.config.block_size, static=step is not None)
@@ -44,11 +46,9 @@ class Speaker:
 
     def begin(self, system):
         """Forget the conversation; the text `system` precedes the next one. ValueError if it cannot be encoded."""
-        end = self.tokenizer.end_id
+        self.system_ids = self.tokenizer.encode(system)
         if system and self.template:
-            self.system_ids = ([] if end is None else [end]) + self.tokenizer.encode(system + '\n\n')
-        else:
-            self.system_ids = self.tokenizer.encode(system)
+            self.system_ids = self.end + self.tokenizer.encode(system + '\n\n')
         self.turns = []
         self.cache.begin(0)
 
@@ -58,21 +58,15 @@ class Speaker:
 
     def encode(self, text):
         """The ids of the next turn's text, in the form that the model expects. ValueError for unknown characters."""
-        before, end = self.ids(), self.tokenizer.end_id
+        before = self.ids()
         if not self.template:
-            separator = self.newline() if before and before[-1] != end else []
+            separator = self.newline if before and before[-1:] != self.end else []
             return separator + self.tokenizer.encode(text) or ([] if before else [self.tokenizer.start_id])
-        instruction = self.tokenizer.encode(self.template.replace('{instruction}', text))
-        if end is None:
-            return (2 * self.newline() if self.turns else []) + instruction
-        return ([end] if not before or self.turns and before[-1] != end else []) + instruction
-
-    def newline(self):
-        """The ids of a line break; none if the tokenizer has no line breaks."""
-        try:
-            return self.tokenizer.encode('\n')
-        except ValueError:
-            return []
+        if self.end:
+            separator = self.end if not before or self.turns and before[-1:] != self.end else []
+        else:
+            separator = 2 * self.newline if self.turns else []
+        return separator + self.tokenizer.encode(self.template.replace('{instruction}', text))
 
     def answer(self, text, max_new_tokens, stops, **options):
         """Answer `text`: yields the pieces of the answer as they come. Ctrl-C ends the answer and is passed on."""
@@ -111,12 +105,11 @@ class Speaker:
 
     def replay(self, system, turns):
         """Take over a conversation, possibly another model's. ValueError if this tokenizer cannot encode it."""
-        own, end = turns is self.turns, self.tokenizer.end_id
+        own = turns is self.turns
         self.begin(system)
         for turn in turns:
-            ended = turn.ended and end is not None
-            answer_ids = turn.answer_ids if own else self.tokenizer.encode(turn.answer) + ([end] if ended else [])
-            self.turns.append(Turn(turn.text, self.encode(turn.text), turn.answer, answer_ids, ended))
+            answer_ids = turn.answer_ids if own else self.tokenizer.encode(turn.answer) + self.end * turn.ended
+            self.turns.append(Turn(turn.text, self.encode(turn.text), turn.answer, answer_ids, turn.ended))
 
     @torch.no_grad()
     def next_tokens(self, text):
@@ -125,5 +118,5 @@ class Speaker:
         while ids and ids[-1] == self.tokenizer.end_id and not text:
             ids.pop()  # show what else could have come in its place
         idx = torch.tensor([ids or [self.tokenizer.start_id]], device=self.device)
-        logits = generate.advance(self.model, idx)[0, :self.tokenizer.vocab_size]
+        logits = generate.next_logits(self.model, idx)[0, :self.tokenizer.vocab_size]
         return analysis.next_tokens(logits, self.tokenizer)

@@ -8,10 +8,9 @@ python data/alpaca/prepare.py --input=mine.jsonl           # your own: "instruct
 import os
 import sys
 
-folder = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(folder))
-import corpus
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from corpus.documents import text_of
+from corpus.pipeline import prepare
 
 # Everything before the answer. meta.json and each checkpoint keep it, so that a chat can ask in the same form.
 PROMPT = '### Instruction:\n{instruction}\n\n### Response:\n'
@@ -25,9 +24,8 @@ def to_parts(row):
     return [(PROMPT.format(instruction=instruction), False), (answer, True)]
 
 
-corpus.prepare(
-    folder, __doc__, val_fraction=0.05, columns=['instruction', 'input', 'output'], to_parts=to_parts, prompt=PROMPT,
-    config='finetune_alpaca.py',
-    source='hf://datasets/tatsu-lab/alpaca/data/*.parquet',
+prepare(
+    __file__, __doc__, val_fraction=0.05, columns=['instruction', 'input', 'output'], to_parts=to_parts, prompt=PROMPT,
+    config='finetune_alpaca.py', source='hf://datasets/tatsu-lab/alpaca/data/*.parquet',
     others="Others: --source='hf://datasets/tatsu-lab/alpaca@refs/convert/parquet/default/train/*.parquet', "
            "--source='hf://datasets/yahma/alpaca-cleaned@refs/convert/parquet/default/train/*.parquet'")

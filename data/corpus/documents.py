@@ -1,7 +1,6 @@
 """
 The documents in a file: .txt, .md, .jsonl or .parquet. They are read in order, a block at a time and from any position,
 so that memory use does not depend on the size of the file. It knows no tokens.
-
 A position in a file is 0 or what read() yielded: a row number in parquet, a byte offset in the other formats, and
 within a long document also its first byte, its end and its key.
 """
@@ -46,9 +45,9 @@ def read(file, position, to_parts, columns, share=1.0, bad_row=None):
     """
     Yields the documents of a file from a position on, a block at a time: ([Document], next position, fraction of the
     file that is read). `to_parts` makes a document's parts from a row, a dict; `columns` are the keys that it needs.
-    `share` is the fraction of the documents to take, always the same ones; of 100 or more row groups in parquet, whole
-    ones are taken, so that the others need not be read. A row that cannot be used is a ValueError; with bad_row it is
-    skipped after bad_row(describe), where describe() says what is wrong and where. A network that fails is tried again.
+    `share` is the fraction of the documents to take, always the same ones; of parquet files with 100 or more row groups
+    it takes whole groups, so that the others need not be read. An unusable row raises ValueError; with bad_row it is
+    skipped after bad_row(describe), where describe() says what is wrong and where. Network failures are retried.
     """
     path, errors, patience = file['path'], OSError, []
     if path.startswith('hf://'):
@@ -73,8 +72,7 @@ def read(file, position, to_parts, columns, share=1.0, bad_row=None):
                     waits = list(patience)
             return
         except errors as error:
-            if not sources.try_again(error, waits):
-                raise ValueError(f'cannot read {path} ({type(error).__name__}: {error})') from None
+            sources.wait(error, waits, f'cannot read {path} ({type(error).__name__}: {error})')
 
 
 def read_rows(stream, file, position, columns, share):
@@ -84,11 +82,9 @@ def read_rows(stream, file, position, columns, share):
     def taken(place):
         return share >= 1.0 or hash_of(f'{name} {place}') < share
     if sources.suffix(name) == '.parquet':
-        yield from parquet_rows(stream, file['path'], position, columns, taken)
-    elif sources.suffix(name) == '.jsonl':
-        yield from jsonl_rows(stream, file['bytes'], position, taken)
-    else:
-        yield from text_rows(stream, file['bytes'], position, taken)
+        return parquet_rows(stream, file['path'], position, columns, taken)
+    rows_of = jsonl_rows if sources.suffix(name) == '.jsonl' else text_rows
+    return rows_of(stream, file['bytes'], position, taken)
 
 
 def parquet_rows(stream, path, position, columns, taken):
@@ -96,14 +92,13 @@ def parquet_rows(stream, path, position, columns, taken):
     import pyarrow.parquet
     try:
         table = pyarrow.parquet.ParquetFile(stream)
-        known = [column for column in columns if column in table.schema_arrow.names]
-        if not known:
+        if not set(columns) & set(table.schema_arrow.names):
             text_of(dict.fromkeys(table.schema_arrow.names), columns[0], KEY_HINT)
         row, total, by_group = 0, max(table.metadata.num_rows, 1), table.num_row_groups >= 100
         for group in range(table.num_row_groups):
             end = row + table.metadata.row_group(group).num_rows
             if end > position and (taken(row) or not by_group):
-                for batch in table.iter_batches(ROWS, row_groups=[group], columns=known):
+                for batch in table.iter_batches(ROWS, row_groups=[group], columns=columns):
                     rows = list(enumerate(batch.to_pylist(), row))
                     row += len(rows)
                     if row > position:
@@ -129,34 +124,33 @@ def jsonl_rows(stream, size, position, taken):
 
 def text_rows(stream, size, position, taken):
     """
-    A row is (bytes, key, begin, end, trimmed): a document, or a stretch of one that is longer than LONGEST.
-    <|endoftext|> separates documents; a file without it is one document. In a file with it, line ends around a document
-    are trimmed.
+    A row is (bytes, key, begin, end, trimmed): a document, or a stretch of one that is longer than LONGEST. Documents
+    are separated by <|endoftext|>, and line ends around them are trimmed; a file without it is one document.
     """
     # a document begins at `start`, the next block at `at`; of a long document, survey() finds `end` and `key`
     start, at, end, key = position if isinstance(position, list) else (position, position, None, None)
     while at < size:
         block = read_block(stream, at, size)
-        *whole, rest = block.split(END_OF_TEXT) if at == start else [block]
-        if at + len(block) == size and at == start:
-            whole.append(rest)
-        if whole:  # some documents end in this block
-            rows = []
-            for text in whole:
-                if taken(at):
-                    rows.append((at, (text, None, 0.0, 1.0, (at, len(text)) != (0, size))))
-                at += len(text) + len(END_OF_TEXT)
-            start = at = min(at, size)
-            yield rows, at, at / size
-            continue
         if at == start:
+            *whole, rest = block.split(END_OF_TEXT)
+            if at + len(block) == size:
+                whole.append(rest)
+            if whole:  # some documents end in this block
+                rows = []
+                for text in whole:
+                    if taken(at):
+                        rows.append((at, (text, None, 0.0, 1.0, (at, len(text)) != (0, size))))
+                    at += len(text) + len(END_OF_TEXT)
+                start = at = min(at, size)
+                yield rows, at, at / size
+                continue
             end, key = survey(stream, start, size)
         stretch = block[:end - at]
-        stretch = stretch if at + len(stretch) == end else stretch[:place_to_cut(stretch)]
-        after = at + len(stretch)
-        begin, until = ((place - start) / (end - start) for place in (at, after))
+        if at + len(stretch) < end:
+            stretch = stretch[:place_to_cut(stretch)]
+        begin, until = ((place - start) / (end - start) for place in (at, at + len(stretch)))
         rows = [(at, (stretch, key, begin, until, end - start != size))] if taken(start) else []
-        at = after
+        at += len(stretch)
         if at == end:
             start = at = min(end + len(END_OF_TEXT), size)
         yield rows, at if at == start else [start, at, end, key], at / size
@@ -173,17 +167,16 @@ def read_block(stream, at, size):
 
 def survey(stream, start, size):
     """The end and the key of the document at `start`, found without holding it in memory."""
-    digest, at = hashlib.sha256(), start
-    while True:
+    digest, at, is_end = hashlib.sha256(), start, False
+    while not is_end:
         block = read_block(stream, at, size)
-        found = block.find(END_OF_TEXT)
-        if found >= 0 or at + len(block) == size:
-            block = block[:found] if found >= 0 else block
-            digest.update(block)
-            return at + len(block), key_from(digest)
-        block = block[:1 - len(END_OF_TEXT)]  # <|endoftext|> may begin in the last bytes
-        digest.update(block)
-        at += len(block)
+        text, separator, _ = block.partition(END_OF_TEXT)
+        is_end = separator or at + len(block) == size
+        if not is_end:  # <|endoftext|> may begin in the last bytes
+            text = text[:1 - len(END_OF_TEXT)]
+        digest.update(text)
+        at += len(text)
+    return at, key_from(digest)
 
 
 def place_to_cut(text):

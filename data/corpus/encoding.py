@@ -1,7 +1,4 @@
-"""
-From documents to ids: on all cores, but in order, so that the same text gives the same bytes on any machine and after
-any number of interruptions.
-"""
+"""Documents to ids, on all cores but in order: the same bytes on any machine and after any number of interruptions."""
 import collections
 import hashlib
 import os
@@ -19,6 +16,7 @@ from common.files import write_whole
 SHARD = 2**24  # characters of text in a shard: a second of work
 UNIT = 2**20   # characters that a thread tokenises at a time
 CHUNK = 2**22  # numbers that are read from a file at a time
+START = {'file': 0, 'position': 0, 'bytes': 0, 'characters': 0, 'counts': {}}  # the state before the first shard
 # GPT-2's pattern always splits words here, so the pieces of a long text give the same ids as the whole
 BOUNDARY = re.compile(r'(?<=\S)(?=[ \n])')
 
@@ -26,11 +24,9 @@ BOUNDARY = re.compile(r'(?<=\S)(?=[ \n])')
 def cut_up(text):
     """Yields a text in pieces of about UNIT characters."""
     start = 0
-    while len(text) - start > UNIT:
-        boundary = BOUNDARY.search(text, start + UNIT)
-        end = boundary.start() if boundary else len(text)
-        yield text[start:end]
-        start = end
+    while boundary := BOUNDARY.search(text, start + UNIT):
+        yield text[start:boundary.start()]
+        start = boundary.start()
     yield text[start:]
 
 
@@ -39,27 +35,22 @@ class Encoder:
 
     def __init__(self, plan):
         self.masked = plan.masked
-        kind = plan.vocabulary['tokenizer']
-        if kind == 'char':  # code points; number_characters() makes ids of them once all characters are known
+        if plan.vocabulary['tokenizer'] == 'char':  # number_characters() makes ids once all characters are known
             self.dtype, self.suffix = np.dtype('<u4'), 'code_points'
             self.encode = lambda texts: [np.frombuffer(text.encode('utf-32-le'), self.dtype) for text in texts]
             self.separator = self.encode(['\n\n'])[0]
         else:
             known = tokenizer.from_meta(plan.vocabulary)
-            self.dtype, self.suffix = dtype_for(known.vocab_size), 'bin'
-            self.encode = known.encode_corpus
+            self.dtype, self.suffix, self.encode = dtype_for(known.vocab_size), 'bin', known.encode_corpus
             self.separator = np.array([known.end_id], self.dtype)
 
     def encode_unit(self, pieces):
-        """
-        The ids of `pieces`, [(split, text, whether it counts in the loss, whether a separator comes first)], as
-        {file name: array to append}.
-        """
+        """The ids of [(split, text, counts in the loss, follows a separator)] as {file name: array to append}."""
         content = collections.defaultdict(list)
         for (split, _, counts, separate), ids in zip(pieces, self.encode([text for _, text, _, _ in pieces])):
             before = self.separator if separate else self.separator[:0]
             content[f'{split}.{self.suffix}'] += [before, ids.astype(self.dtype)]
-            if self.masked:  # the end of an answer is part of it
+            if self.masked:  # <|endoftext|> after an answer counts, too
                 content[f'{split}_mask.bin'] += [np.ones(len(before), np.uint8), np.full(len(ids), counts, np.uint8)]
         return {name: np.concatenate(arrays) for name, arrays in content.items()}
 
@@ -70,27 +61,28 @@ def dtype_for(vocab_size):
 
 def tokenise(shards, plan, read, skip_bad):
     """Write all ids that the shards do not have yet. Returns what meta.json says about the documents."""
-    encoder = Encoder(plan)
+    encoder, state = Encoder(plan), {**START, **shards.last}
     threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    total, begin = sum(file['bytes'] for file in plan.files), shards.last.get('bytes', 0)
-    tokens, t0, state = 0, time.perf_counter(), shards.last
+    tokens, t0 = 0, time.perf_counter()
+    for split in dataset.SPLITS:
+        shards.append(f'{split}.{encoder.suffix}', b'')  # a split without documents has a file, too
     with (ThreadPoolExecutor(threads) as pool,
-          tqdm(desc='tokenising', total=total, initial=begin, unit='B', unit_scale=True, delay=2,
-               mininterval=0.5 if sys.stderr.isatty() else 30) as bar):  # few lines in a log file
-        for content, reached in in_order(pool, encoder.encode_unit, units(shards, plan, read, skip_bad), 2 * threads):
+          tqdm(desc='tokenising', total=sum(file['bytes'] for file in plan.files), initial=state['bytes'], unit='B',
+               unit_scale=True, delay=2, mininterval=0.5 if sys.stderr.isatty() else 30) as bar):  # few lines in a log
+        work = units(shards, state, plan, read, skip_bad)
+        for content, reached in in_order(pool, encoder.encode_unit, work, 2 * threads):
             for name, array in content.items():
                 shards.append(name, array)
                 tokens += len(array) * (not name.endswith('mask.bin'))
-            if reached is None:
-                continue
-            state = reached
-            bar.set_postfix_str(f'{tokens / (time.perf_counter() - t0) / 1e6:.2f}M tokens/s', refresh=False)
-            bar.update(state['bytes'] - bar.n)
-            if state['characters'] - shards.last.get('characters', 0) >= SHARD:
-                shards.close(**state)
+            if reached:
+                state = reached
+                bar.set_postfix_str(f'{tokens / (time.perf_counter() - t0) / 1e6:.2f}M tokens/s', refresh=False)
+                bar.update(state['bytes'] - bar.n)
+                if state['characters'] - shards.last.get('characters', 0) >= SHARD:
+                    shards.close(**state)
     shards.close(**state)
-    counts = collections.Counter(state.get('counts', {}))
-    meta = {'documents': {split: counts[split] for split in dataset.SPLITS}, 'characters': state.get('characters', 0),
+    counts = collections.Counter(state['counts'])
+    meta = {'documents': {split: counts[split] for split in dataset.SPLITS}, 'characters': state['characters'],
             'split': {'files': 'files of its own', 'hash': f'{100 * plan.val_fraction:g}% of the documents, by hash',
                       'cut': f'the last {100 * (1 - plan.cut):g}% of each document'}[plan.rule],
             'left_out': {key: counts[key] for key in ('empty', 'unusable')}}
@@ -98,44 +90,35 @@ def tokenise(shards, plan, read, skip_bad):
 
 
 def in_order(pool, encode, work, ahead):
-    """For each (pieces, state) in `work`, yields (encode(pieces), state), in order; the pool encodes `ahead` of it."""
+    """For each (pieces, state) in `work`, yields (encode(pieces), state), in order; the pool works `ahead` of that."""
     waiting = collections.deque()
     for pieces, reached in work:
         waiting.append((pool.submit(encode, pieces), reached))
-        if len(waiting) > ahead:  # a limit, or the whole text would be in memory
+        if len(waiting) > ahead:  # or the whole text would be in memory
             future, reached = waiting.popleft()
             yield future.result(), reached
-    for future, reached in waiting:
-        yield future.result(), reached
+    yield from ((future.result(), reached) for future, reached in waiting)
 
 
-def units(shards, plan, read, skip_bad):
-    """
-    Yields the work after the last shard: (pieces for Encoder.encode_unit, state). The state, from which a restart can
-    go on, is None except at the end of a block of the source.
-    """
-    state = shards.last
-    counts, characters = collections.Counter(state.get('counts', {})), state.get('characters', 0)
-    bytes_before = 0  # the size of the files before this one
+def units(shards, state, plan, read, skip_bad):
+    """Yields (pieces for Encoder.encode_unit, the state to go on from; None except at the end of a source's block)."""
+    counts, characters = collections.Counter(state['counts']), state['characters']
     val_keys = set(np.fromfile(shards.path('val_keys')) if 'val_keys' in state['lengths'] else ())
 
     def bad_row(describe):
         counts['unusable'] += 1
         if counts['unusable'] <= 10:
             print(f'left out: {describe()}')
-
-    for number, file in enumerate(plan.files):
-        if number < state.get('file', 0):
-            bytes_before += file['bytes']
-            continue
-        position = state['position'] if number == state.get('file') else 0
+    for number, file in enumerate(plan.files[state['file']:], state['file']):
+        bytes_before = sum(earlier['bytes'] for earlier in plan.files[:number])
+        position = state['position'] if number == state['file'] else 0
         for documents, position, done in read(file, position, bad_row=bad_row if skip_bad else None):
             pieces, size = [], 0
             for document in documents:
                 if not document.length:
                     counts['empty'] += 1
                     continue
-                if plan.rule == 'files' and file['split'] == 'val':
+                if file['split'] == 'val':
                     val_keys.add(document.key)
                     shards.append('val_keys', np.array([document.key]))
                 counts['in_both'] += file['split'] == 'train' and document.begin == 0.0 and document.key in val_keys
@@ -151,7 +134,6 @@ def units(shards, plan, read, skip_bad):
                                 pieces, size = [], 0
             yield pieces, {'file': number, 'position': position, 'bytes': bytes_before + int(done * file['bytes']),
                            'characters': characters, 'counts': dict(counts)}
-        bytes_before += file['bytes']
 
 
 def complete(shards, plan):
@@ -159,8 +141,6 @@ def complete(shards, plan):
     meta = dict(plan.vocabulary)
     if meta['tokenizer'] == 'char':
         meta.update(number_characters(shards.path, meta.get('chars')))
-    for split in dataset.SPLITS:
-        open(shards.path(f'{split}.bin'), 'ab').close()  # a split without documents has no file yet
     if 'tokenizer_json' in meta:
         with write_whole(shards.path('tokenizer.json'), 'wb') as f:
             f.write(meta.pop('tokenizer_json').encode())
@@ -169,10 +149,9 @@ def complete(shards, plan):
     if not all(sizes.values()):
         raise ValueError(f'too little text: {sizes["train"]} tokens to train on and {sizes["val"]} to validate; use '
                          'more text, or another --val_fraction or --fraction')
-    meta.update(dtype=dtype.name, train_tokens=sizes['train'], val_tokens=sizes['val'],
-                sha256={name: sha256_of(shards.path(name)) for name in sorted(os.listdir(shards.folder))
-                        if name.endswith('.bin') or name == 'tokenizer.json'})
-    return meta
+    return {**meta, 'dtype': dtype.name, 'train_tokens': sizes['train'], 'val_tokens': sizes['val'],
+            'sha256': {name: sha256_of(shards.path(name)) for name in sorted(os.listdir(shards.folder))
+                       if name.endswith('.bin') or name == 'tokenizer.json'}}
 
 
 def number_characters(path, chars):
@@ -195,11 +174,10 @@ def number_characters(path, chars):
 
 
 def chunks(path, dtype):
-    """Yields the numbers in a file, CHUNK at a time; nothing if there is no file."""
-    if os.path.exists(path):
-        with open(path, 'rb') as f:
-            while len(numbers := np.fromfile(f, dtype, CHUNK)):
-                yield numbers
+    """Yields the numbers in a file, CHUNK at a time."""
+    with open(path, 'rb') as f:
+        while len(numbers := np.fromfile(f, dtype, CHUNK)):
+            yield numbers
 
 
 def sha256_of(path):

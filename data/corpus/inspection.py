@@ -1,6 +1,4 @@
-"""
-A finished dataset: what it has, how it begins, how to train on it, and whether it is still as it was made.
-"""
+"""A finished dataset: what it has, how it begins, how to train on it, and whether it is still as it was made."""
 import json
 import os
 import random

@@ -1,6 +1,4 @@
-"""
-A prepare script: its command line, and the way from text to train.bin, val.bin and meta.json.
-"""
+"""A prepare script: its command line, and the way from text to train.bin, val.bin and meta.json."""
 import argparse
 import errno
 import functools
@@ -19,15 +17,14 @@ from corpus.inspection import summarize
 from corpus.plan import Job, Plan, make_plan, named_vocabulary
 from corpus.shards import Shards
 
-CUT = 0.9  # the part of each of a few documents that goes to train, as in nanoGPT
+CUT = 0.9  # the part of each document that goes to train, if there are few, as in nanoGPT
 MASKS = ('val_mask.bin', 'train_mask.bin')
 
 
-def prepare(folder, doc, source=None, val_source=None, sha256=None, tokenizer='gpt2', val_fraction=0.1, columns=None,
+def prepare(script, doc, source=None, val_source=None, sha256=None, tokenizer='gpt2', val_fraction=0.1, columns=None,
             to_parts=None, prompt=None, others='', expected=None, write_source=None, config=None):
     """
-    Run a prepare script: parse its command line, whose --help begins with `doc`, and make the dataset in `folder`.
-
+    Run a prepare script: parse its command line, whose --help begins with `doc`, and make the dataset beside `script`.
     source, val_source: patterns as sources.find takes them; source may also be the https address of one file with this
         sha256. Without val_source, val_fraction of the documents become val.
     to_parts(row): the parts of a document, [(text, whether it counts in the loss)], from the `columns` of a row
@@ -38,39 +35,34 @@ def prepare(folder, doc, source=None, val_source=None, sha256=None, tokenizer='g
     config: the file in config/ to train with, and further options for train.py
     """
     args = parse(doc, source)
-    folder = os.path.expanduser(args.out or folder)
-    if to_parts is None:
-        columns = [args.text_key]
-        to_parts = lambda row: [(documents.text_of(row, args.text_key, documents.KEY_HINT), True)]
-    job = Job(train=args.input or [args.source], val=args.val_input or [], prompt=prompt,
-              tokenizer=args.tokenizer or tokenizer, vocab_size=args.vocab_size, text_key=args.text_key,
+    folder = os.path.expanduser(args.out or os.path.dirname(os.path.abspath(script)))
+    to_parts = to_parts or (lambda row: [(documents.text_of(row, args.text_key, documents.KEY_HINT), True)])
+    read = functools.partial(documents.read, to_parts=to_parts, columns=columns or [args.text_key], share=args.fraction)
+    usual = not args.input and not args.val_input and args.source == source
+    job = Job(train=args.input or [args.source], val=args.val_input or ([val_source] if usual and val_source else []),
+              prompt=prompt, tokenizer=args.tokenizer or tokenizer, vocab_size=args.vocab_size, text_key=args.text_key,
               fraction=args.fraction, val_fraction=args.val_fraction or val_fraction,
               cut=1 - args.val_fraction if args.val_fraction else CUT)
-    usual = not args.input and args.source == source and not args.val_input
-    if usual and val_source:
-        job.val = [val_source]
     if not usual or args.fraction < 1.0 or args.tokenizer or args.vocab_size:
         expected = None
-    source_name = ' '.join(job.train)  # for meta.json
-    read = functools.partial(documents.read, to_parts=to_parts, columns=columns, share=args.fraction)
     try:
         os.makedirs(folder, exist_ok=True)
-        if usual and source_name.startswith('https://'):
+        if usual and source.startswith('https://'):
             job.train = [sources.download(folder, source, sha256)]
         elif usual and write_source and not os.path.exists(source):
             write_source(source)
-        make(folder, job, source_name, read, args.skip_bad, others)
+        make(folder, job, ' '.join(args.input or [args.source]), read, args.skip_bad)
         summarize(folder, expected, config)
     except KeyboardInterrupt:
         stop('stopped; the same command goes on from the last finished shard, if there is one', code=75)
     except FileExistsError:
         stop(f'--out={folder} is a file, not a folder')
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except sources.Gone as error:
+        stop(f'{error}\n{others}'.strip())
+    except (OSError, ValueError) as error:
+        if getattr(error, 'errno', None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             stop(error)
         stop(f'no room to write ({error}). Make some and run the same command again: it goes on from the last shard')
-    except ValueError as error:
-        stop(error)
 
 
 def parse(doc, source):
@@ -104,13 +96,17 @@ def parse(doc, source):
     return args
 
 
-def make(folder, job, source_name, read, skip_bad, others):
+def make(folder, job, source_name, read, skip_bad):
     """Make the dataset that `job` describes in `folder`, or go on where an interrupted preparation of it stopped."""
     local = [sources.find(pattern) for pattern in job.val + job.train if not pattern.startswith('hf://')]
     named = named_vocabulary(job)
     made_from = hashlib.sha256(json.dumps([asdict(job), local, named]).encode()).hexdigest()
     work = os.path.join(folder, f'unfinished-{made_from[:8]}')  # one folder per job: no other job's work is lost
-    earlier = complete_meta(folder)
+    try:
+        earlier = dataset.read_meta(folder)
+        dataset.check(folder, earlier, block_size=0)
+    except (OSError, ValueError):  # there is none, or an incomplete one
+        earlier = {}
     if earlier.get('made_from') == made_from:
         shutil.rmtree(work, ignore_errors=True)
         print(f'{folder} has this dataset already; to make it anew, delete its train.bin')
@@ -120,7 +116,7 @@ def make(folder, job, source_name, read, skip_bad, others):
     shards = Shards(work)
     if shards.manifest['plan'] is None:
         try:
-            shards.manifest['plan'] = asdict(make_plan(folder, job, named, read, others))
+            shards.manifest['plan'] = asdict(make_plan(folder, job, named, read))
         except BaseException:
             shards.remove()
             raise
@@ -135,15 +131,4 @@ def make(folder, job, source_name, read, skip_bad, others):
             meta['prompt'] = job.prompt
         with write_whole(shards.path('meta.json'), 'wb') as f:
             f.write(json.dumps(meta, indent=1).encode())
-    names = (*MASKS, 'tokenizer.json', 'val.bin', 'meta.json', 'train.bin')  # with the last, the dataset is complete
-    shards.deliver(folder, names, obsolete=MASKS)
-
-
-def complete_meta(folder):
-    """The meta.json of the dataset in a folder; {} if there is none, or if it is incomplete."""
-    try:
-        meta = dataset.read_meta(folder)
-        dataset.check(folder, meta, block_size=0)
-        return meta
-    except (OSError, ValueError):
-        return {}
+    shards.deliver(folder, (*MASKS, 'tokenizer.json', 'val.bin', 'meta.json', 'train.bin'), obsolete=MASKS)

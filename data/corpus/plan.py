@@ -1,6 +1,5 @@
-"""
-What is decided before the first id is written: the files, how val is split off, and the vocabulary.
-"""
+"""What is decided before the first id is written: the files, how val is split off, and the vocabulary."""
+import itertools
 import os
 import signal
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from common.tokenizer import BPETokenizer, GPT2Tokenizer, train_bpe
 from corpus import ROOT, sources
 from corpus.encoding import cut_up
 
-BPE_TEXT = 2**28  # characters to learn a vocabulary from; each file gives its share
-FEW = 10          # where val would get fewer documents than about this, each document is cut instead
+BPE_TEXT = 2**28  # characters to learn a vocabulary from; each file contributes its share
+FEW = 10          # if val would get fewer documents than about this, each document is cut instead
 
 
 @dataclass(kw_only=True)
@@ -45,7 +44,7 @@ class Plan:
         begins = document.begin == 0.0
         if self.rule == 'files':
             return [(file['split'], document.parts, begins)]
-        if self.rule == 'hash':  # of the text: it stays in its split when the corpus grows, and so do its copies
+        if self.rule == 'hash':  # of the text: a document and its copies stay in one split when the corpus grows
             return [('val' if document.key < self.val_fraction else 'train', document.parts, begins)]
         (text, _), = document.parts
         share = (self.cut - document.begin) / (document.end - document.begin)
@@ -54,17 +53,13 @@ class Plan:
                 for split, piece in (('train', text[:place]), ('val', text[place:])) if piece]
 
 
-def make_plan(folder, job, named, read, others):
-    """The plan for a job. `named`: its named_vocabulary(); `others`: what to suggest if the source is gone."""
+def make_plan(folder, job, named, read):
+    """The plan for a job. `named`: its named_vocabulary()."""
     files = {}
-    for split, patterns in (('val', job.val), ('train', job.train)):  # val first: train's documents are looked up in it
+    for split, patterns in (('val', job.val), ('train', job.train)):  # val first: train is compared with it
         for pattern in patterns:
-            try:
-                found = sources.find(pattern)
-            except sources.Gone as error:
-                raise ValueError(f'{error}\n{others}'.strip()) from None
-            for file in found:
-                files.setdefault(file['path'], {**file, 'split': split})  # named twice, used once
+            for file in sources.find(pattern):
+                files.setdefault(file['path'], {**file, 'split': split})  # a file named twice is used once
     plan = Plan(list(files.values()), 'files', job.val_fraction, job.cut, job.prompt is not None, named)
     for path in files:
         if plan.masked and sources.suffix(path) not in ('.jsonl', '.parquet'):
@@ -78,20 +73,15 @@ def make_plan(folder, job, named, read, others):
 
 def has_documents(plan, read, enough):
     """Whether the files have at least `enough` documents."""
-    seen = 0
-    for file in plan.files:
-        for documents, _, _ in read(file, 0, bad_row=lambda describe: None):
-            seen += sum(document.begin == 0.0 for document in documents)
-            if seen >= enough:
-                return True
-    return False
+    counts = (sum(document.begin == 0.0 for document in documents)
+              for file in plan.files for documents, _, _ in read(file, 0, bad_row=lambda describe: None))
+    return any(seen >= enough for seen in itertools.accumulate(counts))
 
 
 def check_disk(folder, job, plan):
     """ValueError if the dataset will not fit on the disk, by a rough estimate."""
-    kind = 'bpe' if job.vocab_size else job.tokenizer
     # bytes to write per byte of text: 2 for a token of 4.4 bytes, or of 3.6 with a small vocabulary; 4 + 2 a character
-    density = {'gpt2': 0.45, 'char': 6.0}.get(kind, 0.55) + 0.25 * plan.masked
+    density = {'gpt2': 0.45, 'char': 6.0}.get('bpe' if job.vocab_size else job.tokenizer, 0.55) + 0.25 * plan.masked
     # a byte of parquet holds 1.6 bytes of text: fineweb-edu's 28.5 GB become 10 billion tokens, 20 GB
     text = sum(file['bytes'] * (1.6 if sources.suffix(file['path']) == '.parquet' else 1) for file in plan.files)
     needed, free = text * job.fraction * density, free_bytes(folder)
@@ -129,16 +119,14 @@ def find_vocabulary(job, plan, read):
             print(f'the text has no more than {size:,} tokens to learn')
         return {'tokenizer': 'bpe', 'vocab_size': size, 'tokenizer_file': 'tokenizer.json', 'tokenizer_json': content}
     if job.tokenizer == 'gpt2':
-        GPT2Tokenizer()  # fail now if its files are missing
-        return {'tokenizer': 'gpt2', 'vocab_size': GPT2Tokenizer.vocab_size}
+        return {'tokenizer': 'gpt2', 'vocab_size': GPT2Tokenizer().vocab_size}  # fails now if its files are missing
     return {'tokenizer': 'char'}
 
 
 def train_texts(plan, read):
     """Yields text of train to learn a vocabulary from: the beginning of each file, up to its share of BPE_TEXT."""
-    total = sum(file['bytes'] for file in plan.files)
     for file in plan.files:
-        left = BPE_TEXT * file['bytes'] / max(total, 1)
+        left = BPE_TEXT * file['bytes'] / max(sum(each['bytes'] for each in plan.files), 1)
         for documents, _, _ in read(file, 0, bad_row=lambda describe: None):
             for document in documents:
                 for split, parts, _ in plan.split_of(document, file):

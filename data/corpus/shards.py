@@ -3,6 +3,7 @@ The unfinished output of a prepare script, in a folder of its own. Its files onl
 manifest notes their lengths and where in the source the next shard begins. A kill at any moment loses at most one
 shard: a restart truncates the files to the lengths in the manifest and goes on. It knows no tokens.
 """
+import contextlib
 import json
 import os
 import shutil
@@ -20,29 +21,25 @@ class Shards:
             self.lock = files.lock_if_possible(self.path('.lock'), 'start no second process there')
         except files.Locked:
             raise ValueError(f'another process is at work in {folder}') from None
-        self.manifest = self.read_manifest() or {'plan': None, 'shards': 0, 'last': {'lengths': {}}, 'ready': None}
-        if self.manifest['ready'] is not None:
-            return
-        lengths = self.last['lengths']
-        for name in os.listdir(folder):
-            if name not in ('.lock', 'manifest.json') and name not in lengths:
+        self.manifest = self.read_manifest()
+        if self.manifest['ready'] is None:
+            for name in set(os.listdir(folder)) - {'.lock', 'manifest.json', *self.last['lengths']}:
                 os.remove(self.path(name))
-        for name, length in lengths.items():
-            os.truncate(self.path(name), length)
+            for name, length in self.last['lengths'].items():
+                os.truncate(self.path(name), length)
 
     def path(self, name):
         return os.path.join(self.folder, name)
 
     def read_manifest(self):
-        """The manifest; None if it is missing or does not fit the files."""
-        try:
+        """The manifest; an empty one if there is none, or if it does not fit the files."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
             with open(self.path('manifest.json'), encoding='utf-8') as f:
                 manifest = json.load(f)
-            fits = manifest['ready'] is not None or all(
-                os.path.getsize(self.path(name)) >= length for name, length in manifest['last']['lengths'].items())
-            return manifest if fits else None
-        except (OSError, ValueError, KeyError):
-            return None
+            if manifest['ready'] is not None or all(
+                    os.path.getsize(self.path(name)) >= length for name, length in manifest['last']['lengths'].items()):
+                return manifest
+        return {'plan': None, 'shards': 0, 'last': {'lengths': {}}, 'ready': None}
 
     def write_manifest(self):
         with files.write_whole(self.path('manifest.json'), 'wb') as f:
@@ -69,9 +66,8 @@ class Shards:
 
     def deliver(self, folder, names, obsolete):
         """
-        Move the finished files to `folder`: those of `names` that exist, in this order. Files there that are `obsolete`
-        and not replaced are removed. The last of `names` shows that all are there, so it is removed first. After a kill
-        a restart goes on here.
+        Move the finished files to `folder` in the order of `names`, and remove `obsolete` ones that are not replaced.
+        The last file marks a complete dataset, so the old one is removed first. After a kill a restart goes on here.
         """
         if self.manifest['ready'] is None:
             for file in self.files.values():

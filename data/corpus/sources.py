@@ -1,6 +1,5 @@
 """
-Where the text is: files on this disk or on Hugging Face, or one file to download. It knows formats by name only.
-
+Where the text comes from: files here or on Hugging Face, or one file to download. It knows formats by name only.
 A file is a dict {'path', 'bytes', 'version'}; its version changes when its content does.
 """
 import fnmatch
@@ -32,12 +31,11 @@ def find(pattern):
         return find_on_hub(pattern)
     named = os.path.expanduser(pattern)
     found = [named] if os.path.exists(named) else glob.glob(named, recursive=True)
-    files = [path for path in found if os.path.isfile(path)]
-    files += [os.path.join(place, name) for path in found if os.path.isdir(path)
-              for place, _, names in os.walk(path) for name in names]
-    paths = sorted({os.path.abspath(path) for path in files if suffix(path) in SUFFIXES})
     if not found:
         raise ValueError(f'there is no {pattern!r}')
+    files = [path for path in found if os.path.isfile(path)]
+    files += [os.path.join(place, name) for path in found for place, _, names in os.walk(path) for name in names]
+    paths = sorted({os.path.abspath(path) for path in files if suffix(path) in SUFFIXES})
     if not paths:
         raise ValueError(f'{pattern!r} is or has no file of {", ".join(SUFFIXES)}; convert other formats to .jsonl, '
                          'with a {"text": "..."} on each line')
@@ -50,17 +48,15 @@ def suffix(path):
 
 def find_on_hub(url):
     """find() on Hugging Face. The paths include the revision that was found, so that a restart reads the same one."""
-    import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import dataset_info, errors
     parsed = re.fullmatch(r'hf://datasets/([^/@]+/[^/@]+)(?:@(refs/\w+/\w+|[^/]+))?/(.+)', url)
     if not parsed:
         raise ValueError(f'{url} is not of the form hf://datasets/OWNER/NAME/GLOB, as in hf://datasets/me/mine/*.jsonl')
     name, revision, pattern = parsed.groups()
-    waits = list(WAITS[:2])
-    while True:
+    info, waits = None, list(WAITS[:2])
+    while info is None:
         try:
-            info = huggingface_hub.HfApi().dataset_info(name, revision=revision, files_metadata=True)
-            break
+            info = dataset_info(name, revision=revision, files_metadata=True)
         except errors.GatedRepoError:
             raise ValueError(f'the dataset {name} is gated: accept its terms at https://huggingface.co/datasets/{name} '
                              'and log in here: hf auth login') from None
@@ -68,10 +64,9 @@ def find_on_hub(url):
             raise Gone(f'Hugging Face has no dataset {name}' + (f' in revision {revision}' if revision else '') +
                        ': it was renamed or removed, or is private') from None
         except (OSError, errors.HTTPError) as error:
-            if not try_again(error, waits):
-                raise ValueError(f'cannot look up the dataset {name} ({type(error).__name__}: {error}).\nWithout a '
-                                 f'network: copy {pattern} here from https://huggingface.co/datasets/{name}, and name '
-                                 'the files with --input=FILES') from None
+            wait(error, waits, f'cannot look up the dataset {name} ({type(error).__name__}: {error}).\nWithout a '
+                 f'network: copy {pattern} here from https://huggingface.co/datasets/{name}, and name the files with '
+                 '--input=FILES')
     files = [{'path': f'hf://datasets/{name}@{info.sha}/{file.rfilename}', 'bytes': file.size, 'version': file.blob_id}
              for file in sorted(info.siblings, key=lambda file: file.rfilename)
              if fnmatch.fnmatchcase(file.rfilename, pattern) and suffix(file.rfilename) in SUFFIXES]
@@ -84,24 +79,20 @@ def open_file(path):
     if not path.startswith('hf://'):
         return open(path, 'rb')
     from huggingface_hub import HfFileSystem
-    # its own readline is slow
-    return io.BufferedReader(HfFileSystem().open(path.removeprefix('hf://')), buffer_size=2**20)
+    return io.BufferedReader(HfFileSystem().open(path.removeprefix('hf://')), 2**20)  # its own readline is slow
 
 
 def download(folder, url, sha256):
     """Download a file to input.txt, unless it is there, and return its path. It is kept only if its sha256 is right."""
-    path = os.path.join(folder, 'input.txt')
-    waits = list(WAITS[:2])
+    path, waits = os.path.join(folder, 'input.txt'), list(WAITS[:2])
     while not os.path.exists(path):
         print(f'downloading {url}')
         try:
             with urllib.request.urlopen(url, timeout=60) as response:
                 content = response.read()
         except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
-            if not try_again(error, waits):
-                raise ValueError(f'cannot download {url} ({error}).\nWithout a network: put that file at {path}, or '
-                                 'name it with --input=FILE, or train on text that comes with Python: '
-                                 'python train.py config/quickstart.py') from None
+            wait(error, waits, f'cannot download {url} ({error}).\nWithout a network: put that file at {path}, or name '
+                 'it with --input=FILE, or train on text that comes with Python: python train.py config/quickstart.py')
             continue
         found = hashlib.sha256(content).hexdigest()
         if found != sha256:
@@ -112,11 +103,10 @@ def download(folder, url, sha256):
     return path
 
 
-def try_again(error, waits):
-    """Sleep for waits.pop(0) seconds. False if there are no more waits, or if a retry cannot help."""
+def wait(error, waits, failure):
+    """Sleep for waits.pop(0) seconds. ValueError with the text `failure` if none are left or a retry cannot help."""
     status = getattr(error, 'code', None) or getattr(getattr(error, 'response', None), 'status_code', 500)
     if not waits or isinstance(error, FileNotFoundError) or (status < 500 and status not in (408, 429)):
-        return False
+        raise ValueError(failure) from None
     print(f'{type(error).__name__}: {str(error)[:300]}; trying again in {waits[0]} s', flush=True)
     time.sleep(waits.pop(0))
-    return True

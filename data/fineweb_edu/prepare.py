@@ -10,12 +10,11 @@ python data/fineweb_edu/prepare.py --source='hf://datasets/HuggingFaceFW/fineweb
 import os
 import sys
 
-folder = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(folder))
-import corpus
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from corpus.pipeline import prepare
 
-corpus.prepare(
-    folder, __doc__, val_fraction=0.001, config='train_fineweb_edu.py',
+prepare(
+    __file__, __doc__, val_fraction=0.001, config='train_fineweb_edu.py',
     source='hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT/*.parquet',
     others='''Others: --source='hf://datasets/HuggingFaceFW/fineweb-edu/data/CC-MAIN-2024-10/*.parquet' (one crawl), '''
            "--source='hf://datasets/HuggingFaceFW/fineweb/sample/10BT/*.parquet' (not filtered)")

@@ -7,13 +7,11 @@ python data/openwebtext/prepare.py --fraction=0.01   # 1%, the same pages each t
 import os
 import sys
 
-folder = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(folder))
-import corpus
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from corpus.pipeline import prepare
 
-corpus.prepare(
-    folder, __doc__, val_fraction=0.0005,  # as in nanoGPT
-    config='train_gpt2.py',
+prepare(
+    __file__, __doc__, config='train_gpt2.py', val_fraction=0.0005,  # as in nanoGPT
     source='hf://datasets/Skylion007/openwebtext/*.parquet',
     others="Others: --source='hf://datasets/Skylion007/openwebtext@refs/convert/parquet/*.parquet', "
            'or data/fineweb_edu/prepare.py')

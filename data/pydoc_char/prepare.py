@@ -9,46 +9,34 @@ Source files are parsed with ast; nothing is imported or run. The text depends o
 """
 import ast
 import collections
+import contextlib
 import hashlib
 import inspect
 import os
 import sys
 import sysconfig
 
-folder = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(folder))
-import corpus
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(FOLDER))
+from corpus.pipeline import prepare
 from common.files import write_whole
 
 SKIPPED = {'test', 'tests', 'idle_test', 'site-packages', 'dist-packages', '__pycache__', 'pydoc_data'}
 RARE = 50  # characters that occur less often teach nothing, but each costs a row of the embedding
-
-
-def parse(path):
-    """The syntax tree of a source file. It is empty for the few that are invalid on purpose."""
-    try:
-        with open(path, 'rb') as f:
-            return ast.parse(f.read())
-    except (SyntaxError, ValueError):
-        return ast.Module([], [])
-
-
-def source_files(top):
-    """Yields the .py files of the standard library without its tests, always in the same order."""
-    for place, folders, files in os.walk(top):
-        folders[:] = sorted(set(folders) - SKIPPED)
-        yield from (os.path.join(place, name) for name in sorted(files) if name.endswith('.py'))
+WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def documents(top):
-    """Yields each topic of the reference, and the docstrings of each source file as one document."""
-    topics = os.path.join(top, 'pydoc_data', 'topics.py')
-    if os.path.exists(topics):  # one assignment: topics = {'assert': 'text', ...}
-        yield from ast.literal_eval(parse(topics).body[-1].value).values()
-    for path in source_files(top):
-        with_docstring = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        docstrings = [ast.get_docstring(node) for node in ast.walk(parse(path)) if isinstance(node, with_docstring)]
-        yield '\n\n'.join(text for text in docstrings if text)
+    """Yields each topic of the reference, and the docstrings of each source file (no tests) as one document."""
+    with contextlib.suppress(FileNotFoundError), open(os.path.join(top, 'pydoc_data', 'topics.py'), 'rb') as f:
+        yield from ast.literal_eval(ast.parse(f.read()).body[-1].value).values()  # topics = {'assert': 'text', ...}
+    for place, folders, names in os.walk(top):
+        folders[:] = set(folders) - SKIPPED
+        for path in (os.path.join(place, name) for name in names if name.endswith('.py')):
+            with open(path, 'rb') as f, contextlib.suppress(SyntaxError, ValueError):  # a few are invalid on purpose
+                nodes = ast.walk(ast.parse(f.read()))
+                docstrings = [ast.get_docstring(node) for node in nodes if isinstance(node, WITH_DOCSTRING)]
+                yield '\n\n'.join(filter(None, docstrings))
 
 
 def write_text(path):
@@ -60,10 +48,9 @@ def write_text(path):
     text = '\n\n'.join(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()))
     rare = [char for char, count in collections.Counter(text).items() if count < RARE]
     print(f'dropped {len(rare)} characters that occur fewer than {RARE} times')
-    text = text.translate({ord(char): None for char in rare})
     with write_whole(path, 'wb') as f:
-        f.write(text.encode())
+        f.write(text.translate(dict.fromkeys(map(ord, rare))).encode())
 
 
-corpus.prepare(folder, __doc__, source=os.path.join(folder, 'input.txt'), write_source=write_text, tokenizer='char',
-               config='quickstart.py')
+prepare(__file__, __doc__, source=os.path.join(FOLDER, 'input.txt'), write_source=write_text, tokenizer='char',
+        config='quickstart.py')

@@ -13,8 +13,7 @@ become val or, if there are fewer than a hundred, the last tenth of each.
 import os
 import sys
 
-folder = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(folder))
-import corpus
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from corpus.pipeline import prepare
 
-corpus.prepare(folder, __doc__)
+prepare(__file__, __doc__)

@@ -9,12 +9,10 @@ Expect 20,479 characters; train has 4,612 tokens, val has 534. The uncut text ha
 import os
 import sys
 
-folder = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(folder))
-import corpus
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from corpus.pipeline import prepare
 
-corpus.prepare(
-    folder, __doc__,
+prepare(
+    __file__, __doc__, expected=(4612, 534), config='train_the_verdict.py',
     source='https://raw.githubusercontent.com/rasbt/LLMs-from-scratch/main/ch02/01_main-chapter-code/the-verdict.txt',
-    sha256='b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f',
-    expected=(4612, 534), config='train_the_verdict.py')
+    sha256='b41e41a68f0398a3154ae69e2e4c0e2694e17fe0d66730536837f1b01935b31f')

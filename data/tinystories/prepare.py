@@ -9,15 +9,13 @@ python data/tinystories/prepare.py --input=TinyStories-train.txt --val_input=Tin
 import os
 import sys
 
-folder = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(folder))
-import corpus
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from corpus.pipeline import prepare
 
-corpus.prepare(
-    folder, __doc__,
+prepare(
+    __file__, __doc__, config='train_tinystories.py',
     source='hf://datasets/roneneldan/TinyStories/data/train-*.parquet',
     val_source='hf://datasets/roneneldan/TinyStories/data/validation-*.parquet',
-    config='train_tinystories.py',
     others="""Others: --source='hf://datasets/roneneldan/TinyStories@refs/convert/parquet/default/train/*.parquet' """
            """--val_input='hf://datasets/roneneldan/TinyStories@refs/convert/parquet/default/validation/*.parquet', """
            'or TinyStories-train.txt and TinyStories-valid.txt by --input and --val_input')

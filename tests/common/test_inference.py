@@ -3,6 +3,7 @@ import copy
 import functools
 import platform
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -59,9 +60,7 @@ def test_small_matrices_and_float16_are_left_as_they_are(model, larger):
 @pytest.mark.parametrize('error', [RuntimeError('no such function\nand a long story'), AttributeError('gone'),
                                    RuntimeError()])
 def test_where_nothing_can_be_packed_a_line_says_so(larger, monkeypatch, capsys, error):
-    def refuse(linear):
-        raise error
-    monkeypatch.setattr(inference, 'PackedLinear', refuse)
+    monkeypatch.setattr(inference, 'PackedLinear', Mock(side_effect=error))
     monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
     inference.pack(larger, 'cpu', 'float32')
     reason = str(error).partition('\n')[0] or 'RuntimeError'
@@ -123,8 +122,7 @@ def test_a_compiled_step_is_compiled_once_and_writes_the_same(model, monkeypatch
 
 
 def test_a_step_that_does_not_compile_runs_in_eager_and_says_so(model, monkeypatch, capsys):
-    def no_compiler(*args, **kwargs):
-        raise RuntimeError('Failed to find C++ compiler')
+    no_compiler = Mock(side_effect=RuntimeError('Failed to find C++ compiler'))
     monkeypatch.setattr(torch, 'compile', lambda model, mode: no_compiler)
     assert inference.compile_step(model, 1, 16, 'cpu') is None
     assert 'running eager instead' in capsys.readouterr().out

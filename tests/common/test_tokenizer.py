@@ -1,6 +1,8 @@
 """Text to ids and back, and which vocabularies are compatible."""
+import itertools
 import os
 import random
+from unittest.mock import Mock
 
 import pytest
 
@@ -53,11 +55,8 @@ def test_a_million_blanks_in_a_row_do_not_break_gpt2(gpt2):
 
 def test_without_a_network_the_message_names_two_files_and_their_place(monkeypatch):
     tiktoken = pytest.importorskip('tiktoken')
-
-    def unreachable(name):
-        raise ConnectionError('no network')
     tokenizer.load_gpt2.cache_clear()
-    monkeypatch.setattr(tiktoken, 'get_encoding', unreachable)
+    monkeypatch.setattr(tiktoken, 'get_encoding', Mock(side_effect=ConnectionError('no network')))
     with pytest.raises(ValueError) as error:
         tokenizer.from_meta(GPT2)
     said = str(error.value)
@@ -86,8 +85,7 @@ class Bytes:
 def shown(text, *stops, end=True):
     """What a TextStream returns after each byte of a text and at the end, and why it finished."""
     stream = tokenizer.TextStream(Bytes(), stops)
-    pieces = [stream.push(byte) for byte in [*text.encode(), *[256] * end]]
-    return [*pieces, stream.rest()], stream.finished
+    return [*map(stream.push, [*text.encode(), *[256] * end]), stream.rest()], stream.finished
 
 
 def test_a_character_is_shown_whole_or_not_at_all():
@@ -120,11 +118,9 @@ def test_no_part_of_a_stop_string_is_shown():
     for text, stops, expected in (('one ###two', ['###'], 'one '), ('a#b##c###d', ['###'], 'a#b##c'),
                                   ('abcab', ['cab', 'bc'], 'a'), ('ab', ['abc'], 'ab'), ('가나', ['나'], '가')):
         pieces, finished = shown(text, *stops)
-        so_far = ''
-        for piece in pieces:
-            so_far += piece
-            assert expected.startswith(so_far)
-        assert so_far == expected and finished == ('end' if text == 'ab' else 'stop')
+        so_far = list(itertools.accumulate(pieces))
+        assert all(expected.startswith(part) for part in so_far)
+        assert so_far[-1] == expected and finished == ('end' if text == 'ab' else 'stop')
 
 
 def test_an_unknown_tokenizer_is_named():

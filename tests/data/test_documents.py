@@ -1,5 +1,6 @@
 """Documents come out of a file as they went in, from any position; what cannot be read is named with its line."""
 import json
+from unittest.mock import Mock
 
 import pytest
 
@@ -29,10 +30,20 @@ def read(file, position=0, **options):
             for block, after, _ in documents.read(file, position, **options)]
 
 
-@pytest.fixture(params=['a.txt', 'a.jsonl', 'a.parquet'])
-def file(request, tmp_path, monkeypatch):
-    """The same documents in files of each kind, read in many small blocks."""
+def read_text(file, position=0):
+    """All blocks of a text file, as documents.read yields them."""
+    return list(documents.read(file, position, None, None))
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """Documents of more than 1000 bytes come in stretches."""
     monkeypatch.setattr(documents, 'LONGEST', 1000)
+
+
+@pytest.fixture(params=['a.txt', 'a.jsonl', 'a.parquet'])
+def file(request, tmp_path, monkeypatch, short):
+    """The same documents in files of each kind, read in many small blocks."""
     monkeypatch.setattr(documents, 'BLOCK', 500)
     monkeypatch.setattr(documents, 'ROWS', 16)
     return write(tmp_path / request.param, TEXTS)
@@ -57,34 +68,26 @@ def test_a_fraction_of_the_rows_is_always_the_same_rows(file, tmp_path):
         assert 60 < len(few) < 120 and 150 < len(some) < 210
 
 
-def test_the_stretches_of_a_long_text_add_up_to_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, 'LONGEST', 1000)
+def test_the_stretches_of_a_long_text_add_up_to_it(tmp_path, short):
     for text in ('가나다 abc\n' * 300, '가나다 ' * 500, '가🙂' * 900):  # lines, words, one word
-        path = tmp_path / 'a.txt'
-        path.write_bytes(text.encode())
-        blocks = list(documents.read(sources.find(str(path))[0], 0, None, None))
-        parts = [document for block, *_ in blocks for document in block]
+        parts = [document for block, *_ in read_text(write(tmp_path / 'a.txt', [text])) for document in block]
         assert ''.join(document.parts[0][0] for document in parts) == text
         assert len(parts) > 3 and len({document.key for document in parts}) == 1
         edges = [0.0, *(document.end for document in parts)]
         assert [document.begin for document in parts] == edges[:-1] == sorted(edges[:-1]) and edges[-1] == 1.0
 
 
-def test_a_long_document_is_surveyed_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, 'LONGEST', 1000)
-    (tmp_path / 'a.txt').write_text('some words ' * 5000)
+def test_a_long_document_is_surveyed_once(tmp_path, monkeypatch, short):
+    file = write(tmp_path / 'a.txt', ['some words ' * 5000])
     surveys, survey = [], documents.survey
     monkeypatch.setattr(documents, 'survey', lambda *args: surveys.append(args) or survey(*args))
-    file = sources.find(str(tmp_path / 'a.txt'))[0]
-    blocks = list(documents.read(file, 0, None, None))
+    blocks = read_text(file)
     assert len(blocks) > 50 and len(surveys) == 1
-    assert list(documents.read(file, blocks[20][1], None, None)) == blocks[21:] and len(surveys) == 1
+    assert read_text(file, blocks[20][1]) == blocks[21:] and len(surveys) == 1
 
 
-def test_a_file_that_changes_while_it_is_read_does_not_hang(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, 'LONGEST', 1000)
-    (tmp_path / 'a.txt').write_text('some words ' * 500)
-    file = sources.find(str(tmp_path / 'a.txt'))[0]
+def test_a_file_that_changes_while_it_is_read_does_not_hang(tmp_path, short):
+    file = write(tmp_path / 'a.txt', ['some words ' * 500])
     assert ''.join(text for texts, _ in read({**file, 'bytes': 5000}) for text in texts) == ('some words ' * 500)[:5000]
     with pytest.raises(ValueError, match='has become shorter'):
         read({**file, 'bytes': 6000})
@@ -93,37 +96,30 @@ def test_a_file_that_changes_while_it_is_read_does_not_hang(tmp_path, monkeypatc
 def test_the_end_of_a_long_document_is_found_wherever_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(documents, 'LONGEST', 100)
     for length in range(180, 220):
-        (tmp_path / 'a.txt').write_text('x' * length + '<|endoftext|>' + 'y' * 30)
-        blocks = documents.read(sources.find(str(tmp_path / 'a.txt'))[0], 0, None, None)
-        *first, last = [document for block, *_ in blocks for document in block]
+        file = write(tmp_path / 'a.txt', ['x' * length + '<|endoftext|>' + 'y' * 30])
+        *first, last = [document for block, *_ in read_text(file) for document in block]
         assert ''.join(document.parts[0][0] for document in first) == 'x' * length
         assert last.parts[0][0] == 'y' * 30 and last.begin == 0.0
 
 
-def test_long_documents_among_short_ones(tmp_path, monkeypatch):
+def test_long_documents_among_short_ones(tmp_path, short):
     """Only the newlines around a document are trimmed, and reading can go on from every position."""
     texts = ['one', 'lines\n' * 300, 'two', 'words ' * 400, '가🙂' * 500, 'three', '\n\n' * 800 + 'blanks']
-    file = write(tmp_path / 'a.txt', texts)
-    monkeypatch.setattr(documents, 'LONGEST', 1000)
-    for last in ('', '\n<|endoftext|>\n'):
-        (tmp_path / 'a.txt').write_bytes('\n<|endoftext|>\n'.join(texts).encode() + last.encode())
-        file = sources.find(str(tmp_path / 'a.txt'))[0]
-        blocks = list(documents.read(file, 0, None, None))
-        found = []
+    for last in ([], ['']):  # with '', the file ends with <|endoftext|>
+        file = write(tmp_path / 'a.txt', texts + last)
+        blocks, found = read_text(file), []
         for document in (document for block, *_ in blocks for document in block):
             if document.begin == 0.0:
                 found.append('')
             found[-1] += document.parts[0][0]
         assert [text.strip('\n') for text in found if text] == [text.strip('\n') for text in texts]
         for i, (_, position, _) in enumerate(blocks):
-            assert list(documents.read(file, position, None, None)) == blocks[i + 1:]
+            assert read_text(file, position) == blocks[i + 1:]
 
 
 def test_line_ends_and_a_byte_order_mark(tmp_path):
-    (tmp_path / 'a.txt').write_bytes('\ufeffone\r\ntwo\r\n'.encode())
-    (tmp_path / 'b.txt').write_bytes(b'one\r\n<|endoftext|>\r\ntwo\r\n')
-    assert read(sources.find(str(tmp_path / 'a.txt'))[0])[0][0] == ['one\r\ntwo\r\n']
-    assert read(sources.find(str(tmp_path / 'b.txt'))[0])[0][0] == ['one', 'two']
+    assert read(write(tmp_path / 'a.txt', ['\ufeffone\r\ntwo\r\n']))[0][0] == ['one\r\ntwo\r\n']
+    assert read(write(tmp_path / 'b.txt', ['one\r\n<|endoftext|>\r\ntwo\r\n']))[0][0] == ['one', 'two']
 
 
 @pytest.mark.parametrize('name, content, complaint', [
@@ -202,9 +198,7 @@ def test_after_a_network_failure_reading_goes_on_where_it_stopped(tmp_path, monk
 
 
 def test_a_network_that_stays_down_is_a_message(tmp_path, monkeypatch):
-    def gone(path):
-        raise ConnectionResetError('gone')
     monkeypatch.setattr(sources, 'WAITS', (0, 0))
-    monkeypatch.setattr(sources, 'open_file', gone)
+    monkeypatch.setattr(sources, 'open_file', Mock(side_effect=ConnectionResetError('gone')))
     with pytest.raises(ValueError, match='cannot read hf://x/a.parquet'):
         read({'path': 'hf://x/a.parquet', 'bytes': 9})

@@ -1,17 +1,31 @@
 """Files are found on the disk and on Hugging Face, and a download is kept only if it is the right file."""
+import contextlib
+import functools
 import hashlib
 import http.client
 import http.server
 import json
 import os
 import threading
+from unittest.mock import MagicMock
 
 import pytest
 
 from corpus import sources
-from running import ROOT, python
-from test_documents import write
-from test_pipeline import STORIES, ids_and_meta, texts_of
+from test_pipeline import STORIES, ids_and_meta, run_script, texts_of, write_shards
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    log_message = lambda *args: None
+
+
+@contextlib.contextmanager
+def serving(handler):
+    """A web server on loopback; yields its address."""
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{server.server_port}'
+        server.shutdown()
 
 
 def test_files_folders_and_globs(tmp_path):
@@ -33,10 +47,11 @@ def test_files_folders_and_globs(tmp_path):
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """Hugging Face on loopback. Its only dataset is me/mine, with the files in the folder that this returns."""
+    pytest.importorskip('huggingface_hub')
     folder = tmp_path / 'hub'
     folder.mkdir()
 
-    class Hub(http.server.BaseHTTPRequestHandler):
+    class Hub(Quiet):
         protocol_version = 'HTTP/1.1'
 
         def do_GET(self):
@@ -62,36 +77,26 @@ def hub(tmp_path, monkeypatch):
                 self.send_header(name, str(value))
             self.end_headers()
             self.wfile.write(content)
-
-        def log_message(self, *args):
-            pass
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv('HF_ENDPOINT', f'http://127.0.0.1:{server.server_port}')
-        monkeypatch.setenv('HF_HUB_OFFLINE', '0')
-        monkeypatch.setenv('HF_HUB_DISABLE_TELEMETRY', '1')
+    with serving(Hub) as address:
+        for name, value in (('ENDPOINT', address), ('HUB_OFFLINE', '0'), ('HUB_DISABLE_TELEMETRY', '1')):
+            monkeypatch.setenv(f'HF_{name}', value)
         yield folder
-        server.shutdown()
 
 
 def test_a_dataset_on_hugging_face_is_streamed(hub, tmp_path):
-    pytest.importorskip('huggingface_hub')
-    for shard in range(3):
-        write(hub / f'train-{shard}.parquet', STORIES[shard * 130:][:130 if shard < 2 else None])
+    write_shards(hub, 'parquet', prefix='train-')
     (hub / 'README.md').write_text('none of the corpus')
-    script = os.path.join(ROOT, 'data', 'text', 'prepare.py')
     args = ['--tokenizer=char', '--out=out']
-    done = python(script, '--source=hf://datasets/me/mine/train-*.parquet', *args, cwd=tmp_path)
+    done = run_script('text', '--source=hf://datasets/me/mine/train-*.parquet', *args, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     train, val, meta = ids_and_meta(tmp_path / 'out')
     assert sorted(texts_of(train, meta) + texts_of(val, meta)) == sorted(STORIES)
-    done = python(script, '--source=hf://datasets/me/mine/test-*', *args, cwd=tmp_path)
+    done = run_script('text', '--source=hf://datasets/me/mine/test-*', *args, cwd=tmp_path)
     assert done.returncode == 2 and 'has no files test-*' in done.stderr
 
 
 def test_for_a_dataset_that_is_gone_others_are_suggested(hub, tmp_path):
-    pytest.importorskip('huggingface_hub')
-    done = python(os.path.join(ROOT, 'data', 'fineweb_edu', 'prepare.py'), f'--out={tmp_path}', cwd=tmp_path)
+    done = run_script('fineweb_edu', f'--out={tmp_path}', cwd=tmp_path)
     assert done.returncode == 2 and 'Traceback' not in done.stderr
     assert 'no dataset HuggingFaceFW/fineweb-edu: it was renamed or removed' in done.stderr
     assert "--source='hf://datasets/HuggingFaceFW/fineweb/" in done.stderr
@@ -104,17 +109,8 @@ def server(tmp_path):
     """The address of a web server on loopback with one file, 'text'."""
     (tmp_path / 'web').mkdir()
     (tmp_path / 'web' / 'text').write_text('hello\n')
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(tmp_path / 'web'))
-
-        def log_message(self, *args):
-            pass
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Quiet) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f'http://127.0.0.1:{server.server_port}'
-        server.shutdown()
+    with serving(functools.partial(Quiet, directory=str(tmp_path / 'web'))) as address:
+        yield address
 
 
 def test_a_download_is_kept_only_if_it_is_the_right_file(server, tmp_path):
@@ -137,14 +133,10 @@ def test_without_a_network_the_message_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_a_download_that_breaks_off_is_retried_and_then_a_message(tmp_path, capsys, monkeypatch):
-    class Broken:
-        __enter__ = lambda self: self
-        __exit__ = lambda self, *args: None
-
-        def read(self):
-            raise http.client.IncompleteRead(b'hel')
+    urlopen = MagicMock()
+    urlopen.return_value.__enter__.return_value.read.side_effect = http.client.IncompleteRead(b'hel')
+    monkeypatch.setattr('urllib.request.urlopen', urlopen)
     monkeypatch.setattr(sources, 'WAITS', (0, 0))
-    monkeypatch.setattr('urllib.request.urlopen', lambda *args, **kwargs: Broken())
     with pytest.raises(ValueError, match='IncompleteRead'):
         sources.download(str(tmp_path), 'http://127.0.0.1/text', '')
     assert capsys.readouterr().out.count('trying again') == 2 and os.listdir(tmp_path) == []

@@ -7,6 +7,7 @@ import torch
 from common import device
 from common.benchmark import planner
 from common.settings import disk_bytes, state_bytes
+from common.weights import OPENAI
 from model import GPT, GPTConfig
 
 
@@ -16,12 +17,9 @@ def make_model(device='cpu', **changes):
         return GPT(GPTConfig(**{**shape, **changes}))
 
 
-GPT2 = {'gpt2': dict(n_layer=12, n_head=12, n_embd=768), 'medium': dict(n_layer=24, n_head=16, n_embd=1024),
-        'large': dict(n_layer=36, n_head=20, n_embd=1280), 'xl': dict(n_layer=48, n_head=25, n_embd=1600)}
-
-
-def full_size(name, **changes):
-    return make_model('meta', block_size=1024, vocab_size=50304, **{**GPT2[name], **changes})
+def full_size(name):
+    n_layer, n_head, n_embd = OPENAI[name]
+    return make_model('meta', block_size=1024, vocab_size=50304, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
 
 
 @pytest.mark.parametrize('optimizer', ['adamw', 'muon'])
@@ -82,7 +80,7 @@ def test_what_others_published_is_within_the_range():
     assert low <= 295e9 / (4 * 86400) * 1.01 and 10.26e9 / (94 * 60) <= high * 1.01  # nanoGPT, llm.c
 
 
-@pytest.mark.parametrize('name', GPT2)
+@pytest.mark.parametrize('name', OPENAI)
 @pytest.mark.parametrize('gpu', ['v100-16gb', 'v100-32gb'])
 @pytest.mark.parametrize('checkpointing', [False, True])
 def test_the_largest_batch_fits_and_the_next_one_does_not(name, gpu, checkpointing):
@@ -94,7 +92,7 @@ def test_the_largest_batch_fits_and_the_next_one_does_not(name, gpu, checkpointi
 
 
 def test_checkpointing_and_sharding_save_memory():
-    options = dict(model=full_size('large'), optimizer='adamw', half=True, dropout=0.0, batch_size=4)
+    options = dict(model=full_size('gpt2-large'), optimizer='adamw', half=True, dropout=0.0, batch_size=4)
     plain, again, shared = (planner.memory(**options, **more) for more in (
         {}, dict(checkpointing=True), dict(gpus=8, fsdp=True)))
     assert again['activations'] < plain['activations'] / 5 and again['weights'] == plain['weights']

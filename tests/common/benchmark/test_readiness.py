@@ -1,15 +1,13 @@
 """The checks of a machine, on pretended machines: each check finds its fault and names the remedy."""
-import collections
 import os
 import shutil
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from common.benchmark import readiness
 from common.benchmark.readiness import ERROR, OK, WARNING
-
-Usage = collections.namedtuple('Usage', 'total used free')
 
 
 @pytest.fixture
@@ -113,7 +111,7 @@ def test_matmuls_in_triton_are_not_for_a_v100(gpus, monkeypatch):
 def test_the_disk_is_written_to_and_left_as_it_was(tmp_path, monkeypatch):
     row = readiness.disk(str(tmp_path), size=2**22)
     assert 'MB/s' in row.found and list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: Usage(0, 0, 10**6))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda folder: shutil._ntuple_diskusage(0, 0, 10**6))
     assert readiness.disk(str(tmp_path)).state == ERROR and readiness.shared_memory().state in (OK, WARNING)
 
 
@@ -138,9 +136,7 @@ def test_each_row_is_a_line_and_a_remedy_one_more():
 
 def test_no_kernel_for_attention_is_an_error(gpus, monkeypatch):
     gpus()
-
-    def refuse(*args, **options):
-        raise RuntimeError('No available kernel')
+    refuse = Mock(side_effect=RuntimeError('No available kernel'))
     monkeypatch.setattr(readiness, 'native_bf16', lambda device: False)
     monkeypatch.setattr(torch, 'randn', lambda *shape, **options: torch.zeros(shape, requires_grad=True))
     monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention', refuse)

@@ -11,11 +11,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 from common.experiments import report
-from running import HANG, ROOT, python
+from running import HANG, ROOT, ok
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 
@@ -25,17 +26,16 @@ def make_run(folder, losses, seconds=1.0, samples=(), done=True, **settings):
     (folder / 'samples').mkdir(parents=True)
     settings = {'n_layer': 2, 'seed': 1, 'out_dir': str(folder), 'parameters': 800_000, **settings}
     (folder / 'settings.json').write_text(json.dumps(settings))
-    with open(folder / 'metrics.jsonl', 'w') as f:
-        for i, loss in enumerate(losses):
-            print(json.dumps(dict(iter=100 * i, train_loss=loss, val_loss=loss, val_ppl=None, val_acc=0.5,
-                                  tokens=1000 * i, train_s=seconds * i)), file=f)
-            print(json.dumps(dict(iter=100 * i, loss=loss + 0.1, tokens=1000 * i + 10, train_s=seconds * i)), file=f)
-            if samples:
-                (folder / 'samples' / f'iter_{100 * i:06d}.txt').write_text(report.SEPARATOR.join(samples) + '\n')
-        if done:
-            print(json.dumps(dict(iter=100 * len(losses), done=True, best_val_loss=min(losses), train_s=9.0)), file=f)
-        else:
-            f.write('{"iter": 3')  # a line that is being written
+    lines = []
+    for i, loss in enumerate(losses):
+        at = dict(iter=100 * i, train_s=seconds * i)
+        lines += [dict(at, train_loss=loss, val_loss=loss, val_ppl=None, val_acc=0.5, tokens=1000 * i),
+                  dict(at, loss=loss + 0.1, tokens=1000 * i + 10)]
+        if samples:
+            (folder / 'samples' / f'iter_{100 * i:06d}.txt').write_text(report.SEPARATOR.join(samples) + '\n')
+    lines += [dict(iter=100 * len(losses), done=True, best_val_loss=min(losses), train_s=9.0)] if done else []
+    unfinished = '' if done else '{"iter": 3'  # a line that is being written
+    (folder / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines) + unfinished)
     return str(folder)
 
 
@@ -73,10 +73,8 @@ def test_seeds_share_a_curve_with_their_range(runs):
 
 
 def test_a_run_without_settings_or_losses_is_shown_as_far_as_it_is_known(tmp_path):
-    folder = tmp_path / 'old'
-    folder.mkdir()
-    (folder / 'metrics.jsonl').write_text('')
-    columns = report.figures(report.read_all([str(folder)]), target=1.0)
+    (tmp_path / 'metrics.jsonl').write_text('')
+    columns = report.figures(report.read_all([str(tmp_path)]), target=1.0)
     assert columns['best val loss'] == ['-'] and columns['time to 1'] == ['not reached']
 
 
@@ -86,8 +84,7 @@ def test_many_long_runs_make_a_page_below_1500_kb(tmp_path):
     folders = [make_run(tmp_path / str(i), losses, n_layer=i) for i in range(20)]
     wordy = 20 * ['\u4f60' * 2000]
     folders += [make_run(tmp_path / f'wordy-{i}', losses[:8], n_head=i, samples=wordy) for i in range(6)]
-    page = report.page(report.read_all(folders))
-    assert len(page.encode()) < 1_500_000
+    assert len(report.page(report.read_all(folders)).encode()) < 1_500_000
 
 
 def test_runs_of_one_name_and_from_other_weights_are_kept_apart(tmp_path):
@@ -99,29 +96,26 @@ def test_runs_of_one_name_and_from_other_weights_are_kept_apart(tmp_path):
 
 
 def test_what_is_half_written_or_foreign_is_left_out(runs):
-    with open(os.path.join(runs[0], 'settings.json'), 'w') as f:
-        f.write('{"n_layer"')
-    with open(os.path.join(runs[0], 'samples', 'iter_old.txt'), 'w') as f:
-        f.write('notes')
+    Path(runs[0], 'settings.json').write_text('{"n_layer"')
+    Path(runs[0], 'samples', 'iter_old.txt').write_text('notes')
     read = report.read_all(runs)
     assert read[0].settings == {} and sorted(read[0].samples) == [0, 100, 200]
     assert report.figures(read)['parameters'][0] == '-'
 
 
-def test_a_report_writes_a_table_a_page_and_a_picture(runs, tmp_path):
+def test_a_report_writes_a_table_a_page_and_a_picture(run, runs, tmp_path):
     pytest.importorskip('vl_convert')
     pytest.importorskip('matplotlib')
-    done = python(os.path.join(ROOT, 'run_manager.py'), 'report', *runs, '--target=2.5', cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert 'time to 2.5' in done.stdout and 'wrote report.html and report.png' in done.stdout
+    output = ok(run('run_manager.py', 'report', *runs, '--target=2.5')).stdout
+    assert 'time to 2.5' in output and 'wrote report.html and report.png' in output
     assert (tmp_path / 'report.png').read_bytes().startswith(b'\x89PNG')
-    missing = python(os.path.join(ROOT, 'run_manager.py'), 'report', runs[0], 'nowhere', cwd=tmp_path)
+    missing = run('run_manager.py', 'report', runs[0], 'nowhere')
     assert missing.returncode == 2 and 'no metrics.jsonl in nowhere' in missing.stderr
 
 
-def test_a_package_that_is_missing_is_named(runs, tmp_path):
+def test_a_package_that_is_missing_is_named(run, runs, tmp_path):
     (tmp_path / 'vl_convert.py').write_text('raise ModuleNotFoundError("gone", name="vl_convert")')
-    done = python(os.path.join(ROOT, 'run_manager.py'), 'report', *runs, cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    done = run('run_manager.py', 'report', *runs, PYTHONPATH=str(tmp_path))
     assert done.returncode == 2 and 'pip install vl-convert-python' in done.stderr and 'n_layer' in done.stdout
 
 
@@ -235,8 +229,7 @@ def test_the_page_draws_its_curves_in_a_browser_and_asks_no_network(runs, tmp_pa
         assert 'JULIET: O' in browser.value(samples)
         if folder := os.environ.get('SCREENSHOTS'):
             picture = browser.ask('Page.captureScreenshot', captureBeyondViewport=True)['data']
-            with open(os.path.join(folder, 'report.png'), 'wb') as f:
-                f.write(base64.b64decode(picture))
+            Path(folder, 'report.png').write_bytes(base64.b64decode(picture))
     finally:
         guard.cancel()
         browser.close()

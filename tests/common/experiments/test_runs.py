@@ -2,7 +2,7 @@
 import json
 import os
 import subprocess
-from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -18,11 +18,6 @@ def queue(tmp_path, monkeypatch):
     return Queue('mine.conf')
 
 
-def write(queue, runs):
-    with open(queue.path, 'w') as f:
-        json.dump(runs, f)
-
-
 def test_a_process_is_known_by_its_start_too():
     process = subprocess.Popen(['sleep', str(HANG)])
     run = Run(pid=process.pid, start_time=process_start(process.pid))
@@ -36,9 +31,10 @@ def test_a_process_is_known_by_its_start_too():
 
 def test_the_file_of_an_earlier_version_is_read(queue):
     """It had no fields before they were used, and may have had others."""
-    write(queue, {'a': {'state': 'queued', 'attempts': 0, 'not_before': 0.0, 'wanted': None, 'error': None,
-                        'started': None, 'out_dir': 'results/a', 'after': []},
-                  'b': {'state': 'running', 'wanted': 'stopped', 'started': 5, 'pid': 7, 'colour': 'red'}})
+    runs = {'a': {'state': 'queued', 'attempts': 0, 'not_before': 0.0, 'wanted': None, 'error': None, 'started': None,
+                  'out_dir': 'results/a', 'after': []},
+            'b': {'state': 'running', 'wanted': 'stopped', 'started': 5, 'pid': 7, 'colour': 'red'}}
+    Path(queue.path).write_text(json.dumps(runs))
     assert queue.read() == {'a': Run(out_dir='results/a'),
                             'b': Run(state=State.RUNNING, wanted=State.STOPPED, started=5, pid=7)}
 
@@ -48,7 +44,7 @@ def test_what_is_written_is_read_again(queue):
     with queue.changing() as runs:
         runs['a'] = run
     assert queue.read() == {'a': run}
-    assert json.load(open(queue.path)) == {'a': {**asdict(run), 'state': 'submitted'}}
+    assert json.load(open(queue.path)) == {'a': {**vars(run), 'state': 'submitted'}}
 
 
 @pytest.mark.parametrize('runs, expected', [
@@ -59,7 +55,7 @@ def test_what_is_written_is_read_again(queue):
     ({'a': {'started': '5'}}, "run 'a': started='5' is not of type int | float | None"),
     ({'a': []}, "run 'a'"), ([], '')])
 def test_a_damaged_file_is_named_with_the_run_and_the_field(queue, runs, expected):
-    write(queue, runs)
+    Path(queue.path).write_text(json.dumps(runs))
     with pytest.raises(ValueError) as error:
         queue.read()
     assert 'results/mine.json is damaged' in str(error.value) and expected in str(error.value)

@@ -180,8 +180,8 @@ def test_without_a_terminal_the_command_to_train_is_printed(run):
 
 
 def test_lines_can_be_piped_in(run, trained):
-    done = run('sample.py', '--chat=True', f'--out_dir={trained}', '--device=cpu',
-               stdin='/tokens 5\nthe cat\n/undo\n')
+    lines = '/tokens 5\nthe cat\n/undo\n'
+    done = run('sample.py', '--chat=True', f'--out_dir={trained}', '--device=cpu', stdin=lines)
     assert done.returncode == 0 and done.stderr == ''
     assert done.stdout.endswith("forgotten: 'the cat'; turns left: 0\n")
 
@@ -201,31 +201,32 @@ def model(request):
     return model
 
 
+@pytest.fixture
+def speaker(model):
+    return Speaker('plain', model, CHARS, {})
+
+
 def answer(speaker, text, stops=()):
     return ''.join(speaker.answer(text, 8, stops, temperature=0))
 
 
-class WithEnd(CharTokenizer):
-    """A CharTokenizer whose first character is end-of-text."""
-    end_id = 0
-
-    def __init__(self, chars):
-        super().__init__(chars)
-        self.end_id = self.start_id = 0
+def continued(model, text, **options):
+    """A text with the 8 characters that the model alone writes after it."""
+    ids = model.generate(torch.tensor([CHARS.encode(text)]), 8, temperature=0, **options)
+    return CHARS.decode(ids[0].tolist())
 
 
 def test_a_tuned_model_is_asked_in_the_form_it_was_trained_on(model):
     speaker = Speaker('tuned', model, CHARS, {'prompt': TEMPLATE})
-    first = answer(speaker, 'ab x')
-    second = answer(speaker, 'cd')
-    expected = (TEMPLATE.replace('{instruction}', 'ab x') + first + '\n\n' + TEMPLATE.replace('{instruction}', 'cd')
-                + second)
-    assert CHARS.decode(speaker.ids()) == expected
+    first, second = answer(speaker, 'ab x'), answer(speaker, 'cd')
+    asked = [TEMPLATE.replace('{instruction}', text) for text in ('ab x', 'cd')]
+    assert CHARS.decode(speaker.ids()) == f'{asked[0]}{first}\n\n{asked[1]}{second}'
 
 
 def test_end_of_text_stands_between_the_turns_of_a_tuned_model(model):
     """And before the first turn or a system text, but not after that; whether the answer was cut short or not."""
-    tokenizer = WithEnd(['@', *CHARS.chars])
+    tokenizer = CharTokenizer(['@', *CHARS.chars])
+    tokenizer.end_id = tokenizer.start_id = 0
     speaker = Speaker('tuned', model, tokenizer, {'prompt': TEMPLATE})
     asked = [tokenizer.encode(TEMPLATE.replace('{instruction}', text)) for text in ('ab', 'cd')]
     x = tokenizer.encode('x')
@@ -242,15 +243,14 @@ def test_end_of_text_stands_between_the_turns_of_a_tuned_model(model):
         assert other.ids() == speaker.ids()
 
 
-def test_any_other_model_continues_the_text(model):
-    speaker = Speaker('plain', model, CHARS, {})
+def test_any_other_model_continues_the_text(speaker):
     speaker.begin('xyz')
     first, second = answer(speaker, 'ab'), answer(speaker, 'cd')
     assert CHARS.decode(speaker.ids()) == f'xyz\nab{first}\ncd{second}'
 
 
-def test_the_cache_carries_over_turns_and_changes_no_token(model, monkeypatch):
-    speaker, lengths, forward = Speaker('plain', model, CHARS, {}), [], model.forward
+def test_the_cache_carries_over_turns_and_changes_no_token(model, speaker, monkeypatch):
+    lengths, forward = [], model.forward
 
     def recorded(idx, **options):
         lengths.append(idx.size(1))
@@ -263,21 +263,20 @@ def test_the_cache_carries_over_turns_and_changes_no_token(model, monkeypatch):
         # new are the last token of the answer before, which no step has seen yet, the line break, and the text
         assert lengths == [len(said) + (2 if text else 0)] + [1] * 7
         text += ('\n' if text else '') + said
-        alone = model.generate(torch.tensor([CHARS.encode(text)]), 8, temperature=0, use_cache=False)
+        assert continued(model, text, use_cache=False) == text + given
         text += given
-        assert CHARS.decode(alone[0].tolist()) == text
 
 
-def test_after_undo_the_answers_are_as_if_the_turn_had_not_been(model):
-    speaker, fresh = (Speaker('plain', model, CHARS, {}) for _ in range(2))
+def test_after_undo_the_answers_are_as_if_the_turn_had_not_been(model, speaker):
+    fresh = Speaker('plain', model, CHARS, {})
     assert answer(speaker, 'ab') == answer(fresh, 'ab')
     answer(speaker, 'cdefgh')
     assert speaker.undo() == 'cdefgh'
     assert answer(speaker, 'x y') == answer(fresh, 'x y')
 
 
-def test_after_an_interrupt_within_a_token_the_conversation_goes_on_from_what_was_shown(model, monkeypatch):
-    speaker, attend, calls = Speaker('plain', model, CHARS, {}), model.transformer.h[1].attn.forward, []
+def test_after_an_interrupt_within_a_token_the_conversation_goes_on_from_what_was_shown(model, speaker, monkeypatch):
+    attend, calls = model.transformer.h[1].attn.forward, []
 
     def interrupted(*args):
         calls.append(1)
@@ -291,19 +290,16 @@ def test_after_an_interrupt_within_a_token_the_conversation_goes_on_from_what_wa
         next(pieces)
     shown = 'cdefgh' + speaker.turns[0].answer
     assert len(shown) == 9 and CHARS.decode(speaker.ids()) == shown
-    alone = model.generate(torch.tensor([CHARS.encode(shown + '\nab')]), 8, temperature=0)
-    assert CHARS.decode(alone[0].tolist()) == shown + '\nab' + answer(speaker, 'ab')
+    assert continued(model, shown + '\nab') == shown + '\nab' + answer(speaker, 'ab')
 
 
-def test_a_stop_string_is_forgotten_and_the_conversation_goes_on_without_it(model):
-    whole = answer(Speaker('plain', model, CHARS, {}), 'ab')
+def test_a_stop_string_is_forgotten_and_the_conversation_goes_on_without_it(model, speaker):
+    whole = continued(model, 'ab')[2:]
     stop = whole[3:5]
     shown = whole[:whole.index(stop)]
-    speaker = Speaker('plain', model, CHARS, {})
     assert answer(speaker, 'ab', [stop]) == shown
     text = f'ab{shown}\ncd'
-    alone = model.generate(torch.tensor([CHARS.encode(text)]), 8, temperature=0)
-    assert CHARS.decode(alone[0].tolist()) == text + answer(speaker, 'cd')
+    assert continued(model, text) == text + answer(speaker, 'cd')
 
 
 def test_a_tuned_model_does_not_write_the_next_instruction(model, monkeypatch):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from common.training.muon import MuonAdamW, orthogonalize
+from common.training.muon import orthogonalize
 from model import GPT, GPTConfig
 
 CONFIG = GPTConfig(block_size=16, vocab_size=32, n_layer=2, n_head=2, n_embd=32, bias=False, modern=True)
