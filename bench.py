@@ -19,7 +19,7 @@ mode = 'step'          # step, plan, matmul, sample, check
 json = False           # one JSON object with what was measured, for programs
 # step
 vocab_size = 0         # of the model; 0: the dataset's, or GPT-2's 50304 if that is not prepared here
-real_data = False      # batches from the dataset, as in training; False: random ids, always the same
+real_data = False      # batches from the dataset, as in training; False: random ids
 gradient_accumulation_steps = 0  # 0: one, because 40 micro-batches only take longer; in a plan train.py's
 windows = 7            # stretches of steps that are timed, 3 at most if a step takes long
 profile = False        # torch.profiler over three steps: a table, and trace.json for ui.perfetto.dev
@@ -35,10 +35,10 @@ gpus = 1               # of them; with --fsdp=True they share weights, gradients
 # sample
 prompt_tokens = 16
 max_new_tokens = 128
-batch_sizes = [1, 4]   # texts at a time; without the cache only the first of these, with Hugging Face 1
+batch_sizes = [1, 4]   # without the cache only the first, for Hugging Face 1
 top_k = 200
 rounds = 3             # in which all ways take turns, because a machine's speed drifts; medians are shown
-use_huggingface = True  # also its generate(), with its cache, if transformers is installed and block_size allows it
+use_huggingface = True  # also time Hugging Face's generate(), if transformers is installed and block_size allows it
 uncached = True        # also the loop that computes the whole context for each token
 compile_step = False   # also each with the step compiled
 # -----------------------------------------------------------------------------
@@ -64,7 +64,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import console, dataset as bins, tokenizer, weights
+from common import console, dataset as datasets, tokenizer, weights
 from common.benchmark import decoding, planner, readiness, roofline, sweep as sweeps
 from common.device import (explain_out_of_memory, find_gpu, memory_gb, native_bf16, peak_flops, resolve_device,
                            resolve_dtype, synchronize)
@@ -90,13 +90,13 @@ def find_vocab_size():
     if vocab_size and not real_data:
         return vocab_size, 'as given'
     try:
-        found = tokenizer.padded_vocab_size(bins.read_meta(bins.find(root, dataset)))
+        found = tokenizer.padded_vocab_size(datasets.read_meta(datasets.find(root, dataset)))
     except (ValueError, OSError):
         if real_data:
             raise
         return 50304, f"GPT-2's, as {dataset} is not prepared here"
     if vocab_size not in (0, found):
-        raise ValueError(f'vocab_size={vocab_size}, but real_data of {dataset} has {found}; leave it out')
+        raise ValueError(f'vocab_size={vocab_size}, but dataset {dataset!r} has {found}; leave out --vocab_size')
     return found, f'of {dataset}'
 
 
@@ -104,7 +104,7 @@ def make_random_data(folder):
     """A dataset of a million random ids in `folder`: what they are does not change the speed of a step."""
     dtype = 'uint16' if vocab_size <= 2**16 else 'uint32'
     ids = np.random.default_rng(seed).integers(vocab_size, size=max(2**20, 2 * block_size), dtype=dtype)
-    for split in bins.SPLITS:
+    for split in datasets.SPLITS:
         ids.tofile(os.path.join(folder, f'{split}.bin'))
     with open(os.path.join(folder, 'meta.json'), 'w', encoding='utf-8') as f:
         f.write(dumps({'tokenizer': 'char', 'vocab_size': vocab_size, 'dtype': dtype}))
@@ -193,7 +193,7 @@ def show_step():
         return
     print(f'model: {row["parameters"] / 1e6:.2f}M parameters, {vocab_size:,} ids in the vocabulary ({whose_ids})')
     print(f'step: {row["ms"]:.1f} ms ({row["ms_lowest"]:.1f} to {row["ms_highest"]:.1f}), {row["tok_s"]:,.0f} '
-          f'tokens/s, after {row["warmup_s"]:.1f} s to compile and warm up')
+          f'tokens/s, after {row["warmup_s"]:.1f} s to set up, compile and warm up')
     peak = 'the peak of this device is not known' if row['mfu'] is None else f'{row["mfu"]:.1%} of its peak'
     print(f'{row["tflops"]:.3f} TFLOP/s: {row["mfu_measured"]:.1%} of what a matmul reaches here '
           f'({row["matmul_tflops"]:.3f}, {dtype}), {peak}')
@@ -253,7 +253,7 @@ def show_plan():
     """What a run with these settings needs and may reach, on GPUs that need not be here."""
     with torch.device('meta'):
         model = make_model()
-    card = planner.find_gpu(gpu)
+    card = planner.gpu_by_name(gpu)
     if dtype == 'bfloat16' and gpu.startswith(('v100', 't4')):
         print('no bfloat16 on such a card: the plan is for float16, which train.py uses there')
     options = dict(model=model, optimizer=optimizer, half=dtype != 'float32', dropout=dropout, gpus=gpus, fsdp=fsdp)

@@ -56,7 +56,7 @@ def _configure(settings, keys):
         """Execute a config file. It sees the settings; what it assigns to them is checked and taken over."""
         found = next((p for p in (path, os.path.join(root, path)) if os.path.isfile(p)), None)
         if found is None:
-            close = difflib.get_close_matches(path, glob.glob('config/*', root_dir=root), n=2)
+            close = difflib.get_close_matches(path, sorted(glob.glob('config/*', root_dir=root)), n=2)
             if path.partition('=')[0] in keys:
                 close = [f'--{path}']
             elif os.path.isdir(path) and 'out_dir' in keys:

@@ -272,7 +272,8 @@ class GPT(nn.Module):
                       {'params': [p for p in params if p.dim() < 2], 'weight_decay': 0.0, 'lr_ratio': 1.0}]
             optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
         else:
-            matrices = {p: name for name, p in self.transformer.h.named_parameters() if p.dim() == 2}
+            matrices = {p: name for name, p in self.transformer.h.named_parameters()
+                        if p.requires_grad and p.dim() == 2}
             muon = {'lr': muon_lr, 'lr_ratio': muon_lr / learning_rate, 'weight_decay': weight_decay}
             groups = [{'params': [p for p in matrices if 'c_attn' in matrices[p]], 'pieces': 3, **muon},
                       {'params': [p for p in matrices if 'c_attn' not in matrices[p]], 'pieces': 1, **muon},
@@ -298,7 +299,7 @@ class GPT(nn.Module):
             model.load_state_dict(source['model'])
         except RuntimeError as error:
             problem = str(error).splitlines()[1].strip()
-            raise ValueError(f'the weights in the checkpoint do not fit this GPT: {problem}') from None
+            raise ValueError(f'the weights do not fit this GPT: {problem}') from None
         return model
 
     @classmethod
@@ -317,4 +318,7 @@ def load_weights(source, **overrides):
     those of from_checkpoint.
     """
     checkpoint = weights.load(source)
-    return GPT.from_checkpoint(checkpoint, **overrides), checkpoint
+    try:
+        return GPT.from_checkpoint(checkpoint, **overrides), checkpoint
+    except ValueError as error:
+        raise ValueError(f'{source}: {error}') from None

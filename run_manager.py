@@ -74,6 +74,8 @@ def parse_command_line():
 
 def run_queue(options, queue):
     """Work through the list until everything is done, or submit it to Slurm. Returns the exit code."""
+    if sys.platform == 'win32':
+        raise ValueError('a queue needs processes and signals as Linux and macOS have them')
     experiments = experiment_list.read(options.list, root)
     slots = find_slots(options.gpus, options.nproc_per_node)
     runs = {one.name: Run() for one in experiments} | queue.read()
@@ -153,7 +155,7 @@ def show_status(options, queue):
         return
     print('\n'.join(status_lines(names, runs)))
     if any(runs[name].state in (State.QUEUED, State.RUNNING) for name in names) and not queue.has_manager():
-        print(f'nobody works through this list now: python run_manager.py run{queue.hint}{queue.others()}')
+        print(f'no manager is running for this list: python run_manager.py run{queue.hint}{queue.others()}')
 
 
 def find_run(runs, name, queue):
@@ -214,7 +216,7 @@ def retry_runs(options, queue):
                 raise ValueError(f'{name} is {run.state}')
             if run.state == State.DONE:  # it begins from scratch; any other resumes
                 run.started, run.anew = None, True
-            run.state, run.attempts, run.not_before, run.wanted, run.error = State.QUEUED, 0, 0.0, None, None
+            vars(run).update(state=State.QUEUED, attempts=0, not_before=0.0, wanted=None, error=None)
             print(f'{name} is in the queue again')
     if not names:
         print('nothing has failed')

@@ -1,7 +1,7 @@
 """
 Train a GPT. One process, or as many as torchrun starts; a GPU, or a laptop.
 
-python train.py config/quickstart.py                   # a first model from text that Python brings along
+python train.py config/quickstart.py                   # a first model, from text that comes with Python
 python train.py config/train_shakespeare_char.py       # after python data/shakespeare_char/prepare.py
 python train.py config/train_shakespeare_char.py --init_from=auto        # resume it, or start if there is nothing yet
 torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py   # GPT-2 124M on 8 GPUs, val loss about 2.85
@@ -21,7 +21,7 @@ log_interval = 1                   # iterations between lines
 always_save_checkpoint = True      # save the full state at every evaluation; False: only when val loss improves
 keep_interval = 0                  # iterations between weights that are kept for good (iter_010000.pt); 0: none
 patience = 0                       # evaluations in a row without improvement that end the run; 0: none do
-sample_prompts = ''                # texts to continue at every evaluation: 'ROMEO:|JULIET:', or FILE:PATH, one a line
+sample_prompts = ''                # texts to continue at every evaluation: 'ROMEO:|JULIET:', or FILE:PATH, one per line
 # start
 init_from = 'scratch'              # scratch, resume, auto; gpt2[-medium|-large|-xl] or any GPT-2 on Hugging Face or in
                                    # a folder; a checkpoint file or another run's out_dir (its weights, iteration 0)
@@ -48,9 +48,9 @@ activation = 'gelu'                # gelu (exact) or gelu_tanh (what OpenAI's we
 modern = False                     # RoPE, QK-norm, ReLU^2 and more instead of GPT-2's choices: learns faster
 gradient_checkpointing = False     # recompute activations in the backward pass: less memory, more time
 # optimizer
-optimizer = 'adamw'                # adamw, or muon: the blocks' matrices by Muon, all else by AdamW; learns faster
-learning_rate = 6e-4               # peak of AdamW's
-muon_lr = 0.02                     # peak of Muon's; it follows the same schedule
+optimizer = 'adamw'                # adamw, or muon: matrices of the blocks with Muon, the rest with AdamW; faster
+learning_rate = 6e-4               # peak learning rate of AdamW
+muon_lr = 0.02                     # peak learning rate of Muon; it follows the same schedule
 max_iters = 600000                 # updates
 weight_decay = 1e-1
 beta1 = 0.9
@@ -61,7 +61,7 @@ max_skips = 10                     # skipped updates in a row (spikes, losses th
 # learning rate schedule: linear warmup, then down to min_lr
 decay_lr = True                    # False: learning_rate throughout
 schedule = 'cosine'                # cosine, linear, or wsd: level, then linear (warmup, stable, decay)
-cooldown = 0.3                     # with wsd, the last fraction of lr_decay_iters, in which it decays
+cooldown = 0.3                     # with wsd: the final fraction of lr_decay_iters, in which the rate decays
 warmup_iters = 2000                # iterations
 lr_decay_iters = 600000            # iterations until min_lr; about max_iters (Chinchilla)
 min_lr = 6e-5                      # about learning_rate / 10 (Chinchilla)
@@ -82,7 +82,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import checkpoint, dataset as bins, device as devices, distributed, settings, tokenizer
+from common import checkpoint, dataset as datasets, device as devices, distributed, settings, tokenizer
 from common.compile import compile_or_eager
 from common.console import exit_on_error
 from common.distributed import print0
@@ -104,19 +104,19 @@ with exit_on_error():
 
 # 2) The data, before the model: it says how large the vocabulary is.
 with exit_on_error():
-    data_dir = bins.find(root, dataset)
+    data_dir = datasets.find(root, dataset)
     if auto_prepare and distributed.local_rank() == 0:
-        bins.prepare(data_dir)
+        datasets.prepare(data_dir)
     distributed.barrier()
-    meta = bins.read_meta(data_dir)
-    data_size = bins.check(data_dir, meta, block_size)  # tokens in each split
-    data = {split: batches.Reader(data_dir, split, meta, block_size + 1, device) for split in bins.SPLITS}
+    meta = datasets.read_meta(data_dir)
+    data_size = datasets.check(data_dir, meta, block_size)  # tokens in each split
+    data = {split: batches.Reader(data_dir, split, meta, block_size + 1, device) for split in datasets.SPLITS}
     prompts = samples.encode_prompts(meta, sample_prompts)
 
 # 3) The model: that of the run to resume, a new one, or one with other weights to start from.
 with exit_on_error():
     shape = {key: config[key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'activation', 'modern')}
-    state, path = checkpoint.load_to_resume(init_from, out_dir)
+    (state, path), source = checkpoint.load_to_resume(init_from, out_dir), None
     if state is not None:
         raw_model = GPT.from_checkpoint(state, dropout=dropout)
         guard.check_resumed(state, raw_model.config, shape, meta, allow_data_change, out_dir)
@@ -142,14 +142,15 @@ with exit_on_error():
     else:
         raw_model.to(device)
     muon = dict(muon_lr=muon_lr, muon_dtype=devices.muon_dtype(device, dtype)) if optimizer == 'muon' else {}
+    # from here on `optimizer` is the optimizer; the setting of that name is in config
     optimizer = raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, **muon)
     scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
     if state is not None:
         checkpoint.load_optimizer(optimizer, scaler, state)
         print0(f'resuming {path} at iteration {run.iter_num}' + checkpoint.describe_changes(state, config))
-    state = None  # free its memory
+    state = source = None  # free their memory
 
-# 5) The folder of the run, when nothing above can fail any more: files of an earlier run may move away now.
+# 5) The folder of the run, last: it may set the files of an earlier run aside, so nothing above may fail after it.
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
 if is_script:
     with exit_on_error():
@@ -187,7 +188,7 @@ def estimate_loss():
     """(train_loss, val_loss, val_acc): means over all scored targets of all ranks."""
     raw_model.eval()
     scores = {}
-    for split in bins.SPLITS:
+    for split in datasets.SPLITS:
         sums = [torch.zeros(3, device=device)]
         starts = batches.eval_starts(split, data_size, eval_iters, batch_size, block_size, gradient_checkpointing)
         for at in tqdm(starts[rank::world_size], f'evaluating {split}', delay=5, leave=False, disable=rank > 0 or None):
@@ -207,7 +208,8 @@ def evaluate():
     scores = train_loss, val_loss, val_acc = estimate_loss()
     print0(runlog.evaluation_line(run.iter_num, *scores))
     is_best = val_loss < run.best_val_loss
-    run.evaluated_at, run.since_best = run.iter_num, 0 if is_best else run.since_best + 1
+    run.evaluated_at = run.iter_num
+    run.since_best = 0 if is_best else run.since_best + 1
     texts = samples.write(raw_model, prompts, meta, seed, ctx)
     if log:
         log.evaluation(run, *scores, texts)
@@ -215,7 +217,7 @@ def evaluate():
 
 
 def save(best):
-    """Save the full state; if `best` is not None, the weights too, with that best loss. Whether it was written."""
+    """Save the full state and, if `best` is a loss, the weights as ckpt.pt. Returns whether the state was written."""
     handle_skipped_update()
     weights = dict(vars(run), best_val_loss=run.best_val_loss if best is None else best, model_args=model_args,
                    model=distributed.gather(raw_model.state_dict()), config=config, meta=meta)
@@ -259,10 +261,10 @@ def train_step(iter_num):
     if dropout > 0.0:
         torch.manual_seed(int(batches.random_numbers(seed, DROPOUT + rank, iter_num, 1)[0]))
     xs, ys = get_batch('train', train_starts(iter_num)[rank::world_size])  # (micro-batches, batch_size, block_size)
-    weights = distributed.micro_batch_weights(ys)  # the loss is the mean over all targets of the global batch
+    loss_weights = distributed.micro_batch_weights(ys)  # the loss is the mean over all targets of the global batch
     data['train'].read_ahead(train_starts(iter_num + 1)[rank::world_size])
     loss_sum = torch.zeros((), device=device)
-    for micro_step, (x, y, weight) in enumerate(zip(xs, ys, weights)):
+    for micro_step, (x, y, weight) in enumerate(zip(xs, ys, loss_weights)):
         if world_size > 1:  # DDP: average gradients over the ranks once an iteration, not once a micro-batch
             model.require_backward_grad_sync = micro_step == len(xs) - 1
         with ctx:
@@ -277,8 +279,8 @@ def train_step(iter_num):
     loss = distributed.mean_over_ranks(loss_sum)
     grad_norm = grad_norm.full_tensor() if fsdp else grad_norm
     skip = step_guard.check_update(iter_num, loss, grad_norm, scaled=scaler.is_enabled())
-    # A fused optimizer reads found_inf on the device and changes nothing where it is 1, so the host need not wait for
-    # `skip`. But GradScaler puts its own found_inf in its place, and others do not read it: then the host looks.
+    # A fused optimizer reads found_inf on the device and changes nothing where it is 1: no host sync. With loss scaling
+    # GradScaler overwrites found_inf, and other optimizers ignore it: then the host must read `skip`, which waits.
     skips_by_itself = optimizer.defaults['fused'] and not scaler.is_enabled()
     optimizer.found_inf = skip.float() if skips_by_itself else None
     if skips_by_itself or not skip:
@@ -318,10 +320,10 @@ elif is_script:
                 best = evaluate()
 
         # save: after an evaluation, and before the run ends for any reason
-        done = run.iter_num >= max_iters and run.evaluated_at == run.iter_num or 0 < patience <= run.since_best
+        done = (run.iter_num >= max_iters and run.evaluated_at == run.iter_num) or 0 < patience <= run.since_best
         stopping = stop_signal.on_any_rank()
         keep = best is not None or always_save_checkpoint or checkpoint.is_kept(run.iter_num, keep_interval)
-        if stopping or evaluating and (done or keep):
+        if stopping or (evaluating and (done or keep)):
             with clock.paused():
                 saved = save(best)
             if not saved and (done or stopping):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
-from common import files
+from common import files, settings
 
 FORMAT = 1  # raised when the layout of a checkpoint changes so that older code cannot read it
 
@@ -86,7 +86,8 @@ def save_run(out_dir, weights, state, best, keep_interval):
             save(weights, os.path.join(out_dir, f'iter_{weights["iter_num"]:06d}.pt'))
         save_last(state, out_dir)  # last: a resume from it repeats neither the evaluation nor the other two files
     except OSError as error:
-        needed = 4 * 3 * sum(value.numel() for value in state['model'].values())  # with the two moments of AdamW
+        shape = state['model_args']
+        needed = sum(settings.state_bytes(shape, shape['vocab_size'], state['config']['optimizer']))
         print(f'not saved: {error} (a full state needs about {needed / 1e6:.1f} MB, the disk of {out_dir} has '
               f'{files.free_bytes(out_dir) / 1e6:.1f} MB free); earlier checkpoints are intact', flush=True)
         return False, best_saved
@@ -96,7 +97,6 @@ def save_run(out_dir, weights, state, best, keep_interval):
 def is_kept(iter_num, keep_interval):
     """Whether the weights of this iteration are kept for good."""
     return keep_interval > 0 and iter_num > 0 and iter_num % keep_interval == 0
-
 
 
 def load(path):
@@ -195,7 +195,7 @@ def claim_out_dir(out_dir, resumed=None):
     """
     os.makedirs(out_dir, exist_ok=True)
     try:
-        lock = files.lock_if_possible(os.path.join(out_dir, '.lock'), 'start no second run there')
+        lock = files.lock_if_possible(os.path.join(out_dir, '.lock'), 'do not start a second run there')
     except files.Locked:
         raise ValueError(f'another run is writing to out_dir={out_dir!r}; choose another one') from None
     if resumed is None:

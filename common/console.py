@@ -1,6 +1,5 @@
 """
-What is said to the user: lines that appear at once, the end of a script that cannot go on, and figures as people read
-them. It needs no torch.
+Output for the user: unbuffered lines, exits with an error message, human-readable figures. It needs no torch.
 """
 import contextlib
 import math
@@ -33,7 +32,7 @@ def stop(message, code=2):
 
 @contextlib.contextmanager
 def exit_on_error():
-    """A ValueError or OSError in the block is a mistake of the user's: its text and exit code 2, no traceback."""
+    """Treat ValueError and OSError in the block as user errors: print one line, exit with code 2."""
     try:
         yield
     except (ValueError, OSError) as error:

@@ -1,6 +1,6 @@
 """
-The device that a run computes on: which one, the dtype that is fast on it, its memory, and what its GPU can reach by
-the data sheet. It knows no model and no settings; the scripts pass in what the user asked for.
+The device that a run computes on: which one, the dtype that is fast on it, its memory, and the data-sheet limits of its
+GPU. It knows no model and no settings; the scripts pass in what the user asked for.
 
 A ValueError here is a mistake in the settings; its text says what to type instead.
 """
@@ -194,7 +194,11 @@ def memory_gb(device):
 def find_gpu(index=0):
     """The row of GPUS for a GPU of this machine, a number or 'cuda:1'; None if it is not in the table."""
     name = torch.cuda.get_device_name(index)
-    return next((gpu for gpu in GPUS.values() if re.search(gpu.pattern, name)), None)
+    rows = [gpu for gpu in GPUS.values() if re.search(gpu.pattern, name)]
+    if len(rows) > 1:  # sizes of one card
+        memory_gb = torch.cuda.get_device_properties(index).total_memory / 1e9
+        rows.sort(key=lambda gpu: abs(gpu.memory_gb - memory_gb))
+    return rows[0] if rows else None
 
 
 def peak_flops(device, dtype):

@@ -1,9 +1,5 @@
-"""
-Files that several processes, a kill or a full disk cannot spoil: written whole or not at all, and locks. It needs no
-torch.
-"""
+"""File writes that survive kills and full disks, and locks between processes. It needs no torch."""
 import contextlib
-import errno
 import os
 import shutil
 
@@ -17,9 +13,8 @@ class Locked(ValueError):
 @contextlib.contextmanager
 def write_whole(path, mode='w'):
     """
-    A file to write in place of `path`. At every moment `path` is either the old file or the new one, complete: the
-    content goes to a temporary file beside it, which takes its place when the block ends. If the block raises, the old
-    file stays.
+    Open a file that replaces `path` when the block ends. At every moment `path` is the old file or the new one, whole:
+    the content goes to a temporary file beside it. If the block raises, the old file stays.
     """
     temporary = f'{path}.tmp'
     try:
@@ -39,12 +34,13 @@ def sync(file):
     os.fsync(file.fileno())
 
 
-def lock(path):
+def lock(path, wait=False):
     """
     Lock the file `path`, which is created if needed. Returns a filelock.FileLock, held until release() or the end of
-    the process. Locked if another process holds it; OSError if it cannot be locked.
+    the process. Locked if another process holds it, unless told to `wait`; OSError if it cannot be locked.
     """
-    held = filelock.FileLock(path, timeout=0)
+    # a soft lock, a file that is there, would stay after a kill
+    held = filelock.FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False)
     try:
         held.acquire()
     except filelock.Timeout:
@@ -53,12 +49,11 @@ def lock(path):
 
 
 def lock_if_possible(path, advice):
-    """lock(), but on a file system without locks, as some network disks are: then a line with `advice`, and None."""
+    """Like lock(), but on a file system without locks (some network disks) print `advice` and return None."""
+    open(path, 'a').close()  # an OSError here is about the file, not about the lock
     try:
         return lock(path)
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
         print(f'{os.path.dirname(path)} cannot be locked ({error}): {advice}', flush=True)
         return None
 
@@ -71,6 +66,8 @@ def is_locked(path):
         lock(path).release()
     except Locked:
         return True
+    except PermissionError:
+        raise
     except OSError:  # no locks on this disk
         pass
     return False

@@ -121,7 +121,7 @@ def world(tmp_path_factory):
     for command in (['data/text/prepare.py', '--input=book.txt', '--vocab_size=300', '--out=vocabulary'],
                     ['train.py', *TINY, *SHORT, '--dataset=vocabulary', '--out_dir=out-tiny', '--bias=True'],
                     *(['export.py', '--out_dir=out-tiny', f'--to={name}', '--verify=False'] for name in names)):
-        done = ok(execute(command, place))
+        ok(execute(command, place))
     shutil.rmtree(place / 'out-tiny')
     return place
 

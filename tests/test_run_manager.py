@@ -286,9 +286,9 @@ def test_where_nothing_has_run_the_lists_that_have_run_are_named(manage):
 def test_a_killed_manager_finds_its_run_alive(manage):
     with manage.hold('b: config/toy.py') as first:
         first.kill()
-    assert 'nobody works through this list' in manage('status').stdout
+    assert 'no manager is running for this list' in manage('status').stdout
     second = manage.start()
-    wait_for(lambda: 'nobody works' not in manage('status').stdout)
+    wait_for(lambda: 'no manager is running' not in manage('status').stdout)
     manage.go()
     output = finish(second)
     assert second.returncode == 0 and re.findall(r'(\S+): started', output) == ['b'], output
@@ -476,7 +476,7 @@ def test_real_runs_survive_the_manager(run, corpus_dir, tmp_path):
         os.kill(pid, signal.SIGSTOP)
         first.kill()
     second = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: 'nobody works' not in run('run_manager.py', 'status', '--list=mine.conf').stdout)
+    wait_for(lambda: 'no manager is running' not in run('run_manager.py', 'status', '--list=mine.conf').stdout)
     os.kill(pid, signal.SIGCONT)
     output = finish(second)
     assert second.returncode == 0, output

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
-from common.device import resolve_dtype
 from common import settings
 from conftest import DEMANDING, TOY, assert_same_run, learned, make_dataset, read_metrics
 from model import GPT
@@ -388,7 +387,7 @@ def test_a_state_is_saved_only_on_improvement_where_that_was_asked_for(train, tm
     # with a learning rate of zero nothing improves after the first evaluation
     still = ['--learning_rate=0.0', '--min_lr=0.0', '--eval_interval=5', '--max_iters=6']
     for folder, always, states in (('always', True, [0, 5]), ('improved', False, [0])):
-        done = ok(train(f'--out_dir={folder}', f'--always_save_checkpoint={always}', *still))
+        ok(train(f'--out_dir={folder}', f'--always_save_checkpoint={always}', *still))
         assert checkpoint_file.load(str(tmp_path / folder / 'prev.pt'))['iter_num'] == states[-1]
         assert checkpoint_file.load(str(tmp_path / folder / 'last.pt'))['iter_num'] == 6
 

@@ -21,7 +21,7 @@ MFU = {
 GUESS = (0.25, 0.50, 'none published on such a GPU; this is a guess')
 
 
-def find_gpu(name):
+def gpu_by_name(name):
     """The row of device.GPUS called `name`; 'auto' is the GPU here, with its real memory. ValueError without one."""
     if name in device.GPUS:
         return device.GPUS[name]
@@ -31,7 +31,8 @@ def find_gpu(name):
     here = device.find_gpu() if torch.cuda.is_available() else None
     if here is None:
         raise ValueError(f'gpu=auto finds no GPU here whose peak is known; {known}')
-    return replace(here, memory_gb=torch.cuda.get_device_properties(0).total_memory / GB)
+    # its name does not tell its power
+    return replace(here, memory_gb=torch.cuda.get_device_properties(0).total_memory / GB, watts=0)
 
 
 def find_mfu(gpu):

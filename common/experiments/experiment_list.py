@@ -57,7 +57,7 @@ def parse(words, number):
     words = [word for word in words if not word.startswith('after=')]
     name = words.pop(0)[:-1] if words and words[0].endswith(':') else None
     if name is not None and not re.fullmatch(r'[\w.+=][\w.+=-]*', name):
-        raise ValueError(f'the name {name!r} is not made of letters, digits and . _ + = -')
+        raise ValueError(f'the name {name!r} may contain only letters, digits and . _ + = -')
     out_dirs = re.findall(r'(?:^|\0)--out_dir[=\0]([^\0]+)', '\0'.join(words))
     if name is None:  # --out_dir=results/tiny12 gives tiny12, config/quickstart.py --seed=2 gives quickstart-seed=2
         parts = [os.path.splitext(os.path.basename(word))[0] if word.endswith('.py') else word.lstrip('-')

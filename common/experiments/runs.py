@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
 
-import filelock
-
 from common import files
 from common.console import duration
 
@@ -68,7 +66,7 @@ class Run:
     def stop(self, then):
         """Ask the process to save and end; `then` is the state after it. ValueError if there is no process."""
         if not self.is_alive():
-            raise ValueError('it is just starting, or has just ended; look at its status, and try again')
+            raise ValueError('it is just starting, or has just ended; check its status, and try again')
         self.wanted = then
         os.kill(self.pid, signal.SIGTERM)
 
@@ -167,12 +165,15 @@ class Queue:
     def changing(self):
         """{name: Run}, which the block may change. It is written at the end; other processes wait until then."""
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        with filelock.FileLock(f'{self.path}.lock'):
+        lock = files.lock(f'{self.path}.lock', wait=True)
+        try:
             runs = self.read()
             yield runs
             if runs != self.read():
                 with files.write_whole(self.path) as f:
                     json.dump(runs, f, indent=1, default=vars)
+        finally:
+            lock.release()
 
     def has_manager(self):
         return files.is_locked(f'{self.path}.manager')

@@ -1,6 +1,6 @@
 """
 The batches of a run: which positions an evaluation scores, the random numbers that place training sequences, and the
-tokens from there on. A split is kept on the device if it is small, else read from disk in a thread, ahead of time.
+reader of their tokens. A split is kept on the device if it is small, else read from disk in a thread, ahead of time.
 """
 from concurrent.futures import ThreadPoolExecutor
 

@@ -24,7 +24,7 @@ def check_modern(wanted, is_modern, source):
     """ValueError if the modern model is wanted, but the weights from `source` are those of a classic one."""
     if wanted and not is_modern:
         raise ValueError(f'modern=True, but the weights of {source} are those of a classic GPT-2; '
-                         'take --modern=False, or start with --init_from=scratch')
+                         'use --modern=False, or start with --init_from=scratch')
 
 
 def check_resumed(state, config, shape, meta, allow_data_change, out_dir):
@@ -55,7 +55,7 @@ def check_model(config, device, dtype, gradient_checkpointing):
     the device would compute wrong.
     """
     if device == 'mps' and gradient_checkpointing and config.dropout > 0:  # torch.utils.checkpoint saves no MPS seed
-        raise ValueError('on device=mps the recomputed activations would have another dropout: take --dropout=0.0 or '
+        raise ValueError('on device=mps the recomputed activations would have another dropout: use --dropout=0.0 or '
                          '--gradient_checkpointing=False')
     head_dim = config.n_embd // config.n_head
     if device.startswith('cuda') and dtype != 'float32' and head_dim % 8 != 0:
@@ -66,8 +66,7 @@ def check_model(config, device, dtype, gradient_checkpointing):
 def mean_scores(split, loss, correct, counted):
     """(loss, accuracy) of an evaluation from the sums over its `counted` targets. If there is none the run ends."""
     if counted == 0:
-        stop(f'the tokens of {split} that are evaluated are all left out by its mask; take more of them, with '
-             'a higher --eval_iters or --eval_iters=0')
+        stop(f'the mask of {split} excludes all evaluated tokens; use a higher --eval_iters, or --eval_iters=0')
     return loss / counted, correct / counted
 
 
@@ -115,7 +114,7 @@ class StepGuard:
     already, is updated in place.
     """
 
-    def __init__(self, spike_z=0.0, losses=()):
+    def __init__(self, spike_z, losses):
         self.spike_z, self.losses = spike_z, losses
         self.pending = None  # of the last update: iteration, [skip, loss] on their way to the host, a CUDA event
         self.last_loss = None
@@ -167,9 +166,9 @@ class StepGuard:
             sys.exit(1)
 
 
-def check_disk(out_dir, run, vocab_size):
-    """Print a warning if the disk is too small for the checkpoints of a run; `run` are its settings."""
-    needed = settings.disk_bytes(run, vocab_size)
+def check_disk(out_dir, config, vocab_size):
+    """Print a warning if the disk is too small for the checkpoints of a run with the settings `config`."""
+    needed = settings.disk_bytes(config, vocab_size)
     replaced = sum(entry.stat().st_size for entry in os.scandir(out_dir) if entry.name.endswith('.pt'))
     free = files.free_bytes(out_dir) + replaced
     if free < needed:

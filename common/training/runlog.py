@@ -127,11 +127,11 @@ class RunLog:
             print_flush(' ' * 60, end='\r')  # over the progress line
         best = f'best val loss {run.best_val_loss:.4f}'
         if not done:
-            print_flush(f'stopped after {run.iter_num} iterations, and saved; go on with the same command and '
+            print_flush(f'stopped and saved after {run.iter_num} iterations; continue with the same command and '
                         '--init_from=auto')
         elif run.iter_num == self.first_iter > 0:
-            print_flush(f'nothing is left to do: this run ended after {run.iter_num} iterations, {best}; a higher '
-                        '--max_iters, or --patience, goes on')
+            print_flush(f'nothing is left to do: this run ended after {run.iter_num} iterations, {best}; to '
+                        'continue, raise --max_iters or --patience')
         else:
             if self.texts:
                 print_flush('\nin its own words:\n\n' + SEPARATOR.join(self.texts))

@@ -18,7 +18,7 @@ class Shards:
         self.folder, self.files = folder, {}
         os.makedirs(folder, exist_ok=True)
         try:
-            self.lock = files.lock_if_possible(self.path('.lock'), 'start no second process there')
+            self.lock = files.lock_if_possible(self.path('.lock'), 'do not start a second process there')
         except files.Locked:
             raise ValueError(f'another process is at work in {folder}') from None
         self.manifest = self.read_manifest()

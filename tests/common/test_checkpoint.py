@@ -53,6 +53,14 @@ def test_the_state_before_the_newest_is_kept_and_used_if_the_newest_is_damaged(t
         checkpoint_file.load_to_resume('resume', str(tmp_path))
 
 
+def test_tokens_that_an_older_state_did_not_count_are_worked_out():
+    sizes = dict(gradient_accumulation_steps=2, batch_size=3, block_size=4)
+    older = full_state(5) | dict(config=sizes, best_val_loss=torch.tensor(2.0))  # as the original nanoGPT's
+    assert checkpoint_file.Progress.of(older) == checkpoint_file.Progress(iter_num=5, tokens=120, best_val_loss=2.0)
+    assert checkpoint_file.Progress.of(older | dict(tokens=7)).tokens == 7
+    assert checkpoint_file.Progress.of(None) == checkpoint_file.Progress()
+
+
 def test_weights_alone_are_nothing_to_resume(tmp_path):
     checkpoint_file.save(state(), str(tmp_path / 'ckpt.pt'))
     with pytest.raises(FileNotFoundError, match='nothing to resume'):

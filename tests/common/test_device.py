@@ -1,13 +1,15 @@
 """What the machine is said to be, on machines that are not there: the V100's rules above all."""
 import shutil
 from contextlib import nullcontext
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from common.training import guard
 from common.compile import compile_or_eager
-from common.device import autocast, check_architecture, muon_dtype, native_bf16, peak_flops, resolve_device, resolve_dtype
+from common.device import (autocast, check_architecture, find_gpu, muon_dtype, native_bf16, peak_flops, resolve_device,
+                           resolve_dtype)
 from common.distributed import start_processes
 from model import GPT, GPTConfig
 
@@ -17,12 +19,13 @@ CUDA126 = ['sm_50', 'sm_60', 'sm_70', 'sm_75', 'sm_80', 'sm_86', 'sm_90']
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """gpu(name, native_bf16): pretend that PyTorch has found it."""
-    def pretend(name='Tesla V100-SXM2-16GB', native_bf16=False):
+    """gpu(name, native_bf16, memory): pretend that PyTorch has found it."""
+    def pretend(name='Tesla V100-SXM2-16GB', native_bf16=False, memory=16e9):
         # like the real one, it counts emulation unless told otherwise
         monkeypatch.setattr(torch.cuda, 'is_bf16_supported',
                             lambda including_emulation=True: including_emulation or native_bf16)
         monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: name)
+        monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: Mock(total_memory=memory))
     return pretend
 
 
@@ -98,6 +101,12 @@ def test_the_peak_is_the_cards_own_or_unknown(gpu, name, tflops):
     gpu(name)
     assert peak_flops('cuda', 'bfloat16') == (None if tflops is None else tflops * 1e12)
     assert peak_flops('cuda', 'float32') is None and peak_flops('cpu', 'bfloat16') is None
+
+
+@pytest.mark.parametrize('memory, bandwidth', [(42e9, 1555), (85e9, 2039)])
+def test_cards_of_one_name_are_told_apart_by_their_memory(gpu, memory, bandwidth):
+    gpu('NVIDIA A100-SXM4', memory=memory)
+    assert find_gpu().bandwidth == bandwidth
 
 
 @pytest.mark.parametrize('device, expected', [('cuda', 'cuda'), ('gpu', 'not one of'), ('cuda:x', 'not one of')])

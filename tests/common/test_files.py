@@ -2,7 +2,6 @@
 import errno
 import sys
 
-import filelock
 import pytest
 
 from common import files
@@ -33,14 +32,20 @@ def test_a_lock_is_held_by_one_process(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='flock is a call of Unix')
-@pytest.mark.parametrize('number, goes_on', [(errno.ENOLCK, True), (errno.EACCES, False)])
-def test_a_disk_without_locks_is_named_and_used(tmp_path, monkeypatch, capsys, number, goes_on):
-    def acquire(self):
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP])
+@pytest.mark.parametrize('is_there', [False, True], ids=['no file yet', 'a file of an earlier run'])
+def test_a_disk_without_locks_is_named_and_used(tmp_path, monkeypatch, capsys, number, is_there):
+    if is_there:
+        (tmp_path / '.lock').touch()
+
+    def flock(fd, operation):
         raise OSError(number, 'no')
-    monkeypatch.setattr(filelock.FileLock, 'acquire', acquire)
-    if goes_on:
-        assert files.lock_if_possible(str(tmp_path / '.lock'), 'be careful') is None
-        assert capsys.readouterr().out.endswith('be careful\n')
-    else:
-        with pytest.raises(PermissionError):
-            files.lock_if_possible(str(tmp_path / '.lock'), '')
+    monkeypatch.setattr('fcntl.flock', flock)
+    assert files.lock_if_possible(str(tmp_path / '.lock'), 'be careful') is None
+    assert capsys.readouterr().out.endswith('be careful\n')
+    assert not files.is_locked(str(tmp_path / '.lock'))
+
+
+def test_a_lock_in_no_folder_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        files.lock_if_possible(str(tmp_path / 'gone' / '.lock'), '')

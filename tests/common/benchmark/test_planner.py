@@ -109,20 +109,20 @@ def test_the_table_of_a_sharded_model_has_a_row_for_each_part():
 
 def test_a_gpu_that_is_not_known_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="'v100'.*v100-16gb"):
-        planner.find_gpu('v100')
+        planner.gpu_by_name('v100')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(ValueError, match='no GPU here'):
-        planner.find_gpu('auto')
+        planner.gpu_by_name('auto')
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device=None: 'Some GPU of tomorrow')
     with pytest.raises(ValueError, match='no GPU here'):
-        planner.find_gpu('auto')
+        planner.gpu_by_name('auto')
 
 
-def test_the_gpu_here_has_its_real_memory_and_the_rest_of_its_row(monkeypatch):
+def test_the_gpu_here_has_its_real_memory_and_its_peak_by_the_table(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device=None: 'NVIDIA A100-SXM4-80GB')
     monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: types.SimpleNamespace(total_memory=85.1e9))
-    gpu = planner.find_gpu('auto')
-    assert (gpu.memory_gb, gpu.tflops, gpu.watts) == (85.1, 312, 400)
+    gpu = planner.gpu_by_name('auto')
+    assert (gpu.memory_gb, gpu.tflops, gpu.watts) == (85.1, 312, 0)
     assert planner.find_mfu(gpu) == planner.MFU['A100']

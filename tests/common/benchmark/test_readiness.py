@@ -17,6 +17,7 @@ def gpus(monkeypatch):
         monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
         monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
         monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device=None: name)
+        monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: Mock(total_memory=16e9))
         monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: capability)
         monkeypatch.setattr(torch.cuda, 'get_arch_list', lambda: list(architectures))
         monkeypatch.setattr(torch.cuda, 'is_bf16_supported',
