@@ -193,7 +193,7 @@ def show_step():
         return
     print(f'model: {row["parameters"] / 1e6:.2f}M parameters, {vocab_size:,} ids in the vocabulary ({whose_ids})')
     print(f'step: {row["ms"]:.1f} ms ({row["ms_lowest"]:.1f} to {row["ms_highest"]:.1f}), {row["tok_s"]:,.0f} '
-          f'tokens/s, after {row["warmup_s"]:.1f} s to set up, compile and warm up')
+          f'tokens/s, after {row["warmup_s"]:.1f} s to set up{", compile" * row["compile"]} and warm up')
     peak = 'the peak of this device is not known' if row['mfu'] is None else f'{row["mfu"]:.1%} of its peak'
     print(f'{row["tflops"]:.3f} TFLOP/s: {row["mfu_measured"]:.1%} of what a matmul reaches here '
           f'({row["matmul_tflops"]:.3f}, {dtype}), {peak}')

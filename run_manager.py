@@ -207,7 +207,7 @@ def is_at_work(run, queue):
 
 def retry_runs(options, queue):
     if not options.name and not options.failed:
-        raise ValueError('retry what? a NAME, or --failed')
+        raise ValueError('retry needs a NAME, or --failed')
     with queue.changing() as runs:
         names = [name for name, run in runs.items() if run.state == State.FAILED] if options.failed else [options.name]
         for name in names:

@@ -316,7 +316,7 @@ def test_a_manager_killed_between_starting_and_recording_it_loses_nothing(manage
 def test_one_manager_at_a_time(manage):
     manage.hold()
     other = manage('run')
-    assert other.returncode == 2 and 'another run_manager.py works through this list already' in other.stderr
+    assert other.returncode == 2 and 'another run_manager.py is running for this list already' in other.stderr
 
 
 def test_lines_may_be_added_while_it_works_and_a_wrong_one_does_no_harm(manage):

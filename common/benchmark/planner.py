@@ -25,7 +25,7 @@ def gpu_by_name(name):
     """The row of device.GPUS called `name`; 'auto' is the GPU here, with its real memory. ValueError without one."""
     if name in device.GPUS:
         return device.GPUS[name]
-    known = f'known are {", ".join(device.GPUS)}, and auto for the one here'
+    known = f'known: {", ".join(device.GPUS)}, and auto for the one here'
     if name != 'auto':
         raise ValueError(f'gpu={name!r} is not in the table; {known}')
     here = device.find_gpu() if torch.cuda.is_available() else None

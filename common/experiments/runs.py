@@ -184,7 +184,7 @@ class Queue:
         try:
             self.lock = files.lock(f'{self.path}.manager')
         except files.Locked:
-            raise ValueError('another run_manager.py works through this list already; status shows what it does'
+            raise ValueError('another run_manager.py is running for this list already; status shows what it does'
                              ) from None
 
 

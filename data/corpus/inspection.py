@@ -77,4 +77,4 @@ def check(folder):
     tokens = dataset.open_tokens(folder, 'train', meta)
     start = random.randrange(max(len(tokens) - 100, 1))
     print(f'from token {start:,} on: {tokenizer.from_meta(meta).decode(tokens[start:start + 100].tolist())!r}')
-    print('all is as meta.json says' if 'sha256' in meta else 'there is no meta.json with hashes to compare with')
+    print('everything is as meta.json says' if 'sha256' in meta else 'there is no meta.json with hashes to compare with')
