@@ -602,7 +602,7 @@ def test_settings_that_cannot_work_are_refused(key, value, processes, expected):
     (['--n_layer=3'], ['another model', '--n_layer=2']),
     (['--block_size=8'], ['another model', '--block_size=16']),
     (['--bias=True'], ['another model', '--bias=False']),
-    (['--init_from=out', '--modern=True'], ['weights of out', 'take --modern=False']),
+    (['--init_from=out', '--modern=True'], ['weights of out', 'use --modern=False']),
     (['--modern=True'], ['another model', '--modern=False']),
     (['--optimizer=muon'], ['another optimizer', '--optimizer=adamw']),
 ])
@@ -689,7 +689,7 @@ def test_an_evaluation_of_nothing_that_counts_says_so(train, instructions, tmp_p
         mask[:50] = 0
         mask.tofile(tmp_path / 'late' / f'{split}_mask.bin')
     done = train(f'--dataset={tmp_path / "late"}', '--eval_iters=1', '--batch_size=1')
-    assert done.returncode == 2 and 'all left out by its mask' in done.stderr and 'Traceback' not in done.stderr
+    assert done.returncode == 2 and 'excludes all evaluated tokens' in done.stderr and 'Traceback' not in done.stderr
 
 
 @pytest.fixture
