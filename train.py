@@ -116,7 +116,7 @@ with exit_on_error():
 # 3) The model: that of the run to resume, a new one, or one with other weights to start from.
 with exit_on_error():
     shape = {key: config[key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'activation', 'modern')}
-    (state, path), source = checkpoint.load_to_resume(init_from, out_dir), None
+    state, path = checkpoint.load_to_resume(init_from, out_dir)
     if state is not None:
         raw_model = GPT.from_checkpoint(state, dropout=dropout)
         guard.check_resumed(state, raw_model.config, shape, meta, allow_data_change, out_dir)
