@@ -266,6 +266,7 @@ def show_plan():
 
 
 def show_matmul():
+    """The roofline: matmul in each precision, and reading memory."""
     for name in ('float32', 'bfloat16', 'float16'):
         print(f'matmul in {name:11} {roofline.matmul_flops(device, name) / 1e12:10.3f} TFLOP/s')
     card = find_gpu(device) if device.startswith('cuda') else None

@@ -1,6 +1,4 @@
-"""
-Output for the user: unbuffered lines, exits with an error message, human-readable figures. It needs no torch.
-"""
+"""Output for the user: unbuffered lines, exits with an error message, human-readable figures. It needs no torch."""
 import contextlib
 import math
 import os

@@ -39,7 +39,7 @@ def lock(path, wait=False):
     Lock the file `path`, which is created if needed. Returns a filelock.FileLock, held until release() or the end of
     the process. Locked if another process holds it, unless told to `wait`; OSError if it cannot be locked.
     """
-    # a soft lock, a file that is there, would stay after a kill
+    # no fallback: a soft lock, which is only a file, outlives a process that is killed
     held = filelock.FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False)
     try:
         held.acquire()
