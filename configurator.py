@@ -14,15 +14,22 @@ def _configure(settings, keys):
     import builtins
     import difflib
     import glob
+    import math
     import os
+    import shlex
     import sys
     import traceback
+
+    # A shell expands ~ only where a word begins with it: not in --out_dir=~/run, and config files see no shell.
+    PATHS = ('out_dir', 'dataset', 'init_from', 'html', 'to', 'out')
+    LARGEST_INT = 2**63 - 1  # what PyTorch and NumPy take
 
     root = os.path.dirname(os.path.abspath(settings['__file__']))
     script = os.path.basename(settings['__file__'])
     if root not in sys.path:
         sys.path.insert(0, root)  # a config file may import from common/
-    from common.console import stop
+    from common.console import protect_output, stop
+    protect_output()
 
     def nearest(name):
         name = name.lstrip('-').replace('-', '_')
@@ -31,18 +38,37 @@ def _configure(settings, keys):
         return f'; did you mean {" or ".join(close)}?' if close else f'; {script} --help lists them all'
 
     def assign(key, value, where):
-        """settings[key] = value, if it is of the type of the default; an int is taken for a float."""
+        """
+        settings[key] = value, if it is of the type of the default. An int is taken for a float, and ~ at the beginning
+        of a path for the home folder.
+        """
         if key not in keys:
             stop(f'unknown setting {key!r} ({where}){nearest(key)}')
         expected = type(settings[key])
         if expected is float and type(value) is int:
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:
+                value = math.inf if value > 0 else -math.inf  # as 1e400 is
         if type(value) is not expected:
             example = settings[key] if settings[key] != [] else ['one', 'two']
-            stop(f'{key} expects {expected.__name__}, as in {key}={example!r}, but got {value!r} ({where})')
-        if expected in (int, float) and value < 0:
-            stop(f'{key}={value!r} is below 0 ({where})')
+            stop(f'{key} expects {expected.__name__}, as in {key}={example!r}, but got {shown(value)} ({where})')
+        if expected in (int, float) and not value >= 0:  # NaN is not
+            stop(f'{key}={shown(value)} is {"below 0" if value < 0 else "not a number"} ({where})')
+        if expected is int and value > LARGEST_INT:
+            stop(f'{key}={shown(value)} is above {LARGEST_INT} ({where}); try --{key}={settings[key]}')
+        if key in PATHS:
+            value = os.path.expanduser(value)
+        elif expected is str and value.startswith('FILE:'):  # a file with prompts
+            value = 'FILE:' + os.path.expanduser(value.removeprefix('FILE:'))
         settings[key] = value
+
+    def shown(value):
+        """A value as a message shows it."""
+        try:
+            return f'{value!r:.200}'
+        except ValueError:  # Python does not print so many digits
+            return '(a number of more than 4300 digits)'
 
     def literal(key, text):
         """What `text` means as a Python literal, else the text itself. A str setting keeps 123 as '123'."""
@@ -54,25 +80,32 @@ def _configure(settings, keys):
 
     def run_config_file(path):
         """Execute a config file. It sees the settings; what it assigns to them is checked and taken over."""
+        path = os.path.expanduser(path)
         found = next((p for p in (path, os.path.join(root, path)) if os.path.isfile(p)), None)
         if found is None:
             close = difflib.get_close_matches(path, sorted(glob.glob('config/*', root_dir=root)), n=2)
             if path.partition('=')[0] in keys:
-                close = [f'--{path}']
+                close = [shlex.quote(f'--{path}')]
             elif os.path.isdir(path) and 'out_dir' in keys:
-                close = [f'--out_dir={path}']
+                close = [shlex.quote(f'--out_dir={path}')]
             stop(f'no config file {path!r}' + (f'; did you mean {" or ".join(close)}?' if close else ''))
         namespace = {key: settings[key] for key in keys} | {'__file__': found, '__name__': 'config'}
         try:
-            with open(found, encoding='utf-8') as f:
-                tree = ast.parse(f.read(), found)
+            with open(found, encoding='utf-8-sig') as f:  # an editor on Windows may begin it with a byte order mark
+                source = f.read()
+        except OSError as error:
+            stop(f'the config file {path!r} cannot be read: {error.strerror}')
+        except UnicodeDecodeError as error:
+            stop(f'{path} is not a config file, which is text in UTF-8 ({error})')
+        try:
+            tree = ast.parse(source, found)
             exec(builtins.compile(tree, found, 'exec'), namespace)
         except SyntaxError as error:
-            stop(f'{path}, line {error.lineno}: {error.msg}')
-        except Exception as error:
+            stop(f'{path}{f", line {error.lineno}" if error.lineno else ""}: {error.msg}')
+        except (Exception, SystemExit) as error:
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == found]
             where = f'{path}, line {lines[-1]}' if lines else f'{path} is not a config file'
-            stop(f'{where}: {type(error).__name__}: {error}')
+            stop(f'{where}: {type(error).__name__}: {" ".join(str(error).split())}')
         # imports, functions and _private names are no settings
         assigned = {node.id: node.lineno for node in ast.walk(tree)
                     if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}

@@ -1,18 +1,68 @@
-"""Output for the user: unbuffered lines, exits with an error message, human-readable figures. It needs no torch."""
+"""Output for the user: lines that never end a run, exits with an error message, readable figures. It needs no torch."""
 import contextlib
+import io
 import math
 import os
 import sys
+import time
 
 SEPARATOR = '\n---------------\n'  # between sample texts
+OTHERS_FAIL = 5.0  # seconds in which torchrun ends all processes once one has failed
 
 
-def print_flush(*args, end='\n'):
-    """Print at once, even to a file. When the reader of a pipe is gone, as in `train.py | head`, the run goes on."""
-    try:
-        print(*args, end=end, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class SafeOutput(io.RawIOBase):
+    """
+    A raw binary stream whose writes never fail. What cannot be written is dropped: the terminal may be gone, the disk
+    full, the reader of a pipe too. It has no lock, so a signal handler may print while a line is being printed.
+    """
+
+    def __init__(self, raw):
+        self.raw, self.failed = raw, False
+
+    def write(self, data):
+        left = memoryview(data)
+        try:
+            while left:
+                written = self.raw.write(left)
+                if written is None:  # a pipe in non-blocking mode is full
+                    time.sleep(0.01)
+                else:
+                    left = left[written:]
+        except OSError as error:
+            if not self.failed and self.raw.fileno() == 1 and not isinstance(error, BrokenPipeError):
+                print(f'{script_name()}: output is lost from here on ({error.strerror})', file=sys.stderr)
+            self.failed = True
+        return len(data)
+
+    def writable(self):
+        return True
+
+    def fileno(self):
+        return self.raw.fileno()
+
+    def isatty(self):
+        return self.raw.isatty()
+
+
+def protect_output():
+    """
+    From here on a print cannot fail, whatever becomes of stdout and stderr. Each line is written at once, even to a
+    file. A character that the terminal does not know becomes an escape. Streams that are closed become /dev/null, or
+    the next file that is opened would take their place.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number
+    sys.stdin = sys.stdin or open(0, encoding='utf-8')
+    for name, number in (('stdout', 1), ('stderr', 2)):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f'__{name}__'):  # somebody's own, or protected already
+            continue
+        raw = io.FileIO(number, 'w', closefd=False) if stream is None else stream.buffer
+        setattr(sys, name, io.TextIOWrapper(SafeOutput(getattr(raw, 'raw', raw)), getattr(stream, 'encoding', 'utf-8'),
+                                            'backslashreplace', line_buffering=True))
 
 
 def script_name():
@@ -22,9 +72,14 @@ def script_name():
 
 
 def stop(message, code=2):
-    """End the script with one line on stderr. Exit code 2 means wrong usage or settings."""
-    if os.environ.get('LOCAL_RANK', '0') == '0':  # once per machine, not once per process
-        print(f'{script_name()}: {message}', file=sys.stderr, flush=True)
+    """
+    End the script with one line on stderr. Exit code 2 means wrong usage or settings. A mistake that all processes of a
+    run see is told once per machine, by its first; one that a single process sees, by that one.
+    """
+    rank = os.environ.get('RANK', '0')
+    if os.environ.get('WORLD_SIZE', '1') != '1' and os.environ.get('LOCAL_RANK', '0') != '0':
+        time.sleep(OTHERS_FAIL)
+    print(f'{script_name()}{f" (rank {rank})" * (rank != "0")}: {message}', file=sys.stderr)
     sys.exit(code)
 
 

@@ -10,28 +10,52 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from common.console import print_flush
+TORCHRUN = 'RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'LOCAL_WORLD_SIZE'
+UNSET = f'for one process: unset {" ".join(TORCHRUN)}'
+
+
+def environment():
+    """
+    (rank, world size, local rank): what torchrun sets, (0, 1, 0) without it. ValueError for variables that do not fit
+    together, because a rank that some other program left behind would make a run silent, or two of them use one GPU.
+    """
+    found = {}
+    for name in TORCHRUN:
+        text = os.environ.get(name, '').strip()  # empty: as if it were not set
+        if text and not text.isdecimal():
+            raise ValueError(f'{name}={text!r} in the environment is not a number; {UNSET}')
+        if text:
+            found[name] = int(text)
+    world_size, missing = found.get('WORLD_SIZE', 1), {'RANK', 'LOCAL_RANK'} - found.keys()
+    if world_size > 1 and missing:
+        raise ValueError(f'WORLD_SIZE={world_size} in the environment, but no {" and no ".join(sorted(missing))}: '
+                         f'torchrun sets all of them; {UNSET}')
+    rank, local_rank = found.get('RANK', 0), found.get('LOCAL_RANK', 0)
+    if not local_rank <= rank < world_size or local_rank >= found.get('LOCAL_WORLD_SIZE', world_size):
+        given = ', '.join(f'{name}={found[name]}' if name in found else f'no {name}' for name in TORCHRUN)
+        raise ValueError(f'the environment has {given}, which do not fit together; {UNSET}')
+    return rank, world_size, local_rank
 
 
 def rank():
     """This process's rank among all that torchrun started; 0 without torchrun."""
-    return int(os.environ.get('RANK', 0))
+    return environment()[0]
 
 
 def world_size():
     """How many processes torchrun started; 1 without torchrun."""
-    return int(os.environ.get('WORLD_SIZE', 1))
+    return environment()[1]
 
 
 def local_rank():
     """This process's rank on its own machine, which is also the number of its GPU."""
-    return int(os.environ.get('LOCAL_RANK', 0))
+    return environment()[2]
 
 
 def print0(*args):
     """Print on rank 0 only, at once even when stdout is a file."""
     if rank() == 0:
-        print_flush(*args)
+        print(*args)
 
 
 def start_processes(backend, device):
@@ -54,6 +78,25 @@ def barrier():
     """Wait for all ranks."""
     if world_size() > 1:
         dist.barrier()
+
+
+def once_per_disk(action):
+    """Call action() on rank 0, then on the first rank of each machine, which finds it done where they share a disk."""
+    for first in (rank(), local_rank()):
+        if first == 0:
+            action()
+        barrier()
+
+
+def differing(numbers, device):
+    """Which of `numbers`, {name: number}, are not the same on all ranks."""
+    if world_size() == 1:
+        return []
+    lowest = torch.tensor([float(number) for number in numbers.values()], dtype=torch.float64, device=device)
+    highest = lowest.clone()
+    dist.all_reduce(lowest, dist.ReduceOp.MIN)
+    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    return [name for name, low, high in zip(numbers, lowest.tolist(), highest.tolist()) if low != high]
 
 
 def shut_down(code):
@@ -79,12 +122,13 @@ def all_reduce(values, device):
     return total.tolist()
 
 
-def mean_over_ranks(value):
-    """The mean of a tensor over all ranks, on its device and without a host sync."""
+def mean_over_ranks(value, *more):
+    """The means over all ranks of scalars, as one tensor on the device of `value`, a tensor; without a host sync."""
+    means = torch.stack([value, *(torch.full_like(value, number) for number in more)])
     if world_size() > 1:
-        dist.all_reduce(value)
-        value = value / world_size()
-    return value
+        dist.all_reduce(means)
+        means = means / world_size()
+    return means
 
 
 def micro_batch_weights(targets):
@@ -94,7 +138,7 @@ def micro_batch_weights(targets):
     of these weights have the mean 1 over the ranks.
     """
     counted = (targets >= 0).sum(dim=(1, 2)).float()
-    return counted / mean_over_ranks(counted.sum()).clamp(min=1.0)
+    return counted / mean_over_ranks(counted.sum()).clamp(min=1.0)  # a tensor of one element
 
 
 def data_parallel(model, device):

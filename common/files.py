@@ -1,5 +1,6 @@
 """File writes that survive kills and full disks, and locks between processes. It needs no torch."""
 import contextlib
+import itertools
 import os
 import shutil
 
@@ -54,7 +55,7 @@ def lock_if_possible(path, advice):
     try:
         return lock(path)
     except OSError as error:
-        print(f'{os.path.dirname(path)} cannot be locked ({error}): {advice}', flush=True)
+        print(f'{os.path.dirname(path)} cannot be locked ({error}): {advice}')
         return None
 
 
@@ -71,6 +72,35 @@ def is_locked(path):
     except OSError:  # no locks on this disk
         pass
     return False
+
+
+def exists(path):
+    """Whether something is at `path`. Unlike os.path.exists, OSError if that cannot be told just now."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def check_folder(path, setting):
+    """ValueError unless `path`, the value of that setting, is a folder or can become one."""
+    if not path:
+        raise ValueError(f"{setting}='' names no folder; leave it out, or name one")
+    parent = os.path.abspath(path)
+    while not os.path.lexists(parent):
+        parent = os.path.dirname(parent)
+    if os.path.islink(parent) and not os.path.exists(parent):
+        raise ValueError(f'{setting}={path!r}: {parent} is a link to {os.readlink(parent)!r}, which does not exist; '
+                         'make that folder, or name another one')
+    if not os.path.isdir(parent):
+        raise ValueError(f'{setting}={path!r}: {parent} is a file, not a folder; name another folder')
+
+
+def free_name(path):
+    """`path` itself, or path-2, path-3, ... if that exists."""
+    return next(name for number in itertools.count(1)
+                if not os.path.lexists(name := path if number == 1 else f'{path}-{number}'))
 
 
 def existing_parent(path):

@@ -9,7 +9,12 @@ import io
 import math
 import sys
 
+from common import files
+
 RESUMABLE = 75  # exit code of a run that was stopped after saving: EX_TEMPFAIL, try again later
+# Far above what anybody trains. Nothing but a slip is larger, and it would end in hours of work or an overflow.
+LARGEST = {'n_layer': 10**4, 'n_head': 10**5, 'n_embd': 10**6, 'block_size': 10**8, 'batch_size': 10**6,
+           'gradient_accumulation_steps': 10**6, 'eval_iters': 10**7}
 
 
 def read(script, words=()):
@@ -51,9 +56,11 @@ def words(settings):
 def check_shape(n_embd, n_head, modern, activation):
     """ValueError, with what to type instead, for a shape that no model can have."""
     unit = 2 if modern else 1  # rotary embeddings rotate the channels of a head in pairs
-    fitting = [n for n in range(max(1, n_head // 2), n_head) if n_embd % (n * unit) == 0]
+    most = min(n_head, n_embd // unit)
+    fewer = next((n for n in range(most, max(0, most - 1000), -1) if n_embd % (n * unit) == 0), None)
     wider = -(-n_embd // (n_head * unit)) * n_head * unit
-    remedy = (f'--n_head={fitting[-1]} or ' if fitting else '') + f'--n_embd={wider}'
+    width = wider if wider <= LARGEST['n_embd'] else wider - n_head * unit
+    remedy = (f'--n_head={fewer} or ' if fewer else '') + f'--n_embd={width}'
     if n_embd % n_head != 0:
         raise ValueError(f'n_embd={n_embd} is not divisible by n_head={n_head}; try {remedy}')
     if n_embd % (n_head * unit) != 0:
@@ -69,45 +76,67 @@ def check(settings, world_size):
                 'eval_interval', 'log_interval', 'max_skips'):
         if settings[key] < 1:
             raise ValueError(f'{key}={settings[key]} is below 1')
-    check_shape(*(settings[key] for key in ('n_embd', 'n_head', 'modern', 'activation')))
+    for key, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value) and key != 'grad_clip':
+            raise ValueError(f'{key}={value} is not a finite number')
+        if key in LARGEST and value > LARGEST[key]:
+            raise ValueError(f'{key}={value} is above {LARGEST[key]}')
     for key in ('dropout', 'beta1', 'beta2'):
         if settings[key] >= 1:
             raise ValueError(f'{key}={settings[key]} is not below 1')
+    check_shape(*(settings[key] for key in ('n_embd', 'n_head', 'modern', 'activation')))
     for key, known in (('optimizer', ('adamw', 'muon')), ('schedule', ('cosine', 'linear', 'wsd'))):
         if settings[key] not in known:
             raise ValueError(f'{key}={settings[key]!r} is not one of {", ".join(known)}')
-    if not 0 < settings['cooldown'] <= 1:
-        raise ValueError(f'cooldown={settings["cooldown"]} must be a fraction of lr_decay_iters, above 0 and up to 1')
-    for key in ('learning_rate', 'muon_lr'):
-        if settings['optimizer'] == 'muon' and settings[key] == 0:
-            raise ValueError(f'{key}=0.0 does not go with optimizer=muon; try --{key}=0.02')
     if settings['modern'] and settings['activation'] != 'gelu':
         raise ValueError(f'activation={settings["activation"]!r} has no effect with modern=True, which has ReLU^2; '
-                         'leave it out')
+                         'leave it out, or try --activation=gelu')
     steps = settings['gradient_accumulation_steps']
-    above = -(-steps // world_size) * world_size
-    if above != steps:
-        below = f'--gradient_accumulation_steps={above - world_size} or ' if above > world_size else ''
+    if steps % world_size != 0:
+        below = steps // world_size * world_size
+        most = LARGEST['gradient_accumulation_steps']
+        fitting = [count for count in (below, below + world_size) if 0 < count <= most]
         raise ValueError(f'gradient_accumulation_steps={steps} is not divisible by the {world_size} processes that '
-                         f'share it; try {below}--gradient_accumulation_steps={above}')
-    highest, lowest = settings['learning_rate'], settings['min_lr']
-    if settings['decay_lr'] and lowest > highest:
-        raise ValueError(f'min_lr={lowest} is above learning_rate={highest}; try --min_lr={highest / 10:g}')
-    warmup, decay = settings['warmup_iters'], settings['lr_decay_iters']
-    if settings['decay_lr'] and warmup >= decay:
-        raise ValueError(f'warmup_iters={warmup} is not below lr_decay_iters={decay}; try --warmup_iters={decay // 20}')
-    if settings['decay_lr'] and settings['schedule'] == 'wsd' and warmup + settings['cooldown'] * decay > decay:
-        raise ValueError(f'warmup_iters={warmup} and cooldown={settings["cooldown"]} overlap; '
-                         f'try --cooldown={math.floor(100 * (decay - warmup) / decay) / 100}')
+                         'share it; try ' + ' or '.join(f'--gradient_accumulation_steps={count}' for count in fitting))
+    check_learning_rate(settings)
     keep, interval = settings['keep_interval'], settings['eval_interval']
     if keep % interval != 0:
         raise ValueError(f'keep_interval={keep} is not a multiple of eval_interval={interval}; '
-                         f'try --keep_interval={-(-keep // interval) * interval}')
+                         f'try --keep_interval={max(keep // interval, 1) * interval}')
     if settings['fsdp'] and world_size == 1:
-        raise ValueError('fsdp=True splits a model over processes, but there is one; start several with torchrun')
+        raise ValueError('fsdp=True splits a model over processes, but there is one; start several with torchrun, or '
+                         'try --fsdp=False')
     for key, package in (('wandb_log', 'wandb'), ('tensorboard_log', 'tensorboard')):
         if settings[key] and importlib.util.find_spec(package) is None:
             raise ValueError(f'{key}=True needs a package that is not here: pip install {package}')
+    if not settings['eval_only']:
+        files.check_folder(settings['out_dir'], 'out_dir')
+
+
+def check_learning_rate(settings):
+    """The part of check() about learning rates and their schedule."""
+    for key in ('learning_rate', 'muon_lr'):
+        if settings['optimizer'] == 'muon' and settings[key] == 0:
+            raise ValueError(f'{key}=0.0 does not go with optimizer=muon; try --{key}=0.02')
+    if not 0 < settings['cooldown'] <= 1:
+        raise ValueError(f'cooldown={settings["cooldown"]} must be a fraction of lr_decay_iters, above 0 and up to 1; '
+                         'try --cooldown=0.3')
+    if not settings['decay_lr']:
+        return
+    highest, lowest = settings['learning_rate'], settings['min_lr']
+    if lowest > highest:
+        raise ValueError(f'min_lr={lowest} is above learning_rate={highest}; try --min_lr={highest / 10:g}')
+    warmup, decay = settings['warmup_iters'], settings['lr_decay_iters']
+    if decay == 0:
+        raise ValueError('lr_decay_iters=0 leaves no iteration in which the learning rate could decay; '
+                         'try --decay_lr=False')
+    if warmup >= decay:
+        raise ValueError(f'warmup_iters={warmup} is not below lr_decay_iters={decay}; try --warmup_iters={decay // 20}')
+    cooling = math.ceil(settings['cooldown'] * decay * (1 - 1e-12))  # iterations; 0.07 * 100 is a little above 7
+    if settings['schedule'] == 'wsd' and warmup + cooling > decay:
+        shorter = math.floor(100 * (decay - warmup) / decay) / 100
+        raise ValueError(f'warmup_iters={warmup} and cooldown={settings["cooldown"]} overlap; try '
+                         + f'--cooldown={shorter} or ' * (shorter > 0) + f'--warmup_iters={decay - cooling}')
 
 
 def state_bytes(shape, vocab_size, optimizer):

@@ -1,9 +1,13 @@
 """Settings from config files and the command line: what is taken, what is refused, and how it says so."""
+import errno
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
+from common import settings
 from running import ROOT, ok, python
 
 SCRIPT = '''"""What the script is for."""
@@ -73,6 +77,7 @@ def test_no_names_are_left_behind(configure):
     (['--learn=3'], ['did you mean learning_rate?']),
     (['somewhere'], ["no config file 'somewhere'; did you mean --out_dir=somewhere?"]),
     (['batch_size=3'], ["no config file 'batch_size=3'; did you mean --batch_size=3?"]),
+    (['a folder'], ["did you mean '--out_dir=a folder'?"]),
     (['--batch_size=many'], ['batch_size expects int', "'many'"]),
     (['--batch_size=1.5'], ['batch_size expects int', '1.5']),
     (['--learning_rate', '-1'], ['learning_rate=-1.0 is below 0']),
@@ -91,10 +96,110 @@ def test_no_names_are_left_behind(configure):
 def test_a_mistake_is_one_line_and_exit_code_2(configure, tmp_path, args, expected):
     (tmp_path / 'last.pt').write_bytes(b'PK\x03\xff\x00')
     (tmp_path / 'somewhere').mkdir()
+    (tmp_path / 'a folder').mkdir()
     done = configure(*args, typo='batch_size = 3\nbatch_sise = 4', kind="learning_rate = '1e-3'",
                      broken='batch_size = 3\nbatch_size = =', raises='batch_size = 1 // 0')
     assert done.returncode == 2 and done.stdout == '' and len(done.stderr.strip().splitlines()) == 1
     assert all(part in done.stderr for part in expected), done.stderr
+
+
+def read(*words, script='train.py'):
+    """The settings of a script with these words on its command line, read in this process."""
+    return settings.read(os.path.join(ROOT, script), words)
+
+
+@pytest.mark.parametrize('script, key', [
+    ('train.py', 'out_dir'), ('train.py', 'dataset'), ('train.py', 'init_from'), ('sample.py', 'init_from'),
+    ('sample.py', 'out_dir'), ('sample.py', 'html'), ('export.py', 'out_dir'), ('export.py', 'to'),
+    ('bench.py', 'out'), ('bench.py', 'dataset')])
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch, script, key):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'mine.py').write_text(f"{key} = '~/run'")
+    assert read(f'--{key}=~/run', script=script)[key] == read('~/mine.py', script=script)[key] == f'{tmp_path}/run'
+    assert read(f'--{key}', '~', script=script)[key] == str(tmp_path)
+    assert read(f'--{key}=gpt2', script=script)[key] == 'gpt2' and read(f'--{key}=a~', script=script)[key] == 'a~'
+
+
+def test_a_tilde_in_a_prompt_stays_but_that_of_its_file_does_not(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for script, key in (('sample.py', 'start'), ('train.py', 'sample_prompts')):
+        assert read(f'--{key}=~', script=script)[key] == '~' and read(f'--{key}=~/x', script=script)[key] == '~/x'
+        assert read(f'--{key}=FILE:~/x', script=script)[key] == f'FILE:{tmp_path}/x'
+        assert read(f'--{key}=FILE:x~', script=script)[key] == 'FILE:x~'
+
+
+@pytest.mark.parametrize('script, key', [('train.py', 'seed'), ('train.py', 'max_iters'), ('sample.py', 'top_k'),
+                                         ('bench.py', 'vocab_size')])
+@pytest.mark.parametrize('value', [2**63, 2**64, 10**30, 10**4299])
+def test_an_int_that_is_too_large_is_named_with_one_that_works(script, key, value):
+    default = read(script=script)[key]
+    with pytest.raises(ValueError) as error:
+        read(f'--{key}={value}', script=script)
+    assert str(error.value).startswith(f'{key}={str(value)[:200]} is above 9223372036854775807')
+    assert str(error.value).endswith(f'; try --{key}={default}')
+    assert read(f'--{key}={2**63 - 1}', script=script)[key] == 2**63 - 1
+
+
+@pytest.mark.parametrize('text, expected', [
+    ('seed = 10**5000', 'seed=(a number of more than 4300 digits) is above 9223372036854775807'),
+    ('seed = -10**5000', 'seed=(a number of more than 4300 digits) is below 0'),
+    ('dataset = [10**5000]', 'dataset expects str'),
+    ("learning_rate = float('nan')", 'learning_rate=nan is not a number'),
+    ('learning_rate = -10**400', 'learning_rate=-inf is below 0')])
+def test_a_number_that_no_one_can_print_or_use_is_a_message(tmp_path, text, expected):
+    (tmp_path / 'mine.py').write_text(text)
+    with pytest.raises(ValueError) as error:
+        read(str(tmp_path / 'mine.py'))
+    assert expected in str(error.value) and 'mine.py, line 1' in str(error.value)
+
+
+@pytest.mark.parametrize('value', ['1e400', '1' + 400 * '0'])
+def test_a_float_may_be_infinite(value):
+    """sample.py --temperature=1e400 takes every token alike; train.py refuses what it cannot use (settings.check)."""
+    assert read(f'--temperature={value}', script='sample.py')['temperature'] == float('inf')
+
+
+def test_a_config_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / 'mine.py').write_text('batch_size = 3', encoding='utf-8-sig')
+    assert read(str(tmp_path / 'mine.py'))['batch_size'] == 3
+
+
+@pytest.mark.parametrize('content, expected', [
+    (b'batch_size = 3\0', 'mine.py: source code string cannot contain null bytes'),
+    ('batch_size = 3'.encode('utf-16'), 'mine.py is not a config file, which is text in UTF-8'),
+    (b'(' * 10000, 'mine.py, line 1'),
+    (b'import sys\nsys.exit()', 'mine.py, line 2: SystemExit'),
+    (b'raise ValueError("two\\nlines")', 'mine.py, line 1: ValueError: two lines')])
+def test_a_config_file_that_is_none_is_one_line(tmp_path, content, expected):
+    (tmp_path / 'mine.py').write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        read(str(tmp_path / 'mine.py'))
+    assert expected in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EIO])
+def test_a_config_file_that_cannot_be_read_is_named_with_the_reason(tmp_path, monkeypatch, number):
+    path, usual = str(tmp_path / 'mine.py'), open
+    (tmp_path / 'mine.py').touch()
+
+    def fails(name, *args, **options):
+        if name == path:
+            raise OSError(number, os.strerror(number), path)
+        return usual(name, *args, **options)
+    monkeypatch.setattr('builtins.open', fails)
+    with pytest.raises(ValueError, match=f'mine.py. cannot be read: {os.strerror(number)}$'):
+        read(path)
+
+
+@pytest.mark.parametrize('script', ['train.py', 'sample.py', 'bench.py', 'export.py'])
+def test_help_that_nobody_reads_to_its_end_is_no_error(tmp_path, script):
+    """As with --help | head: the pipe has no reader any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, os.path.join(ROOT, script), '--help'], cwd=tmp_path, stdout=writer,
+                          stderr=subprocess.PIPE)
+    os.close(writer)
+    assert done.returncode == 0 and done.stderr == b''
 
 
 def test_help_shows_every_setting_with_its_default_and_comment(configure):
@@ -129,8 +234,8 @@ def test_every_config_has_only_settings_that_train_knows(monkeypatch, name):
 @pytest.mark.parametrize('gpu, layers, context', [(True, 6, 256), (False, 4, 64)])
 def test_shakespeare_char_takes_the_small_settings_where_there_is_no_gpu(monkeypatch, capsys, gpu, layers, context):
     monkeypatch.setattr('common.device.has_gpu', lambda: gpu)
-    settings = settings_of('config/train_shakespeare_char.py', monkeypatch)
-    assert (settings['n_layer'], settings['block_size']) == (layers, context)
+    found = settings_of('config/train_shakespeare_char.py', monkeypatch)
+    assert (found['n_layer'], found['block_size']) == (layers, context)
     assert capsys.readouterr().out.count('\n') == (0 if gpu else 1)
 
 
@@ -157,5 +262,5 @@ decay_lr = False
 
 def test_a_config_of_the_original_still_runs(monkeypatch, tmp_path):
     (tmp_path / 'finetune.py').write_text(ORIGINAL_FINETUNE)
-    settings = settings_of(str(tmp_path / 'finetune.py'), monkeypatch)
-    assert settings['init_from'] == 'gpt2-xl' and settings['learning_rate'] == 3e-5 and not settings['decay_lr']
+    found = settings_of(str(tmp_path / 'finetune.py'), monkeypatch)
+    assert found['init_from'] == 'gpt2-xl' and found['learning_rate'] == 3e-5 and not found['decay_lr']

@@ -1,0 +1,50 @@
+"""The processes of a run: what the environment says of them, and what they do together."""
+import pytest
+
+from common import distributed
+
+TORCHRUN = dict(RANK='3', WORLD_SIZE='4', LOCAL_RANK='1', LOCAL_WORLD_SIZE='2')
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """environment(RANK='1', ...): what distributed.environment() makes of these variables alone."""
+    def read(**variables):
+        for name in TORCHRUN:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        return distributed.environment()
+    return read
+
+
+def test_what_torchrun_sets_is_taken_and_what_is_empty_is_not_set(environment):
+    assert environment(**TORCHRUN) == (3, 4, 1)
+    assert environment() == environment(RANK='', WORLD_SIZE=' ', LOCAL_RANK='', LOCAL_WORLD_SIZE='') == (0, 1, 0)
+    assert environment(RANK='0', WORLD_SIZE='1', LOCAL_RANK='0') == environment(WORLD_SIZE='1') == (0, 1, 0)
+    assert environment(RANK='0') == environment(LOCAL_RANK='0') == (0, 1, 0)
+
+
+@pytest.mark.parametrize('variables, reason', [
+    (dict(RANK='1'), 'RANK=1, no WORLD_SIZE'), (dict(LOCAL_RANK='1'), 'LOCAL_RANK=1'),
+    (dict(WORLD_SIZE='2'), 'no LOCAL_RANK and no RANK'), (dict(WORLD_SIZE='2', RANK='0'), 'no LOCAL_RANK'),
+    (dict(WORLD_SIZE='2', LOCAL_RANK='0'), 'no RANK'), (dict(WORLD_SIZE='abc'), "WORLD_SIZE='abc'"),
+    (dict(TORCHRUN, RANK='-1'), "RANK='-1'"), (dict(TORCHRUN, RANK='1.5'), "RANK='1.5'"),
+    (dict(TORCHRUN, RANK='4'), 'RANK=4, WORLD_SIZE=4'), (dict(TORCHRUN, LOCAL_RANK='2'), 'LOCAL_RANK=2'),
+    (dict(TORCHRUN, RANK='0'), 'RANK=0, WORLD_SIZE=4, LOCAL_RANK=1'), (dict(WORLD_SIZE='0'), 'WORLD_SIZE=0'),
+    (dict(TORCHRUN, LOCAL_WORLD_SIZE='two'), "LOCAL_WORLD_SIZE='two'")])
+def test_variables_that_make_no_sense_are_refused_with_what_to_type(environment, variables, reason):
+    with pytest.raises(ValueError, match=f'{reason}.*unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE'):
+        environment(**variables)
+
+
+def test_a_dataset_is_prepared_by_rank_0_and_then_by_the_first_rank_of_each_other_machine(monkeypatch):
+    """Two machines of two ranks each. Where they share a disk the second one finds it done."""
+    steps = {}
+    for rank in range(4):
+        steps[rank] = []
+        monkeypatch.setattr(distributed, 'environment', lambda: (rank, 4, rank % 2))
+        monkeypatch.setattr(distributed, 'barrier', lambda: steps[rank].append('wait'))
+        distributed.once_per_disk(lambda: steps[rank].append('prepare'))
+    assert steps == {0: ['prepare', 'wait', 'prepare', 'wait'], 1: ['wait', 'wait'], 2: ['wait', 'prepare', 'wait'],
+                     3: ['wait', 'wait']}
