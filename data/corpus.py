@@ -5,11 +5,13 @@ python data/corpus.py check data/shakespeare    # recount and re-hash it, show a
 """
 import sys
 
-from corpus.inspection import check  # the folder corpus, which Python prefers to this file
+from corpus import begin  # the folder corpus, which Python prefers to this file
+from corpus.inspection import check
 from corpus.plan import dataset_folder
 from common.console import exit_on_error, stop  # importing corpus has put common/ into sys.path
 
-if len(sys.argv) != 3 or sys.argv[1] != 'check':
+begin()
+if len(sys.argv) != 3 or sys.argv[1] != 'check' or not sys.argv[2]:
     stop('to check a dataset: python data/corpus.py check data/NAME')
 with exit_on_error():
     check(dataset_folder(sys.argv[2]))

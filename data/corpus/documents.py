@@ -80,7 +80,7 @@ def read_rows(stream, file, position, columns, share):
     name = os.path.basename(file['path'])
 
     def taken(place):
-        return share >= 1.0 or hash_of(f'{name} {place}') < share
+        return share >= 1.0 or key_from(hashlib.sha256(os.fsencode(f'{name} {place}'))) < share
     if sources.suffix(name) == '.parquet':
         return parquet_rows(stream, file['path'], position, columns, taken)
     rows_of = jsonl_rows if sources.suffix(name) == '.jsonl' else text_rows
@@ -119,6 +119,8 @@ def jsonl_rows(stream, size, position, taken):
         if position - begin >= BLOCK:
             yield rows, position, position / size
             rows, begin = [], position
+    if position < size:
+        raise OSError('it has become shorter while it was read')
     yield rows, position, 1.0
 
 

@@ -103,7 +103,8 @@ def in_order(pool, encode, work, ahead):
 def units(shards, state, plan, read, skip_bad):
     """Yields (pieces for Encoder.encode_unit, the state to go on from; None except at the end of a source's block)."""
     counts, characters = collections.Counter(state['counts']), state['characters']
-    val_keys = set(np.fromfile(shards.path('val_keys')) if 'val_keys' in state['lengths'] else ())
+    written = chunks(shards.path('val_keys'), np.float64) if 'val_keys' in state['lengths'] else ()
+    val_keys = {key for keys in written for key in keys.tolist()}
 
     def bad_row(describe):
         counts['unusable'] += 1
@@ -146,9 +147,11 @@ def complete(shards, plan):
             f.write(meta.pop('tokenizer_json').encode())
     dtype = dtype_for(meta['vocab_size'])
     sizes = {split: os.path.getsize(shards.path(f'{split}.bin')) // dtype.itemsize for split in dataset.SPLITS}
-    if not all(sizes.values()):
-        raise ValueError(f'too little text: {sizes["train"]} tokens to train on and {sizes["val"]} to validate; use '
-                         'more text, or another --val_fraction or --fraction')
+    used = {split: ones_in(shards.path(f'{split}_mask.bin')) if size and plan.masked else size
+            for split, size in sizes.items()}
+    if not all(used.values()):
+        raise ValueError(f'too little text: {used["train"]} tokens to train on and {used["val"]} to validate; use more '
+                         'text, a larger --fraction, another --val_fraction, or --val_input=FILE')
     return {**meta, 'dtype': dtype.name, 'train_tokens': sizes['train'], 'val_tokens': sizes['val'],
             'sha256': {name: sha256_of(shards.path(name)) for name in sorted(os.listdir(shards.folder))
                        if name.endswith('.bin') or name == 'tokenizer.json'}}
@@ -174,10 +177,16 @@ def number_characters(path, chars):
 
 
 def chunks(path, dtype):
-    """Yields the numbers in a file, CHUNK at a time."""
+    """Yields the numbers in a file, CHUNK at a time. Bytes at its end that are no whole number are left out."""
+    size = np.dtype(dtype).itemsize
     with open(path, 'rb') as f:
-        while len(numbers := np.fromfile(f, dtype, CHUNK)):
-            yield numbers
+        while len(content := f.read(CHUNK * size)) >= size:  # np.fromfile takes a read that fails for the end
+            yield np.frombuffer(content, dtype, len(content) // size)
+
+
+def ones_in(path):
+    """How many tokens count in the loss, by the mask in a file."""
+    return sum(np.count_nonzero(mask) for mask in chunks(path, np.uint8))
 
 
 def sha256_of(path):

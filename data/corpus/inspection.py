@@ -9,16 +9,18 @@ import numpy as np
 
 from common import dataset, tokenizer
 from corpus import ROOT
-from corpus.encoding import chunks, sha256_of
+from corpus.encoding import chunks, ones_in, sha256_of
 
 SMALL = 20_000_000  # tokens; with fewer, a model that a CPU can train is large enough
 TINY = 1_000_000    # tokens; fewer are not enough to learn what each of GPT-2's 50,257 means
+FIGURES = {'characters': int, 'documents': dict, 'split': str, 'left_out': dict, 'train_tokens': int, 'val_tokens': int}
 
 
-def summarize(folder, expected, config):
-    """Print what a dataset has, how it begins, and how to train on it."""
-    sys.stdout.reconfigure(errors='backslashreplace')  # the terminal may not know its characters
-    meta = dataset.read_meta(folder)
+def summarize(folder, meta, expected, config):
+    """Print what the dataset in `folder` with this meta.json has, how it begins, and how to train on it."""
+    if wrong := [key for key, kind in FIGURES.items() if not isinstance(meta.get(key), kind)]:
+        raise ValueError(f'{os.path.join(folder, "meta.json")} is damaged, see its {wrong[0]!r}; to make the dataset '
+                         'anew, delete that file and run the same command again')
     counts, cut = (meta['train_tokens'], meta['val_tokens']), 'train_documents_in_val' not in meta
     print(f'{meta["characters"]:,} characters, ' + (
         f'{meta["vocab_size"]} distinct: {meta["chars"]!r:.200}' if 'chars' in meta else
@@ -32,38 +34,49 @@ def summarize(folder, expected, config):
             print(f'left out: {count:,} {reason} documents')
     if expected and expected != counts:
         print(f'the usual text gives {expected[0]:,} and {expected[1]:,} tokens, so this is another one')
-    begin = tokenizer.from_meta(meta).decode(dataset.open_tokens(folder, 'train', meta)[:50].tolist())
-    print(f'it begins: {begin!r}')
+    print(f'it begins: {excerpt(folder, meta, 0, 50)}')
     name = os.path.basename(os.path.abspath(folder))
     inside = os.path.abspath(folder) == os.path.join(ROOT, 'data', name)
     small = 'train_shakespeare_char_fast.py' if counts[0] < SMALL else 'small.py'
     command = f'python train.py config/{config or small}'
     if not config or not os.path.exists(os.path.join(ROOT, 'data', name, 'prepare.py')) or not inside:
-        command += f' --dataset={shlex.quote(name if inside else folder)}'
+        command += f' --dataset={shlex.quote(name if inside else os.path.abspath(folder))}'
     if not config and meta['tokenizer'] == 'gpt2' and counts[0] < TINY:
         print('a text this short trains faster with a smaller vocabulary: --tokenizer=char, or --vocab_size=1024')
     print(f'to train on it: {command}' + ('' if config else f' --out_dir=out-{shlex.quote(name)}'))
 
 
+def excerpt(folder, meta, start, count):
+    """Some of train's text, quoted; or why it cannot be shown, which is no fault of the dataset."""
+    try:
+        ids = dataset.open_tokens(folder, 'train', meta)[start:start + count].tolist()
+        return repr(tokenizer.from_meta(meta).decode(ids))
+    except (OSError, ValueError) as error:  # GPT-2's vocabulary may be a download
+        return f'(not shown: {error})'
+
+
 def check(folder):
     """Recount and re-hash a dataset, check every id, print its meta.json and a piece. Exit code 1 if it is damaged."""
-    sys.stdout.reconfigure(errors='backslashreplace')
     meta, wrong = dataset.read_meta(folder), []
+    dtype = np.dtype(meta['dtype']).newbyteorder('<')
     for split in dataset.SPLITS:
         path = os.path.join(folder, f'{split}.bin')
-        size = largest = 0
-        for ids in chunks(path, np.dtype(meta['dtype']).newbyteorder('<')):
-            size, largest = size + len(ids), max(largest, int(ids.max()))
+        size, rest = divmod(os.path.getsize(path), dtype.itemsize)
+        largest = max((int(ids.max()) for ids in chunks(path, dtype)), default=0)
         print(f'{split} has {size:,} tokens, the largest id is {largest} of {meta["vocab_size"]}')
+        if rest:
+            wrong.append(f'{path} has {size * dtype.itemsize + rest} bytes, which is no whole number of {dtype.name}')
+        if not size:
+            wrong.append(f'{path} has no tokens')
         if size != meta.get(f'{split}_tokens', size):
             wrong.append(f'{path} has {size:,} tokens, meta.json says {meta[f"{split}_tokens"]:,}')
         if largest >= meta['vocab_size']:
             wrong.append(f'{path} has the id {largest}, but vocab_size is {meta["vocab_size"]}')
-        mask = dataset.open_mask(folder, split)
-        if mask is not None:
-            print(f'{np.count_nonzero(mask):,} of them count in the loss')
-            if len(mask) != size:
-                wrong.append(f'{split}_mask.bin has {len(mask):,} entries for {size:,} tokens')
+        mask = os.path.join(folder, f'{split}_mask.bin')
+        if os.path.exists(mask):
+            print(f'{ones_in(mask):,} of them count in the loss')
+            if os.path.getsize(mask) != size:
+                wrong.append(f'{mask} has {os.path.getsize(mask):,} entries for {size:,} tokens')
     for name, known in meta.get('sha256', {}).items():
         path = os.path.join(folder, name)
         if not os.path.exists(path):
@@ -74,7 +87,6 @@ def check(folder):
     if wrong:
         print('\n'.join(['damaged:', *wrong]), file=sys.stderr)
         sys.exit(1)
-    tokens = dataset.open_tokens(folder, 'train', meta)
-    start = random.randrange(max(len(tokens) - 100, 1))
-    print(f'from token {start:,} on: {tokenizer.from_meta(meta).decode(tokens[start:start + 100].tolist())!r}')
-    print('everything is as meta.json says' if 'sha256' in meta else 'there is no meta.json with hashes to compare with')
+    start = random.randrange(max(os.path.getsize(os.path.join(folder, 'train.bin')) // dtype.itemsize - 100, 1))
+    print(f'from token {start:,} on: {excerpt(folder, meta, start, 100)}')
+    print('everything is as meta.json says' if 'sha256' in meta else 'no meta.json has hashes to compare with')

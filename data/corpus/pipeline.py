@@ -10,8 +10,8 @@ from dataclasses import asdict
 
 from common import dataset
 from common.console import stop
-from common.files import write_whole
-from corpus import documents, sources
+from common.files import check_folder, write_whole
+from corpus import begin, documents, sources
 from corpus.encoding import complete, tokenise
 from corpus.inspection import summarize
 from corpus.plan import Job, Plan, make_plan, named_vocabulary
@@ -19,6 +19,7 @@ from corpus.shards import Shards
 
 CUT = 0.9  # the part of each document that goes to train, if there are few, as in nanoGPT
 MASKS = ('val_mask.bin', 'train_mask.bin')
+LARGEST = 2**20  # tokens in a vocabulary to learn; the learning reserves memory for all of them
 
 
 def prepare(script, doc, source=None, val_source=None, sha256=None, tokenizer='gpt2', val_fraction=0.1, columns=None,
@@ -34,8 +35,9 @@ def prepare(script, doc, source=None, val_source=None, sha256=None, tokenizer='g
     write_source(path): writes the source, a file, if it does not exist
     config: the file in config/ to train with, and further options for train.py
     """
+    begin()
     args = parse(doc, source)
-    folder = os.path.expanduser(args.out or os.path.dirname(os.path.abspath(script)))
+    folder = os.path.dirname(os.path.abspath(script)) if args.out is None else os.path.expanduser(args.out)
     to_parts = to_parts or (lambda row: [(documents.text_of(row, args.text_key, documents.KEY_HINT), True)])
     read = functools.partial(documents.read, to_parts=to_parts, columns=columns or [args.text_key], share=args.fraction)
     usual = not args.input and not args.val_input and args.source == source
@@ -46,23 +48,28 @@ def prepare(script, doc, source=None, val_source=None, sha256=None, tokenizer='g
     if not usual or args.fraction < 1.0 or args.tokenizer or args.vocab_size:
         expected = None
     try:
+        check_folder(folder, '--out')
         os.makedirs(folder, exist_ok=True)
         if usual and source.startswith('https://'):
             job.train = [sources.download(folder, source, sha256)]
         elif usual and write_source and not os.path.exists(source):
             write_source(source)
-        make(folder, job, ' '.join(args.input or [args.source]), read, args.skip_bad)
-        summarize(folder, expected, config)
+        meta = make(folder, job, ' '.join(args.input or [args.source]), read, args.skip_bad)
+        summarize(folder, meta, expected, config)
     except KeyboardInterrupt:
         stop('stopped; the same command goes on from the last finished shard, if there is one', code=75)
-    except FileExistsError:
-        stop(f'--out={folder} is a file, not a folder')
     except sources.Gone as error:
         stop(f'{error}\n{others}'.strip())
-    except (OSError, ValueError) as error:
-        if getattr(error, 'errno', None) not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            stop(error)
-        stop(f'no room to write ({error}). Make some and run the same command again: it goes on from the last shard')
+    except ValueError as error:
+        stop(error)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            limit = ', or lift the limit on the size of a file (ulimit -f),' * (error.errno == errno.EFBIG)
+            stop(f'no room to write ({error}). Make some{limit} and run the same command again: it goes on from the '
+                 'last shard')
+        if not os.access(folder, os.W_OK | os.X_OK):
+            stop(f'--out={folder} cannot be written to ({error}); name another folder')
+        stop(f'{error}. Nothing that was finished is lost: when that is mended, run the same command again')
 
 
 def parse(doc, source):
@@ -89,6 +96,10 @@ def parse(doc, source):
         parser.error(f'--vocab_size={args.vocab_size} learns a vocabulary, --tokenizer={args.tokenizer} names one')
     if args.vocab_size and args.vocab_size < 257:
         parser.error(f'--vocab_size={args.vocab_size} is below 257: the 256 bytes and <|endoftext|>')
+    if args.vocab_size > LARGEST:
+        parser.error(f'--vocab_size={args.vocab_size} is above {LARGEST}; common are 4096 to 65536')
+    if args.tokenizer == '':
+        parser.error('--tokenizer is empty; leave it out, or name gpt2, char or the folder of a dataset')
     if not 0 < args.fraction <= 1:
         parser.error(f'--fraction={args.fraction} must be above 0 and at most 1')
     if args.val_fraction is not None and not 0 < args.val_fraction < 1:
@@ -97,20 +108,19 @@ def parse(doc, source):
 
 
 def make(folder, job, source_name, read, skip_bad):
-    """Make the dataset that `job` describes in `folder`, or go on where an interrupted preparation of it stopped."""
+    """
+    Make the dataset that `job` describes in `folder`, or go on where an interrupted preparation of it stopped. Returns
+    its meta.json.
+    """
     local = [sources.find(pattern) for pattern in job.val + job.train if not pattern.startswith('hf://')]
     named = named_vocabulary(job)
     made_from = hashlib.sha256(json.dumps([asdict(job), local, named]).encode()).hexdigest()
     work = os.path.join(folder, f'unfinished-{made_from[:8]}')  # one folder per job: no other job's work is lost
-    try:
-        earlier = dataset.read_meta(folder)
-        dataset.check(folder, earlier, block_size=0)
-    except (OSError, ValueError):  # there is none, or an incomplete one
-        earlier = {}
+    earlier = find_dataset(folder)
     if earlier.get('made_from') == made_from:
         shutil.rmtree(work, ignore_errors=True)
         print(f'{folder} has this dataset already; to make it anew, delete its train.bin')
-        return
+        return earlier
     if earlier:
         print(f'this replaces the dataset in {folder}, made of {earlier.get("source", "?")}; --out=FOLDER keeps both')
     shards = Shards(work)
@@ -132,3 +142,18 @@ def make(folder, job, source_name, read, skip_bad):
         with write_whole(shards.path('meta.json'), 'wb') as f:
             f.write(json.dumps(meta, indent=1).encode())
     shards.deliver(folder, (*MASKS, 'tokenizer.json', 'val.bin', 'meta.json', 'train.bin'), obsolete=MASKS)
+    delivered = find_dataset(folder)
+    if delivered.get('made_from') != made_from:  # after a kill in deliver(), another job may have delivered there
+        raise ValueError(f'the dataset in {folder} is not whole, perhaps because another preparation wrote '
+                         'there; run the same command again')
+    return delivered
+
+
+def find_dataset(folder):
+    """The meta.json of the dataset in `folder`; {} if there is none that is whole. OSError if it cannot be read now."""
+    try:
+        meta = dataset.read_meta(folder)
+        dataset.check(folder, meta, block_size=0)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return meta

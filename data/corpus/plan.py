@@ -1,5 +1,5 @@
 """What is decided before the first id is written: the files, how val is split off, and the vocabulary."""
-import itertools
+import math
 import os
 import signal
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Plan:
     """How a job is done. The manifest keeps it, so that a restart does the same."""
     files: list          # as sources.find returns them, each with its 'split'; those of val first
     rule: str            # what decides on train or val: 'files', a 'hash' of the document, or a 'cut' within it
-    val_fraction: float  # as in the job, for 'hash'
+    val_fraction: float  # for 'hash': as in the job, or what gives each split a document
     cut: float           # as in the job, for 'cut'
     masked: bool         # whether some text does not count in the loss
     vocabulary: dict     # the part of meta.json that says what the ids mean
@@ -65,17 +65,24 @@ def make_plan(folder, job, named, read):
         if plan.masked and sources.suffix(path) not in ('.jsonl', '.parquet'):
             raise ValueError(f'{path} is plain text; instructions and answers come in .jsonl and .parquet files')
     if not job.val:
-        plan.rule = 'hash' if plan.masked or has_documents(plan, read, FEW / job.val_fraction) else 'cut'
+        keys = keys_of(plan, read, enough=FEW / job.val_fraction)
+        plan.rule = 'hash' if plan.masked or len(keys) >= FEW / job.val_fraction else 'cut'
+        if keys:  # neither split stays empty, unless all documents are the same
+            plan.val_fraction = min(max(plan.val_fraction, math.nextafter(min(keys), 1)), max(keys))
     check_disk(folder, job, plan)
     plan.vocabulary = named or find_vocabulary(job, plan, read)
     return plan
 
 
-def has_documents(plan, read, enough):
-    """Whether the files have at least `enough` documents."""
-    counts = (sum(document.begin == 0.0 for document in documents)
-              for file in plan.files for documents, _, _ in read(file, 0, bad_row=lambda describe: None))
-    return any(seen >= enough for seen in itertools.accumulate(counts))
+def keys_of(plan, read, enough):
+    """The keys of the documents in the files; only of the first ones if those are `enough`."""
+    keys = []
+    for file in plan.files:
+        for documents, _, _ in read(file, 0, bad_row=lambda describe: None):
+            keys += [document.key for document in documents if document.begin == 0.0]
+            if len(keys) >= enough:
+                return keys
+    return keys
 
 
 def check_disk(folder, job, plan):
@@ -104,7 +111,8 @@ def named_vocabulary(job):
 
 def dataset_folder(name):
     """The folder that a user names: a path, or a name in data/."""
-    return name if os.path.isdir(name) else dataset.find(ROOT, name.removeprefix('data/'))
+    name = os.path.expanduser(name)
+    return name if os.path.isdir(name) else os.path.join(ROOT, 'data', name.removeprefix('data/'))
 
 
 def find_vocabulary(job, plan, read):

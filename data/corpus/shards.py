@@ -4,6 +4,7 @@ manifest notes their lengths and where in the source the next shard begins. A ki
 shard: a restart truncates the files to the lengths in the manifest and goes on. It knows no tokens.
 """
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -16,34 +17,63 @@ class Shards:
 
     def __init__(self, folder):
         self.folder, self.files = folder, {}
-        os.makedirs(folder, exist_ok=True)
+        self.claim()
         try:
-            self.lock = files.lock_if_possible(self.path('.lock'), 'do not start a second process there')
-        except files.Locked:
-            raise ValueError(f'another process is at work in {folder}') from None
-        self.manifest = self.read_manifest()
+            self.manifest = self.read_manifest()
+        except ValueError as error:  # a damaged disk, or a hand: somebody may want to look at it
+            aside = files.free_name(f'{folder}-damaged')
+            self.release()
+            os.rename(folder, aside)
+            print(f'{folder} is damaged ({error}), and the work begins anew; what was there is in {aside} now')
+            self.claim()
+            self.manifest = nothing_done()
         if self.manifest['ready'] is None:
             for name in set(os.listdir(folder)) - {'.lock', 'manifest.json', *self.last['lengths']}:
                 os.remove(self.path(name))
             for name, length in self.last['lengths'].items():
                 os.truncate(self.path(name), length)
 
+    def claim(self):
+        """Make the folder and lock it."""
+        os.makedirs(self.folder, exist_ok=True)
+        try:
+            self.lock = files.lock_if_possible(self.path('.lock'), 'do not start a second process there')
+        except files.Locked:
+            raise ValueError(f'another process is at work in {self.folder}') from None
+
+    def release(self):
+        if self.lock is not None:
+            self.lock.release()
+
     def path(self, name):
         return os.path.join(self.folder, name)
 
     def read_manifest(self):
-        """The manifest; an empty one if there is none, or if it does not fit the files."""
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            with open(self.path('manifest.json'), encoding='utf-8') as f:
-                manifest = json.load(f)
-            if manifest['ready'] is not None or all(
-                    os.path.getsize(self.path(name)) >= length for name, length in manifest['last']['lengths'].items()):
-                return manifest
-        return {'plan': None, 'shards': 0, 'last': {'lengths': {}}, 'ready': None}
+        """
+        The manifest; an empty one if there is none. ValueError if it is not as it was written, or does not fit the
+        files; OSError if it cannot be read now.
+        """
+        if 'manifest.json' not in os.listdir(self.folder):
+            return nothing_done()
+        with open(self.path('manifest.json'), 'rb') as f:
+            content = f.read()
+        try:
+            manifest = json.loads(content)
+        except (ValueError, RecursionError):
+            manifest = None
+        if not isinstance(manifest, dict) or manifest.pop('sha256', None) != digest(manifest):
+            raise ValueError('its manifest.json is not as it was written')
+        there = os.listdir(self.folder)
+        if manifest['ready'] is not None:  # without its last file it was delivered, and has been replaced since
+            return manifest if manifest['ready'][-1] in there else nothing_done()
+        for name, length in manifest['last']['lengths'].items():
+            if name not in there or os.path.getsize(self.path(name)) < length:
+                raise ValueError(f'its {name} has fewer than {length} bytes')
+        return manifest
 
     def write_manifest(self):
         with files.write_whole(self.path('manifest.json'), 'wb') as f:
-            f.write(json.dumps(self.manifest, indent=1).encode())
+            f.write(json.dumps({**self.manifest, 'sha256': digest(self.manifest)}, indent=1).encode())
 
     @property
     def last(self):
@@ -72,19 +102,31 @@ class Shards:
         if self.manifest['ready'] is None:
             for file in self.files.values():
                 file.close()
-            self.manifest['ready'] = [name for name in names if os.path.exists(self.path(name))]
+            there = os.listdir(self.folder)
+            self.manifest['ready'] = [name for name in names if name in there]
             self.write_manifest()
         ready = self.manifest['ready']
-        if os.path.exists(self.path(ready[-1])):
-            for name in [ready[-1], *set(obsolete) - set(ready)]:
-                if os.path.exists(os.path.join(folder, name)):
-                    os.remove(os.path.join(folder, name))
+        for name in [ready[-1], *set(obsolete) - set(ready)]:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(folder, name))
         for name in ready:
-            if os.path.exists(self.path(name)):
+            with contextlib.suppress(FileNotFoundError):  # moved before a kill
                 os.replace(self.path(name), os.path.join(folder, name))
         self.remove()
 
     def remove(self):
-        if self.lock is not None:
-            self.lock.release()
-        shutil.rmtree(self.folder)
+        """Remove the folder, which is of no more use. If that fails, it is told, and the work counts."""
+        self.release()
+        try:
+            shutil.rmtree(self.folder)
+        except OSError as error:
+            print(f'{self.folder} can be deleted, but not now ({error})')
+
+
+def nothing_done():
+    """The manifest before any work."""
+    return {'plan': None, 'shards': 0, 'last': {'lengths': {}}, 'ready': None}
+
+
+def digest(manifest):
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()

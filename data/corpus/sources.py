@@ -9,6 +9,7 @@ import http.client
 import io
 import os
 import re
+import stat
 import time
 import urllib.request
 
@@ -33,13 +34,25 @@ def find(pattern):
     found = [named] if os.path.exists(named) else glob.glob(named, recursive=True)
     if not found:
         raise ValueError(f'there is no {pattern!r}')
-    files = [path for path in found if os.path.isfile(path)]
-    files += [os.path.join(place, name) for path in found for place, _, names in os.walk(path) for name in names]
+    files = []
+    for path in found:
+        try:
+            kind = os.stat(path).st_mode
+        except FileNotFoundError:  # a link to nothing
+            continue
+        files += walk(path) if stat.S_ISDIR(kind) else [path] if stat.S_ISREG(kind) else []
     paths = sorted({os.path.abspath(path) for path in files if suffix(path) in SUFFIXES})
     if not paths:
         raise ValueError(f'{pattern!r} is or has no file of {", ".join(SUFFIXES)}; convert other formats to .jsonl, '
                          'with a {"text": "..."} on each line')
     return [{'path': path, 'bytes': os.path.getsize(path), 'version': os.stat(path).st_mtime_ns} for path in paths]
+
+
+def walk(folder):
+    """The paths of all files in a folder and its subfolders. OSError if one cannot be read: it is not left out."""
+    def fail(error):
+        raise error
+    return [os.path.join(place, name) for place, _, names in os.walk(folder, onerror=fail) for name in names]
 
 
 def suffix(path):

@@ -33,7 +33,8 @@ def documents(top):
     for place, folders, names in os.walk(top):
         folders[:] = set(folders) - SKIPPED
         for path in (os.path.join(place, name) for name in names if name.endswith('.py')):
-            with open(path, 'rb') as f, contextlib.suppress(SyntaxError, ValueError):  # a few are invalid on purpose
+            # a few are invalid on purpose, and some systems have links to nothing there
+            with contextlib.suppress(SyntaxError, ValueError, FileNotFoundError), open(path, 'rb') as f:
                 nodes = ast.walk(ast.parse(f.read()))
                 docstrings = [ast.get_docstring(node) for node in nodes if isinstance(node, WITH_DOCSTRING)]
                 yield '\n\n'.join(filter(None, docstrings))

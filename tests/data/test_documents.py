@@ -1,5 +1,6 @@
 """Documents come out of a file as they went in, from any position; what cannot be read is named with its line."""
 import json
+import os
 from unittest.mock import Mock
 
 import pytest
@@ -91,6 +92,18 @@ def test_a_file_that_changes_while_it_is_read_does_not_hang(tmp_path, short):
     assert ''.join(text for texts, _ in read({**file, 'bytes': 5000}) for text in texts) == ('some words ' * 500)[:5000]
     with pytest.raises(ValueError, match='has become shorter'):
         read({**file, 'bytes': 6000})
+
+
+def test_lines_that_are_gone_since_the_files_were_listed_are_missed(tmp_path):
+    file = write(tmp_path / 'a.jsonl', TEXTS)
+    os.truncate(file['path'], (tmp_path / 'a.jsonl').read_bytes().index(b'{"text": "Story 200'))
+    with pytest.raises(ValueError, match='a.jsonl .*has become shorter'):
+        read(file)
+
+
+def test_a_fraction_of_a_file_whose_name_is_not_utf8(tmp_path):
+    file = write(tmp_path / os.fsdecode(b'\xff.jsonl'), TEXTS)
+    assert 60 < len([text for texts, _ in read(file, share=0.3) for text in texts]) < 120
 
 
 def test_the_end_of_a_long_document_is_found_wherever_it_is(tmp_path, monkeypatch):

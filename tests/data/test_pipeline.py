@@ -2,6 +2,7 @@
 import hashlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -257,6 +258,30 @@ def test_only_answers_count(prepare, tmp_path):
     assert sorted(os.listdir(tmp_path / 'out')) == ['meta.json', 'train.bin', 'val.bin']
 
 
+def test_a_few_instructions_give_each_split_some(prepare, tmp_path):
+    """Thirty, of which none has a key below val_fraction, or all do; two are enough."""
+    rows = [{'q': f'{i}?', 'a': f'yes {i}!'} for i in range(200)]
+
+    def key(row):
+        return documents.hash_of(f'Q {row["q"]} A \0{row["a"]}')
+    for fraction, some in ((0.05, [row for row in rows if key(row) > 0.3][:30]),
+                           (0.95, [row for row in rows if key(row) < 0.8][:30]), (0.05, rows[:2])):
+        (tmp_path / 'a.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in some))
+        train, val, meta = prepare('--input=a.jsonl', f'--val_fraction={fraction}', **INSTRUCTIONS)
+        assert meta['documents']['train'] + meta['documents']['val'] == len(some)
+        assert min(meta['documents'].values()) == 1
+    (tmp_path / 'a.jsonl').write_text(json.dumps(rows[0]))
+    code, said = prepare('--input=a.jsonl', **INSTRUCTIONS)
+    assert code == 2 and '0 to validate; use more text' in said
+
+
+def test_a_split_whose_answers_are_all_empty_is_too_little_text(prepare, tmp_path):
+    for name, answer in (('a.jsonl', 'yes'), ('val.jsonl', '')):
+        (tmp_path / name).write_text(json.dumps({'q': '1?', 'a': answer}))
+    code, said = prepare('--input=a.jsonl', '--val_input=val.jsonl', **INSTRUCTIONS)
+    assert code == 2 and 'too little text: 3 tokens to train on and 0 to validate' in said
+
+
 def test_instructions_need_their_columns(prepare, tmp_path):
     (tmp_path / 'a.txt').write_text('text')
     assert 'a.txt is plain text; instructions and answers come in' in prepare('--input=.', **INSTRUCTIONS)[1]
@@ -492,16 +517,58 @@ def test_a_bad_row_stops_the_script_or_is_skipped(prepare, tmp_path, capsys):
     assert 'left out: ' in said.out + said.err and 'left out: 1 unusable documents' in said.out
 
 
+def test_what_a_remedy_for_too_little_text_says_works(prepare, tmp_path):
+    write(tmp_path / 'same.jsonl', STORIES[:1] * 200)  # they all go the same way
+    write(tmp_path / 'short.txt', STORIES[:1])
+    for args, remedy in ((['--input=same.jsonl'], '--val_input=a.jsonl'),
+                         (['--input=short.txt', '--val_fraction=1e-300'], '--val_fraction=0.1'),
+                         (['--input=short.txt', '--fraction=1e-300'], '--fraction=1')):
+        code, said = prepare(*args)
+        assert code == 2 and 'too little text' in said and remedy.partition('=')[0] in said
+        assert len(prepare(*args, remedy)) == 3
+
+
+def test_a_folder_that_cannot_be_one_is_named_with_a_way_that_works(prepare, tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('mine')
+    (tmp_path / 'dangling').symlink_to('nowhere')
+    for out in ('file', 'file/within', 'dangling', ''):
+        code, said = prepare('--input=a.jsonl', out=out)
+        assert code == 2 and f'--out={out!r}' in said and 'name' in said and said.count('\n') == 1
+    assert (tmp_path / 'file').read_text() == 'mine' and not (tmp_path / 'nowhere').exists()
+    (tmp_path / 'closed').mkdir()
+
+    def mkdir(path, *args, original=os.mkdir):
+        if 'closed/' in path:
+            raise PermissionError(13, 'Permission denied', path)
+        original(path, *args)
+    monkeypatch.setattr(os, 'mkdir', mkdir)
+    monkeypatch.setattr(os, 'access', lambda path, mode: False)
+    for out in ('closed', 'closed/new'):
+        code, said = prepare('--input=a.jsonl', out=out)
+        assert code == 2 and f'--out={out} cannot be written to' in said and 'name another folder' in said
+
+
 @pytest.mark.parametrize('args, complaint', [
     ([], 'name your text'), (['--input=none.txt'], "there is no 'none.txt'"),
     (['--input=.', '--vocab_size=20'], 'below 257'),
     (['--input=.', '--fraction=0'], 'fraction=0.0'), (['--source=hf://mine'], 'hf://datasets/OWNER/NAME'),
+    (['--input=.', '--fraction=nan'], 'fraction=nan'), (['--input=.', '--fraction=-1'], 'fraction=-1.0'),
+    (['--input=.', '--val_fraction=nan'], 'val_fraction=nan'), (['--input=.', '--val_fraction=-1'], 'val_fraction=-1.0'),
+    (['--input=.', f'--vocab_size={10**30}'], 'is above 1048576'), (['--input=.', '--vocab_size=-1'], 'below 257'),
+    (['--input=.', '--tokenizer='], '--tokenizer is empty'), (['--input=.', '--source=', '--out='], "--out=''"),
     (['--input=a.txt', '--tokenizer=gpt3'], '--tokenizer=gpt3 is neither'),
+    (['--input=a.txt', '--tokenizer=a.txt'], '--tokenizer=a.txt is neither'),
     (['--input=a.txt', '--vocab_size=300', '--tokenizer=gpt2'], 'names one')])
 def test_a_wrong_command_line_says_what_is_right(prepare, tmp_path, args, complaint):
     (tmp_path / 'a.txt').write_text('text')
     code, said = prepare(*args)
     assert code == 2 and complaint in said and 'Traceback' not in said
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason="wants Linux' /proc")
+def test_a_read_that_fails_is_not_taken_for_the_end_of_a_file():
+    with pytest.raises(OSError, match='Input/output error'):
+        list(encoding.chunks('/proc/self/mem', '<u2'))  # nothing is mapped at address 0
 
 
 def test_check_finds_damage(prepare, tmp_path, capsys):
@@ -566,6 +633,14 @@ def test_known_texts_give_the_known_counts(tmp_path, name, text, counts):
     with open(tmp_path / 'input.txt', 'a') as f:
         f.write('more')
     assert 'so this is another one' in run_script(name, f'--out={tmp_path}', cwd='/').stdout
+
+
+def test_pythons_documentation_may_have_links_to_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, 'prepare', lambda *args, **options: None)
+    script = runpy.run_path(os.path.join(ROOT, 'data', 'pydoc_char', 'prepare.py'))
+    (tmp_path / 'a.py').write_text('"""One."""')
+    (tmp_path / 'sitecustomize.py').symlink_to('nowhere')
+    assert [*script['documents'](str(tmp_path))] == ['One.']
 
 
 def test_pythons_documentation_is_a_corpus_that_needs_no_download(tmp_path):

@@ -42,6 +42,27 @@ def test_files_folders_and_globs(tmp_path):
             names(pattern)
 
 
+def test_what_cannot_be_read_now_is_not_left_out(tmp_path, monkeypatch):
+    (tmp_path / 'sub').mkdir()
+    for name in ('a.txt', 'b.txt', 'sub/c.txt'):
+        (tmp_path / name).write_text('text')
+
+    def failing(function, what):
+        def fails(path, *args, **options):
+            if str(path) == str(tmp_path / what):
+                raise PermissionError(13, 'Permission denied', path)
+            return function(path, *args, **options)
+        return fails
+    for function, what, pattern in (('scandir', 'sub', ''), ('stat', 'b.txt', '*.txt'), ('stat', 'sub', '*')):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, function, failing(getattr(os, function), what))
+            with pytest.raises(PermissionError):
+                sources.find(str(tmp_path / pattern))
+    os.mkfifo(tmp_path / 'd.txt')  # would be waited for
+    (tmp_path / 'e.txt').symlink_to('nowhere')
+    assert [os.path.basename(file['path']) for file in sources.find(str(tmp_path / '*'))] == ['a.txt', 'b.txt', 'c.txt']
+
+
 # Hugging Face
 
 @pytest.fixture
