@@ -25,6 +25,7 @@ from common.training import attention
 from common.training.muon import MuonAdamW
 
 LOSS_CHUNK = 1024  # tokens whose logits are in memory at once: with GPT-2's vocabulary 0.2 GB in float32
+EVAL_CHUNK = 256   # tokens whose logits are in float32 at once
 
 
 @dataclass
@@ -222,7 +223,10 @@ class GPT(nn.Module):
             logits, loss = None, self.loss_in_chunks(x.flatten(0, 1), targets.flatten())
         else:
             logits = self.lm_head(x)
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction='sum')
+            # evaluated eagerly, only a chunk of the logits is in float32 at a time; compiled code needs no copy
+            size = idx.numel() if torch.is_grad_enabled() or torch.compiler.is_compiling() else EVAL_CHUNK
+            loss = sum(F.cross_entropy(*chunk, ignore_index=-1, reduction='sum')
+                       for chunk in zip(logits.flatten(0, 1).split(size), targets.flatten().split(size)))
         return logits, loss / (targets >= 0).sum().clamp(min=1)
 
     def loss_in_chunks(self, x, targets):
@@ -287,19 +291,23 @@ class GPT(nn.Module):
     def from_checkpoint(cls, source, **overrides):
         """
         The model in a checkpoint: a file, a run's out_dir, or a dict from checkpoint.load, ours or the original
-        nanoGPT's. `overrides` replace entries of its GPTConfig, such as dropout.
+        nanoGPT's, whose tensors it takes over. `overrides` replace entries of its GPTConfig, such as dropout.
         FileNotFoundError or ValueError if there is no usable checkpoint.
         """
         if not isinstance(source, dict):
             source = weights.load(source)
         known = {field.name for field in fields(GPTConfig)}
         model_args = {key: value for key, value in source['model_args'].items() if key in known}
-        model = cls(GPTConfig(**{**model_args, **overrides}))
+        with torch.device('meta'):  # no memory for weights that are replaced at once
+            model = cls(GPTConfig(**{**model_args, **overrides}))
         try:
-            model.load_state_dict(source['model'])
+            model.load_state_dict({key: value.float().contiguous() for key, value in source['model'].items()},
+                                  assign=True)
         except RuntimeError as error:
             problem = str(error).splitlines()[1].strip()
             raise ValueError(f'the weights do not fit this GPT: {problem}') from None
+        if not model.config.modern:
+            model.transformer.wte.weight = model.lm_head.weight  # `assign` has untied them
         return model
 
     @classmethod

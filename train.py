@@ -82,18 +82,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import checkpoint, dataset as datasets, device as devices, distributed, settings, tokenizer
-from common.compile import compile_or_eager
+from common import dataset as datasets, device as devices, distributed, settings, tokenizer
+from common.compile import compile_or_eager, training_trial
 from common.console import exit_on_error
 from common.distributed import print0
-from common.training import batches, guard, runlog, samples
+from common.training import batches, guard, moments, runlog, samples, states
 from model import GPT, GPTConfig, load_weights
 
-rank, world_size = distributed.rank(), distributed.world_size()
 is_script = __name__ == '__main__'  # bench.py executes this file to measure train_step(): it must write nothing then
 
 # 1) Settings and device, before any work: a mistake must show at once. The process group needs the device.
 with exit_on_error():
+    rank, world_size, _ = distributed.environment()
     settings.check(globals(), world_size)
     device = devices.resolve_device(device)
     dtype = devices.resolve_dtype(dtype, device)
@@ -105,9 +105,8 @@ with exit_on_error():
 # 2) The data, before the model: it says how large the vocabulary is.
 with exit_on_error():
     data_dir = datasets.find(root, dataset)
-    if auto_prepare and distributed.local_rank() == 0:
-        datasets.prepare(data_dir)
-    distributed.barrier()
+    if auto_prepare:
+        distributed.once_per_disk(lambda: datasets.prepare(data_dir))
     meta = datasets.read_meta(data_dir)
     data_size = datasets.check(data_dir, meta, block_size)  # tokens in each split
     data = {split: batches.Reader(data_dir, split, meta, block_size + 1, device) for split in datasets.SPLITS}
@@ -116,7 +115,7 @@ with exit_on_error():
 # 3) The model: that of the run to resume, a new one, or one with other weights to start from.
 with exit_on_error():
     shape = {key: config[key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'activation', 'modern')}
-    state, path = checkpoint.load_to_resume(init_from, out_dir)
+    state, path = states.load_to_resume(init_from, out_dir)
     if state is not None:
         raw_model = GPT.from_checkpoint(state, dropout=dropout)
         guard.check_resumed(state, raw_model.config, shape, meta, allow_data_change, out_dir)
@@ -129,8 +128,8 @@ with exit_on_error():
         tokenizer.check_same(meta, source.get('meta'), raw_model.config.vocab_size)
         raw_model.crop_block_size(block_size)
         print0(f'{init_from} sets ' + ', '.join(f'{key}={getattr(raw_model.config, key)}' for key in shape))
-    run = checkpoint.Progress.of(state)
-    guard.check_same_on_all_ranks(run.iter_num, device, out_dir)
+    run = states.Progress.of(state)
+    guard.check_same_on_all_ranks(run.iter_num, data_size, dtype, device, out_dir)
     guard.check_model(raw_model.config, device, dtype, gradient_checkpointing)
     model_args = asdict(raw_model.config)
     raw_model.gradient_checkpointing = gradient_checkpointing
@@ -141,34 +140,39 @@ with exit_on_error():
         distributed.shard(raw_model, raw_model.transformer.h, device)
     else:
         raw_model.to(device)
-    muon = dict(muon_lr=muon_lr, muon_dtype=devices.muon_dtype(device, dtype)) if optimizer == 'muon' else {}
-    # from here on `optimizer` is the optimizer; the setting of that name is in config
-    optimizer = raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, **muon)
-    scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
+    if not eval_only:
+        muon = dict(muon_lr=muon_lr, muon_dtype=devices.muon_dtype(device, dtype)) if optimizer == 'muon' else {}
+        # from here on `optimizer` is the optimizer; the setting of that name is in config
+        optimizer = raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, **muon)
+        scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
+        moments.load(raw_model, optimizer, scaler, state)
     if state is not None:
-        checkpoint.load_optimizer(optimizer, scaler, state)
-        print0(f'resuming {path} at iteration {run.iter_num}' + checkpoint.describe_changes(state, config))
+        print0(f'resuming {path} at iteration {run.iter_num}' + states.describe_changes(state, config))
     state = source = None  # free their memory
 
 # 5) The folder of the run, last: it may set the files of an earlier run aside, so nothing above may fail after it.
 tokens_per_iter = gradient_accumulation_steps * batch_size * block_size
+stop_signal, log = guard.StopSignal(), None
 if is_script:
     with exit_on_error():
         if rank == 0 and not eval_only:
-            lock = checkpoint.claim_out_dir(out_dir, path)  # held until the process ends
+            lock = states.claim_out_dir(out_dir, path)  # held until the process ends
             guard.check_disk(out_dir, {**config, **model_args}, raw_model.config.vocab_size)
+            log = runlog.RunLog({**config, **model_args, 'parameters': raw_model.get_num_params()}, run,
+                                tokens_per_iter, raw_model.flops_per_token(), devices.peak_flops(device, dtype))
     print0(f'data: {dataset}, {data_size["train"]:,} tokens to train on, {data_size["val"]:,} to validate')
     print0(f'model: {raw_model.get_num_params() / 1e6:.2f}M parameters')
     print0(f'run: {device}, {dtype}, processes: {world_size}, tokens per iteration will be: {tokens_per_iter:,}')
-    stop_signal = guard.StopSignal(saves=not eval_only)
+    stop_signal.install(saves=not eval_only)
 
 # -----------------------------------------------------------------------------
 # what the loop is made of
 
 TRAIN, DROPOUT = 0, 1  # streams of random numbers; each rank has its own, DROPOUT + rank
-step_guard = guard.StepGuard(spike_z, run.recent_losses)
+step_guard = guard.StepGuard(spike_z, run.recent_losses, stop_signal)
 ctx = devices.autocast(device, dtype, fsdp)
-log = None  # on rank 0 of a training run a runlog.RunLog
+eval_starts = {split: batches.eval_starts(split, data_size, eval_iters, batch_size, block_size, gradient_checkpointing)
+               for split in datasets.SPLITS}
 
 
 def train_starts(i):
@@ -190,14 +194,16 @@ def estimate_loss():
     scores = {}
     for split in datasets.SPLITS:
         sums = [torch.zeros(3, device=device)]
-        starts = batches.eval_starts(split, data_size, eval_iters, batch_size, block_size, gradient_checkpointing)
-        for at in tqdm(starts[rank::world_size], f'evaluating {split}', delay=5, leave=False, disable=rank > 0 or None):
+        starts = eval_starts[split][rank::world_size]
+        for at in tqdm(starts, f'evaluating {split}', delay=5, leave=False, disable=rank > 0 or None):
             x, y = get_batch(split, at)
             with ctx:
                 logits, loss = compiled_model(x, y)
             counted = (y >= 0).sum()
             sums.append(torch.stack((loss * counted, (logits.argmax(dim=-1) == y).sum(), counted)))
-        loss, correct, counted = distributed.all_reduce(torch.stack(sums).cpu().double().sum(dim=0), device)
+        sums = [*torch.stack(sums).cpu().double().sum(dim=0), stop_signal.told()]
+        loss, correct, counted, told = distributed.all_reduce(sums, device)
+        stop_signal.listen(told)
         scores[split] = guard.mean_scores(split, loss, correct, counted)
     raw_model.train()
     return scores['train'][0], *scores['val']
@@ -222,10 +228,9 @@ def save(best):
     weights = dict(vars(run), best_val_loss=run.best_val_loss if best is None else best, model_args=model_args,
                    model=distributed.gather(raw_model.state_dict()), config=config, meta=meta)
     full = dict(weights, optimizer=distributed.gather(optimizer.state_dict()), scaler=scaler.state_dict())
-    written = checkpoint.save_run(out_dir, weights, full, best is not None, keep_interval) if rank == 0 else (0, 0)
+    written = states.save_run(out_dir, weights, full, best is not None, keep_interval) if rank == 0 else (0, 0)
     saved, best_saved = distributed.all_reduce(written, device)  # other ranks add 0
-    if best_saved:
-        run.best_val_loss = best
+    run.best_val_loss = best if best_saved else run.best_val_loss
     return bool(saved)
 
 
@@ -276,26 +281,20 @@ def train_step(iter_num):
     if grad_clip > 0.0:
         torch.nn.utils.clip_grads_with_norm_(raw_model.parameters(), grad_clip, grad_norm)
     handle_skipped_update()  # of the iteration before, now, while the device is busy with this one
-    loss = distributed.mean_over_ranks(loss_sum)
+    loss, told = distributed.mean_over_ranks(loss_sum, stop_signal.told())  # of a signal to stop, too
     grad_norm = grad_norm.full_tensor() if fsdp else grad_norm
-    skip = step_guard.check_update(iter_num, loss, grad_norm, scaled=scaler.is_enabled())
-    # A fused optimizer reads found_inf on the device and changes nothing where it is 1: no host sync. With loss scaling
-    # GradScaler overwrites found_inf, and other optimizers ignore it: then the host must read `skip`, which waits.
-    skips_by_itself = optimizer.defaults['fused'] and not scaler.is_enabled()
-    optimizer.found_inf = skip.float() if skips_by_itself else None
-    if skips_by_itself or not skip:
-        scaler.step(optimizer)
-    scaler.update()
+    skip = step_guard.check_update(iter_num, loss, told, grad_norm, scaled=scaler.is_enabled())
+    guard.step_unless(skip, optimizer, scaler)
     optimizer.zero_grad(set_to_none=world_size == 1 or fsdp)  # DDP's gradients must stay in its buckets
     return lr, loss, grad_norm
 
 
-# 6) Three views of the same weights: raw_model is eager, for saving and sampling; compiled_model evaluates; model
-# trains, through DDP if there are several processes.
-model = raw_model if world_size == 1 or fsdp else distributed.data_parallel(raw_model, device)
+# 6) Three views of the same weights: raw_model saves and samples, compiled_model evaluates, model (in DDP) trains.
+model = raw_model if world_size == 1 or fsdp or eval_only else distributed.data_parallel(raw_model, device)
 if compile:
-    trial = get_batch('train', np.arange(batch_size))
-    model = compile_or_eager(model, ctx, lambda compiled: compiled(*trial)[1].backward())
+    train_batch = None if eval_only else get_batch('train', np.arange(batch_size))
+    eval_batch = get_batch('val', eval_starts['val'][0]) if is_script else None
+    model = compile_or_eager(model, ctx, training_trial(train_batch, eval_batch))
 compiled_model = getattr(model, 'module', model)  # without DDP
 
 # -----------------------------------------------------------------------------
@@ -306,14 +305,11 @@ if is_script and eval_only:
     distributed.shut_down(0)
 
 elif is_script:
-    if rank == 0:
-        log = runlog.RunLog({**config, **model_args, 'parameters': raw_model.get_num_params()}, run, tokens_per_iter,
-                            raw_model.flops_per_token(), devices.peak_flops(device, dtype))
     clock = runlog.TrainingClock(run, device)
     while True:
         # evaluate: at iteration 0, every eval_interval iterations and at the end, unless it must stop
         due = run.iter_num % eval_interval == 0 or run.iter_num >= max_iters
-        evaluating = due and run.evaluated_at != run.iter_num and not stop_signal.on_any_rank()
+        evaluating = due and run.evaluated_at != run.iter_num and not stop_signal.on_any_rank
         best = None
         if evaluating:
             with clock.paused():
@@ -321,13 +317,16 @@ elif is_script:
 
         # save: after an evaluation, and before the run ends for any reason
         done = (run.iter_num >= max_iters and run.evaluated_at == run.iter_num) or 0 < patience <= run.since_best
-        stopping = stop_signal.on_any_rank()
-        keep = best is not None or always_save_checkpoint or checkpoint.is_kept(run.iter_num, keep_interval)
-        if stopping or (evaluating and (done or keep)):
+        stopping = stop_signal.on_any_rank
+        keep = best is not None or always_save_checkpoint or states.is_kept(run.iter_num, keep_interval)
+        untrained = run.iter_num == 0 and init_from in ('scratch', 'auto')  # there is nothing to keep
+        if stopping or (evaluating and (done or (keep and not untrained))):
             with clock.paused():
                 saved = save(best)
             if not saved and (done or stopping):
                 sys.exit(1)
+        elif best is not None:
+            run.best_val_loss = best
         if done or stopping:
             break
 

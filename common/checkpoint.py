@@ -1,51 +1,30 @@
 """
-Checkpoints on disk: saved whole or not at all, and loaded without executing anything in them. It knows dicts and files,
-no model and no settings.
+Checkpoints on disk: saved whole or not at all, loaded without executing anything in them, and checked. It knows dicts
+and files, no model and no settings.
 
     ckpt.pt              the best weights so far by validation loss: what sample.py takes
     last.pt, prev.pt     the newest full state and the one before it: what resume takes
     iter_010000.pt       weights kept on the way
 
 A checkpoint is a dict of plain values with the keys of the original nanoGPT: model, optimizer, model_args, iter_num,
-best_val_loss, config; and our own: the other fields of Progress, scaler, meta (the dataset's meta.json), format.
+best_val_loss, config; and our own: the other fields of Progress (training/states.py), scaler, meta (the dataset's
+meta.json), format.
 """
+import contextlib
+import errno
 import json
-import math
 import os
 import pickle
-import re
+import sys
 import zipfile
-from dataclasses import dataclass, field, fields
 
 import torch
 
-from common import files, settings
+from common import files
+from common.distributed import rank
+from common.tokenizer import check_meta
 
 FORMAT = 1  # raised when the layout of a checkpoint changes so that older code cannot read it
-
-
-@dataclass
-class Progress:
-    """How far a run is: the loop updates it, a checkpoint keeps it, a resume restores it."""
-    iter_num: int = 0               # updates so far
-    tokens: int = 0                 # trained on so far
-    train_s: float = 0.0            # seconds of training, without evaluations and saves
-    best_val_loss: float = math.inf
-    evaluated_at: int = -1          # iteration of the last evaluation; -1: none yet
-    since_best: int = 0             # evaluations since the best one
-    recent_losses: list = field(default_factory=list)  # of up to 100 updates, with spike_z
-
-    @classmethod
-    def of(cls, state):
-        """The progress in a checkpoint, ours or the original's; that of a new run for None."""
-        if state is None:
-            return cls()
-        progress = cls(**{one.name: state[one.name] for one in fields(cls) if one.name in state})
-        progress.best_val_loss = float(progress.best_val_loss)  # a tensor in the original's
-        if 'tokens' not in state:  # an older state, or the original's
-            sizes = ('gradient_accumulation_steps', 'batch_size', 'block_size')
-            progress.tokens = progress.iter_num * math.prod(state.get('config', {}).get(size, 0) for size in sizes)
-        return progress
 
 
 def save(checkpoint, path):
@@ -59,75 +38,88 @@ def save(checkpoint, path):
         raise
 
 
-def save_last(state, out_dir):
-    """Save a full state as last.pt. The one before it stays as prev.pt, in case the newest is damaged later."""
-    last = os.path.join(out_dir, 'last.pt')
-    save(state, f'{last}.new')
-    if os.path.exists(last):
-        os.replace(last, os.path.join(out_dir, 'prev.pt'))
-    os.replace(f'{last}.new', last)
-
-
-def save_run(out_dir, weights, state, best, keep_interval):
-    """
-    Write last.pt, ckpt.pt if these are the `best` weights, and every keep_interval iterations iter_N.pt. Returns
-    whether last.pt and ckpt.pt were written. On a full disk, or if the weights are not finite, the old files stay and a
-    line is printed.
-    """
-    if not all(torch.isfinite(value).all() for value in state['model'].values()):
-        print(f'not saved: the weights are no longer finite; the last good state stays in {out_dir}', flush=True)
-        return False, False
-    best_saved = False
-    try:
-        if best:
-            save(weights, os.path.join(out_dir, 'ckpt.pt'))
-            best_saved = True
-        if is_kept(weights['iter_num'], keep_interval):
-            save(weights, os.path.join(out_dir, f'iter_{weights["iter_num"]:06d}.pt'))
-        save_last(state, out_dir)  # last: a resume from it repeats neither the evaluation nor the other two files
-    except OSError as error:
-        shape = state['model_args']
-        needed = sum(settings.state_bytes(shape, shape['vocab_size'], state['config']['optimizer']))
-        print(f'not saved: {error} (a full state needs about {needed / 1e6:.1f} MB, the disk of {out_dir} has '
-              f'{files.free_bytes(out_dir) / 1e6:.1f} MB free); earlier checkpoints are intact', flush=True)
-        return False, best_saved
-    return True, best_saved
-
-
-def is_kept(iter_num, keep_interval):
-    """Whether the weights of this iteration are kept for good."""
-    return keep_interval > 0 and iter_num > 0 and iter_num % keep_interval == 0
-
-
 def load(path):
     """
     The checkpoint in a file, with its tensors on the CPU. Reads ours and the original nanoGPT's, whose keys it cleans:
     no '_orig_mod.' or 'module.' prefix, no attention masks.
-    FileNotFoundError if there is none; ValueError if it is damaged or not a checkpoint. Nothing in the file is executed
-    (weights_only=True): a pickle that would run code is refused.
+    FileNotFoundError if there is none; another OSError if it cannot be read just now, though it may be whole;
+    ValueError if it is damaged or not a checkpoint. Nothing in the file is executed (weights_only=True): a pickle that
+    would run code is refused.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'no checkpoint {path}')
-    if path.endswith('.safetensors'):
-        return load_safetensors(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load does not check the checksums that torch.save wrote
-        if damaged:
-            raise ValueError(f'{damaged} does not match its checksum')
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        with open(path, 'rb') as f:
+            checkpoint = load_safetensors(path) if path.endswith('.safetensors') else read(f)
+        check(checkpoint)
+        return checkpoint
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f'no checkpoint {path}') from None
     except Exception as error:  # what random bytes raise has no common base class
+        cause = error if isinstance(error, OSError) else error.__context__  # zipfile hides it
+        if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):  # EINVAL: a damaged offset
+            reason = f'this checkpoint cannot be read now: {os.strerror(cause.errno)}'
+            raise OSError(cause.errno, reason, path) from None
         reason = str(error).strip().split('\n')[0]
+        if isinstance(error, MemoryError) or "can't allocate memory" in reason:  # Python's, PyTorch's
+            raise OSError(errno.ENOMEM, 'there is not enough memory to load this checkpoint', path) from None
         if isinstance(error, pickle.UnpicklingError):  # its text advises to load the file unsafely
             reason = 'it holds more than plain values, or none that can be read'
         raise ValueError(f'{path} is damaged or not a checkpoint, and was not loaded ({reason})') from None
-    if not isinstance(checkpoint, dict) or not {'model', 'model_args'} <= checkpoint.keys():
-        raise ValueError(f'{path} is damaged or not a checkpoint: it has no model and model_args')
-    if checkpoint.get('format', 0) > FORMAT:
-        raise ValueError(f'{path} was written by a newer version of this project (format {checkpoint["format"]})')
+
+
+def read(file):
+    """The checkpoint in an open file, with clean keys. Raises whatever its content leads to."""
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()  # torch.load does not check the checksums that torch.save wrote
+    if damaged:
+        raise ValueError(f'{damaged} does not match its checksum')
+    file.seek(0)
+    checkpoint = torch.load(file, map_location='cpu', weights_only=True)
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get('model'), dict):
+        raise ValueError('it has no model and model_args')
     checkpoint['model'] = {clean_key(key): value for key, value in checkpoint['model'].items()
                            if not key.endswith(('.attn.bias', '.attn.masked_bias'))}
     return checkpoint
+
+
+def check(checkpoint):
+    """ValueError unless a checkpoint has what all scripts rely on, in the right types, and finite weights of a GPT."""
+    if not isinstance(checkpoint.get('model_args'), dict):
+        raise ValueError('it has no model and model_args')
+    number = int, float, torch.Tensor
+    types = {'optimizer': dict, 'scaler': dict, 'config': dict, 'recent_losses': list, 'iter_num': int, 'tokens': int,
+             'evaluated_at': int, 'since_best': int, 'format': int, 'train_s': number, 'best_val_loss': number}
+    for key, expected in types.items():
+        if key in checkpoint and not isinstance(checkpoint[key], expected):
+            raise ValueError(f'its {key} is a {type(checkpoint[key]).__name__}')
+    if checkpoint.get('format', 0) > FORMAT:
+        raise ValueError(f'it was written by a newer version of this project, format {checkpoint["format"]}')
+    weights, shape = checkpoint['model'], checkpoint['model_args']
+    for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'vocab_size'):
+        if type(shape.get(key)) is not int or shape[key] < 1:
+            raise ValueError(f'its model_args have {key}={shape.get(key)!r}')
+    for key, expected in (('bias', bool), ('modern', bool), ('activation', str), ('dropout', (int, float))):
+        if key in shape and not isinstance(shape[key], expected):
+            raise ValueError(f'its model_args have {key}={shape[key]!r}')
+    for name, value in weights.items():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            raise ValueError(f'{name} is no tensor of floating-point numbers')
+        if not torch.isfinite(value).all():
+            raise ValueError(f'{name} is not finite: this model has diverged')
+    expected = {'transformer.wte.weight': (shape['vocab_size'], shape['n_embd'])}
+    if not shape.get('modern'):
+        expected['transformer.wpe.weight'] = shape['block_size'], shape['n_embd']
+        expected['lm_head.weight'] = expected['transformer.wte.weight']
+    for name, size in expected.items():  # before a model of that size is made
+        found = tuple(weights[name].shape) if name in weights else 'missing'
+        if found != size:
+            raise ValueError(f'{name} is {found}, and should be {size}')
+    blocks = {name.split('.')[2] for name in weights if name.startswith('transformer.h.')}
+    if len(blocks) != shape['n_layer']:
+        raise ValueError(f'it has {len(blocks)} blocks, and n_layer={shape["n_layer"]}')
+    if not shape.get('modern') and not torch.equal(weights['lm_head.weight'], weights['transformer.wte.weight']):
+        raise ValueError('lm_head.weight differs from transformer.wte.weight, which this GPT has in common')
+    if checkpoint.get('meta') is not None:
+        check_meta(checkpoint['meta'])
 
 
 def save_safetensors(model, checkpoint, path):
@@ -141,14 +133,13 @@ def save_safetensors(model, checkpoint, path):
 
 
 def load_safetensors(path):
-    """What save_safetensors wrote, as a checkpoint. ValueError if it is damaged or was written by something else."""
+    """What save_safetensors wrote, as a checkpoint. Raises whatever its content leads to."""
     from safetensors import safe_open
-    try:
-        with safe_open(path, 'pt') as f:
-            checkpoint = json.loads(f.metadata()['checkpoint'])
-            weights = {name: f.get_tensor(name) for name in f.keys()}
-    except Exception as error:  # SafetensorError has no base class of its own
-        raise ValueError(f'{path} is damaged, or was not written by export.py ({error})') from None
+    with safe_open(path, 'pt') as f:
+        if 'checkpoint' not in (f.metadata() or {}):
+            raise ValueError('it was not written by export.py')
+        checkpoint = json.loads(f.metadata()['checkpoint'])
+        weights = {name: f.get_tensor(name) for name in f.keys()}
     if not checkpoint['model_args'].get('modern'):
         weights['lm_head.weight'] = weights['transformer.wte.weight']
     return {**checkpoint, 'model': weights}
@@ -159,111 +150,31 @@ def clean_key(key):
     return key.removeprefix('module.').removeprefix('_orig_mod.').removeprefix('module.')
 
 
-def load_to_resume(init_from, out_dir):
-    """
-    (state, path) of the newest full state in `out_dir` that loads: last.pt, else last.pt.new, which was about to become
-    it, else prev.pt, else a ckpt.pt of the original nanoGPT. (None, None) unless init_from is resume or auto. Without a
-    state (None, None) for auto, FileNotFoundError for resume. ValueError if none loads.
-    """
-    if init_from not in ('resume', 'auto'):
-        return None, None
-    damaged = []
-    for name in ('last.pt', 'last.pt.new', 'prev.pt', 'ckpt.pt'):
-        path = os.path.join(out_dir, name)
-        try:
-            state = load(path)
-        except FileNotFoundError:
-            continue
-        except ValueError as error:
-            damaged.append(str(error))
-            continue
-        if {'optimizer', 'iter_num', 'best_val_loss'} <= state.keys():
-            return state, path
-    if damaged:
-        raise ValueError('nothing to resume: ' + '; '.join(damaged))
-    if init_from == 'auto':
-        return None, None
-    raise FileNotFoundError(f'nothing to resume: {out_dir} has no last.pt (with --init_from=auto a run starts from '
-                            f'scratch where there is nothing yet)')
-
-
-def claim_out_dir(out_dir, resumed=None):
-    """
-    Make the folder of a run and lock it; returns the lock, which is held as long as the process lives. `resumed` is the
-    path from load_to_resume: if it stands in for a damaged last.pt, it takes its place before the next save. Without it
-    the files of an earlier run are set aside. ValueError if another process is writing there.
-    """
-    os.makedirs(out_dir, exist_ok=True)
-    try:
-        lock = files.lock_if_possible(os.path.join(out_dir, '.lock'), 'do not start a second run there')
-    except files.Locked:
-        raise ValueError(f'another run is writing to out_dir={out_dir!r}; choose another one') from None
-    if resumed is None:
-        previous = set_aside(out_dir)
-        if previous:
-            print(f'{out_dir} held a run already; it is now in {previous}', flush=True)
-    elif os.path.basename(resumed) in ('last.pt.new', 'prev.pt'):
-        print(f'last.pt is damaged or not there: {resumed} takes its place', flush=True)
-        os.replace(resumed, os.path.join(out_dir, 'last.pt'))
-    return lock
-
-
-def describe_changes(state, now):
-    """'; changed since then: ...', the settings that differ from those in a state; '' if none does."""
-    then = state.get('config', {})
-    differing = [f'{key} {then[key]!r} -> {now[key]!r}' for key in then
-                 if key in now and key != 'init_from' and now[key] != then[key]]
-    return '; changed since then: ' + ', '.join(differing) if differing else ''
-
-
-def load_optimizer(optimizer, scaler, checkpoint):
-    """Restore optimizer and loss scaler. Settings of the optimizer (betas, weight decay, ...) stay this run's."""
-    state = checkpoint['optimizer']
-    counts = [[len(group['params']) for group in groups] for groups in (state['param_groups'], optimizer.param_groups)]
-    if counts[0] != counts[1]:
-        then = checkpoint.get('config', {}).get('optimizer', 'adamw')
-        raise ValueError(f'this run began with another optimizer: resume it with --optimizer={then}, '
-                         'or start another one in another out_dir')
-    params = [p for group in optimizer.param_groups for p in group['params']]
-    for i, moments in state['state'].items():
-        if hasattr(params[i], 'device_mesh'):  # split by FSDP
-            from torch.distributed.tensor import distribute_tensor
-            # in the same order on all ranks, as this is a collective
-            for key in [key for key in ('exp_avg', 'exp_avg_sq', 'momentum_buffer') if key in moments]:
-                moments[key] = distribute_tensor(moments[key].to(params[i].device), params[i].device_mesh,
-                                                 params[i].placements)
-    for theirs, ours in zip(state['param_groups'], optimizer.param_groups):
-        theirs.update({key: value for key, value in ours.items() if key != 'params'})
-    optimizer.load_state_dict(state)
-    if scaler.is_enabled() and checkpoint.get('scaler'):
-        scaler.load_state_dict(checkpoint['scaler'])
-
-
 def weights_path(path):
-    """The file with the weights: `path` itself; in a run's out_dir ckpt.pt, else the newest state, else an export."""
+    """
+    The file with the weights: `path` itself; in a run's out_dir ckpt.pt, else the newest state, else an export. Says
+    which iteration the best weights are of. If they are those of the untrained model, the newest are taken instead.
+    """
     if not os.path.isdir(path):
         return path
-    for name in ('ckpt.pt', 'last.pt', 'prev.pt', 'model.safetensors'):
-        if os.path.isfile(os.path.join(path, name)):
+    names = ['ckpt.pt', 'last.pt', 'prev.pt', 'model.safetensors']
+    best, newest = (peek(os.path.join(path, name)) for name in names[:2])
+    if best and newest and rank() == 0:
+        come = f'the run has come to iteration {newest["iter_num"]}'
+        if best['iter_num'] == 0 < newest['iter_num'] and best['config']['init_from'] in ('scratch', 'auto', 'resume'):
+            names.remove('ckpt.pt')
+            print(f'{path}: the newest weights, as the best are still those of the untrained model; {come}',
+                  file=sys.stderr)
+        else:
+            print(f'{path}: the best weights, of iteration {best["iter_num"]}; {come}', file=sys.stderr)
+    for name in names:
+        if files.exists(os.path.join(path, name)):
             return os.path.join(path, name)
     raise FileNotFoundError(f'no checkpoint in {path} (looked for ckpt.pt, last.pt and prev.pt)')
 
 
-def set_aside(out_dir):
-    """
-    Move the files of an earlier run and its exports from `out_dir` to out_dir/previous-1 (or -2, ...), so that a run
-    that is started over by mistake loses nothing. Returns that folder; None if there was nothing to move.
-    """
-    written = r'(ckpt|last|prev|iter_\d+)\.pt|last\.pt\.new|(metrics|spikes)\.jsonl|settings\.json|samples|tensorboard'
-    exported = 'hf|onnx|safetensors'
-    names = [name for name in sorted(os.listdir(out_dir)) if re.fullmatch(f'{written}|{exported}', name)]
-    if not names:
-        return None
-    number = 1
-    while os.path.exists(os.path.join(out_dir, f'previous-{number}')):
-        number += 1
-    previous = os.path.join(out_dir, f'previous-{number}')
-    os.makedirs(previous)
-    for name in names:
-        os.replace(os.path.join(out_dir, name), os.path.join(previous, name))
-    return previous
+def peek(path):
+    """A checkpoint of ours without reading its tensors, and unchecked; None if there is none, or if it is damaged."""
+    with contextlib.suppress(Exception):  # load() tells what is wrong
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+        return {'iter_num': int(checkpoint['iter_num']), 'config': {'init_from': checkpoint['config']['init_from']}}

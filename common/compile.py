@@ -17,7 +17,8 @@ def compile_or_eager(model, ctx, trial, mode=None):
     start = time.perf_counter()
     parallel = isinstance(model, DistributedDataParallel)
     inner = model.module if parallel else model
-    compiled = used = torch.compile(inner, mode=mode)
+    # not dynamic: evaluation may have batches of another size, and one graph for all sizes would be slow
+    compiled = used = torch.compile(inner, mode=mode, dynamic=False)
     if parallel:
         used, model.module = model, compiled
         model.require_backward_grad_sync = False  # if one rank fails in the trial, the others must not wait for it
@@ -27,6 +28,7 @@ def compile_or_eager(model, ctx, trial, mode=None):
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
+        error = getattr(error, 'inner_exception', error)  # the reason for a BackendCompilerFailed
         reason = str(error).strip().split('\n')[0]
         print0(f'compile: not possible here, running eager instead ({type(error).__name__}: {reason})')
         if parallel:
@@ -36,3 +38,20 @@ def compile_or_eager(model, ctx, trial, mode=None):
         model.zero_grad(set_to_none=True)
     print0(f'compile: done in {time.perf_counter() - start:.1f} s')
     return used
+
+
+def training_trial(train_batch, eval_batch):
+    """A trial for compile_or_eager: train on a batch (x, y), and evaluate one, which is another graph. None: do not."""
+    def trial(model):
+        if train_batch is not None:
+            model(*train_batch)[1].backward()
+            model.zero_grad(set_to_none=True)  # now: after an evaluation FSDP's model has other parameters, not sharded
+        if eval_batch is not None:
+            inner = getattr(model, 'module', model)  # without DDP, as evaluate() calls it
+            inner.eval()
+            try:
+                with torch.no_grad():
+                    inner(*eval_batch)
+            finally:
+                inner.train()
+    return trial

@@ -5,81 +5,156 @@ mean. This module finds, checks and opens them; data/ makes them. It knows no mo
 import hashlib
 import json
 import os
+import shlex
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from common.tokenizer import check_meta
+
 SPLITS = ('train', 'val')
+DTYPES = ('uint16', 'uint32')  # of the ids in the bins
+PART = 2**26  # ids at each end of a bin that are looked at
+DATA = Path(__file__).resolve().parents[1] / 'data'
 
 
 def find(root, dataset):
-    """The folder of the dataset that a user names: a folder in data/, or the path of any other."""
+    """
+    The folder of the dataset that a user names: a folder in data/, or the path of any other. It need not exist.
+    ValueError, with what to type instead, for the name of a file, or none.
+    """
+    if not dataset or not isinstance(dataset, str):
+        raise ValueError(f'dataset={dataset!r} names no folder; name one in data/, or the path of another')
     folder = os.path.join(root, 'data', dataset)
-    return dataset if os.path.isdir(dataset) and not os.path.isdir(folder) else folder
+    if os.path.isdir(folder):
+        return folder
+    for path in (folder, dataset):
+        if os.path.isfile(path):
+            remedy = (f'try --dataset={shlex.quote(os.path.dirname(path) or ".")}' if path.endswith('.bin') else
+                      f'to make one of a text: {own_text(os.path.splitext(path)[0], path)}')
+            raise ValueError(f'dataset={dataset!r} is a file, not a folder with train.bin and val.bin; {remedy}')
+    return dataset if os.path.isdir(dataset) else folder
+
+
+def name_of(folder):
+    """The name of a dataset as messages give it."""
+    return os.path.basename(os.path.normpath(folder))
+
+
+def size_of(path):
+    """
+    The bytes of a file, None if it is not there. Other OSErrors say why it cannot be read, FileNotFoundError also if it
+    is a link to nothing, or no file.
+    """
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(path):
+            raise FileNotFoundError(f'{path} is a link to {os.readlink(path)}, which does not exist') from None
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        raise FileNotFoundError(f'{path} is {"a folder" if stat.S_ISDIR(found.st_mode) else "no file"}, where a file '
+                                'of the dataset should be')
+    return found.st_size
 
 
 def read_meta(folder):
     """
-    The meta.json of the dataset in `folder`. Bins without one are read as the original nanoGPT wrote them: GPT-2 BPE in
-    uint16. FileNotFoundError if there is no dataset, ValueError if it is damaged; the message says how to make one.
+    The meta.json of the dataset in `folder`, which passes tokenizer.check_meta() and says the dtype of the bins. Bins
+    without one are read as the original nanoGPT wrote them: GPT-2 BPE in uint16. FileNotFoundError if there is no
+    dataset, ValueError if its meta.json is damaged, both with what to type; OSError if it cannot be read.
     """
-    name = os.path.basename(os.path.normpath(folder))
-    missing = [f'{split}.bin' for split in SPLITS if not os.path.isfile(os.path.join(folder, f'{split}.bin'))]
+    name, path = name_of(folder), os.path.join(folder, 'meta.json')
+    missing = [f'{split}.bin' for split in SPLITS if size_of(os.path.join(folder, f'{split}.bin')) is None]
     if missing:
         raise FileNotFoundError(f'dataset {name!r} has no {" and no ".join(missing)}; {how_to_prepare(folder)}')
-    path = os.path.join(folder, 'meta.json')
-    if not os.path.isfile(path):
+    if size_of(path) is None:
         if os.path.isfile(os.path.join(folder, 'meta.pkl')):
             raise FileNotFoundError(f'dataset {name!r} has a meta.pkl but no meta.json, and pickles are not loaded '
                                     f'here; {how_to_prepare(folder)}')
         return {'tokenizer': 'gpt2', 'vocab_size': 50257, 'dtype': 'uint16'}
+    content = Path(path).read_bytes()  # an OSError here is no damage
     try:
-        meta = json.loads(Path(path).read_text('utf-8'))
-        np.dtype(meta['dtype']), int(meta['vocab_size']), str(meta['tokenizer'])
-        if meta['tokenizer'] == 'bpe':  # checkpoints keep the meta, and so need no dataset
-            content = Path(folder, meta['tokenizer_file']).read_bytes()
-            if hashlib.sha256(content).hexdigest() != meta['sha256'][meta['tokenizer_file']]:
-                raise ValueError(f'{meta["tokenizer_file"]} does not have the sha256 that it gives')
-            meta['tokenizer_json'] = content.decode()
-    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
-        raise ValueError(f'{path} is damaged ({type(error).__name__}: {error}); {how_to_prepare(folder)}') from None
+        meta = json.loads(content)
+        if isinstance(meta, dict) and meta.get('tokenizer') == 'bpe':
+            meta['tokenizer_json'] = read_tokenizer(folder, meta)  # checkpoints keep the meta, and so need no dataset
+        check_meta(meta)
+        if meta.get('dtype') not in DTYPES:
+            raise ValueError(f'its dtype is {meta.get("dtype")!r}, not one of {", ".join(DTYPES)}')
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{path} is damaged ({error}); {how_to_prepare(folder)}') from None
     return meta
+
+
+def read_tokenizer(folder, meta):
+    """The tokenizer.json of a dataset with a learned vocabulary, as a str; ValueError unless it is the one meant."""
+    name, listed = meta.get('tokenizer_file'), meta.get('sha256')
+    if not isinstance(name, str) or not isinstance(listed, dict):
+        raise ValueError('a learned vocabulary needs tokenizer_file, a name, and sha256, a dict')
+    path = os.path.join(folder, name)
+    if size_of(path) is None:
+        raise ValueError(f'there is no {name}, which it names')
+    content = Path(path).read_bytes()
+    if hashlib.sha256(content).hexdigest() != listed.get(name):
+        raise ValueError(f'{name} does not have the sha256 that it gives')
+    return content.decode()
 
 
 def meta_of(root, checkpoint, vocab_size):
     """The meta.json that a model's checkpoint (a dict, or None) has, or GPT-2's, or its dataset's; else ValueError."""
-    if checkpoint is not None and checkpoint.get('meta'):
+    checkpoint = checkpoint or {}
+    if checkpoint.get('meta'):
         return checkpoint['meta']
     if vocab_size in (50257, 50304):
         return {'tokenizer': 'gpt2', 'vocab_size': 50257}
-    if checkpoint is None or 'dataset' not in checkpoint.get('config', {}):
+    config = checkpoint.get('config')
+    name = config.get('dataset') if isinstance(config, dict) else None
+    if not name or not isinstance(name, str):
         raise ValueError(f'no tokenizer is known for these weights, which have {vocab_size} ids')
-    return read_meta(find(root, checkpoint['config']['dataset']))
+    return read_meta(find(root, name))
 
 
 def how_to_prepare(folder):
-    """What to type if a dataset is missing."""
+    """What to type if a dataset is missing or damaged."""
     script = os.path.join(folder, 'prepare.py')
     if os.path.isfile(script):
-        return f'run: python {os.path.relpath(script)}'
+        return f'run: python {shlex.quote(short(script))}'
     beside = Path(os.path.normpath(folder)).parent
-    known = sorted({path.parent.name for name in ('prepare.py', 'train.bin') for path in beside.glob(f'*/{name}')})
-    return (f'there is no {os.path.relpath(script)} to make them' +
-            (f'; known to --dataset are {", ".join(known)}' if known else ''))
+    known = {path.parent for name in ('prepare.py', 'train.bin') for path in beside.glob(f'*/{name}')} - {Path(folder)}
+    in_data = beside.resolve() == DATA  # whose folders are known by name
+    known = [shlex.quote(path.name if in_data else short(path)) for path in sorted(known)]
+    return (f'there is no {short(script)} to make it' +
+            (f'; known to --dataset are {", ".join(known)}' if known else '') +
+            f'; of your own text: {own_text(folder)}')
+
+
+def own_text(folder, text='FILE'):
+    """The command that makes a dataset of a text in `folder`."""
+    script = DATA / 'text' / 'prepare.py'
+    return shlex.join(['python', short(script), f'--input={text}', f'--out={short(folder)}'])
+
+
+def short(path):
+    """A path below the working directory as relative to it, any other as absolute."""
+    relative = os.path.relpath(path)
+    return os.path.abspath(path) if relative.startswith('..') else relative
 
 
 def prepare(folder):
     """Run a dataset's prepare.py if it has no train.bin yet. FileNotFoundError or ValueError if that fails."""
-    if os.path.exists(os.path.join(folder, 'train.bin')):
+    if size_of(os.path.join(folder, 'train.bin')) is not None:
         return
     script = os.path.join(folder, 'prepare.py')
-    if not os.path.isfile(script):
-        raise FileNotFoundError(f'dataset {os.path.basename(folder)!r} is not there; {how_to_prepare(folder)}')
-    print(f'no {os.path.basename(folder)}/train.bin yet: running {os.path.relpath(script)}', flush=True)
-    if subprocess.run([sys.executable, script]).returncode != 0:
-        raise ValueError(f'{script} did not finish')
+    if size_of(script) is None:
+        raise FileNotFoundError(f'dataset {name_of(folder)!r} is not there; {how_to_prepare(folder)}')
+    print(f'no {name_of(folder)}/train.bin yet: running {short(script)}')
+    code = subprocess.run([sys.executable, script]).returncode
+    if code != 0:
+        raise ValueError(f'{short(script)} did not finish (exit code {code}), see above; to try it alone, '
+                         f'{how_to_prepare(folder)}')
 
 
 def open_tokens(folder, split, meta):
@@ -90,40 +165,71 @@ def open_tokens(folder, split, meta):
 def open_mask(folder, split):
     """Whether each token of a split counts in the loss, a read-only memory map of bool. None if all of them do."""
     path = os.path.join(folder, f'{split}_mask.bin')
-    return np.memmap(path, dtype=np.bool_, mode='r') if os.path.isfile(path) else None
+    return None if size_of(path) is None else np.memmap(path, dtype=np.bool_, mode='r')
 
 
 def check(folder, meta, block_size):
     """
     The number of tokens in each split, {'train': n, 'val': n}. ValueError if a split is damaged or has fewer than
-    block_size + 1 tokens. Ids outside the vocabulary are looked for in its first and last 67 million tokens only.
+    block_size + 1 tokens. What is wrong within a bin is looked for in its first and last 67 million tokens only.
     """
-    sizes, listed = {}, meta.get('sha256', {})
-    for split in SPLITS:
-        path, mask_path = (os.path.join(folder, f'{split}{suffix}.bin') for suffix in ('', '_mask'))
-        size = sizes[split] = os.path.getsize(path) // np.dtype(meta['dtype']).itemsize
-        if size != meta.get(f'{split}_tokens', size):
-            raise ValueError(f'{path} has {size} tokens, but its meta.json says {meta[f"{split}_tokens"]}; '
-                             f'{how_to_prepare(folder)}')
+    sizes = {split: count_tokens(folder, split, meta) for split in SPLITS}
+    shortest = min(sizes.values())
+    for split, size in sizes.items():
         if size < block_size + 1:
-            raise ValueError(f'{path} has {size} tokens, but block_size={block_size} needs {block_size + 1}; '
-                             f'try --block_size={max(size - 1, 1)}, or more text')
-        if f'{split}.bin' in listed and os.path.getsize(path) <= 2**28:  # hashing a larger one takes seconds
-            with open(path, 'rb') as f:
-                if hashlib.file_digest(f, 'sha256').hexdigest() != listed[f'{split}.bin']:
-                    raise ValueError(f'{path} is not the file that its meta.json describes; {how_to_prepare(folder)}')
-        tokens, mask = open_tokens(folder, split, meta), open_mask(folder, split)
-        largest = max(tokens[:2**26].max(), tokens[-2**26:].max())
-        if largest >= meta['vocab_size']:
-            raise ValueError(f'{path} has the token id {largest}, which is not below its vocab_size='
-                             f'{meta["vocab_size"]}; {how_to_prepare(folder)}')
-        if mask is None and f'{split}_mask.bin' in listed:
-            raise ValueError(f'there is no {mask_path}, but meta.json lists it; {how_to_prepare(folder)}')
-        if mask is not None and len(mask) != size:
-            raise ValueError(f'{mask_path} has {len(mask)} entries for {size} tokens; {how_to_prepare(folder)}')
-        if mask is not None and not mask.any():
-            raise ValueError(f'{mask_path} excludes every token from the loss; {how_to_prepare(folder)}')
+            smaller = f'try --block_size={shortest - 1}, or more text' if shortest > 1 else 'it needs more text'
+            raise ValueError(f'{os.path.join(folder, split)}.bin has {size} tokens, but block_size={block_size} needs '
+                             f'{block_size + 1}; {smaller}')
+    for split, size in sizes.items():
+        try:
+            check_content(folder, split, meta, size)
+        except ValueError as error:
+            raise ValueError(f'{error}; {how_to_prepare(folder)}') from None
     return sizes
+
+
+def count_tokens(folder, split, meta):
+    """The number of tokens in a split. ValueError if its file has another size than it should."""
+    path, each = os.path.join(folder, f'{split}.bin'), np.dtype(meta['dtype']).itemsize
+    count, rest = divmod(os.path.getsize(path), each)
+    if rest:
+        number = 'an odd number of bytes' if each == 2 else f'{each * count + rest} bytes, no multiple of {each}'
+        raise ValueError(f'{path} has {number}, as a copy that was cut off: copy it again, or make it anew; '
+                         f'{how_to_prepare(folder)}')
+    if count != meta.get(f'{split}_tokens', count):
+        raise ValueError(f'{path} has {count} tokens, but its meta.json says {meta[f"{split}_tokens"]}; '
+                         f'{how_to_prepare(folder)}')
+    return count
+
+
+def check_content(folder, split, meta, size):
+    """ValueError if the ids or the mask of a split, which has `size` tokens, are not as they should be."""
+    path, mask_path = (os.path.join(folder, f'{split}{suffix}.bin') for suffix in ('', '_mask'))
+    listed = meta.get('sha256', {})
+    if f'{split}.bin' in listed and os.path.getsize(path) <= 2**28:  # hashing a larger one takes seconds
+        with open(path, 'rb') as f:
+            if hashlib.file_digest(f, 'sha256').hexdigest() != listed[f'{split}.bin']:
+                raise ValueError(f'{path} is not the file that its meta.json describes')
+    largest = largest_at_its_ends(open_tokens(folder, split, meta))
+    if largest >= meta['vocab_size']:
+        raise ValueError(f'{path} has the token id {largest}, which is not below its vocab_size={meta["vocab_size"]}')
+    entries = size_of(mask_path)
+    if entries is None:
+        if f'{split}_mask.bin' in listed:
+            raise ValueError(f'there is no {mask_path}, but meta.json lists it')
+        return
+    if entries != size:
+        raise ValueError(f'{mask_path} has {entries} entries for {size} tokens')
+    mask = open_mask(folder, split)
+    if not mask.any():
+        raise ValueError(f'{mask_path} excludes every token from the loss')
+    if largest_at_its_ends(mask.view(np.uint8)) > 1:
+        raise ValueError(f'{mask_path} is no mask, which has no other bytes than 0 and 1')
+
+
+def largest_at_its_ends(numbers):
+    """The largest of the first and the last PART numbers: to read all of a corpus takes minutes."""
+    return max(numbers[:PART].max(), numbers[-PART:].max())
 
 
 def check_unchanged(meta, theirs, allowed):

@@ -112,7 +112,10 @@ class BPETokenizer:
     def __init__(self, content):
         from tokenizers import Tokenizer
         self.content = content
-        self.bpe, self.corpus_bpe = Tokenizer.from_str(content), Tokenizer.from_str(content)
+        try:
+            self.bpe, self.corpus_bpe = Tokenizer.from_str(content), Tokenizer.from_str(content)
+        except Exception as error:  # tokenizers raises nothing more special
+            raise ValueError(f'the tokenizer.json of the vocabulary is damaged ({error})') from None
         self.corpus_bpe.encode_special_tokens = True  # as ordinary text
         self.vocab_size = self.bpe.get_vocab_size()
         self.start_id = self.end_id = self.bpe.token_to_id(END_OF_TEXT)
@@ -143,15 +146,44 @@ def train_bpe(texts, vocab_size):
     return bpe.to_str()
 
 
+def check_meta(meta):
+    """
+    ValueError unless `meta` describes a tokenizer, in the form of dataset.read_meta. What a meta.json, a checkpoint or
+    an exported model says of itself is checked here, before anything relies on it.
+    """
+    if not isinstance(meta, dict):
+        raise ValueError(f'the meta is a {type(meta).__name__}, not a dict')
+    types = {'tokenizer': str, 'vocab_size': int, 'chars': (str, list), 'tokenizer_json': str, 'dtype': str,
+             'sha256': dict, 'prompt': str, 'train_tokens': int, 'val_tokens': int}
+    for key, expected in types.items():
+        if key in meta and (not isinstance(meta[key], expected) or isinstance(meta[key], bool)):
+            raise ValueError(f'the meta has {key}={meta[key]!r:.80}, a {type(meta[key]).__name__}')
+    kind, size = meta.get('tokenizer'), meta.get('vocab_size', 0)
+    if kind not in ('char', 'gpt2', 'bpe'):
+        raise ValueError(f'the tokenizer in the meta is {kind!r}; known are char, gpt2 and bpe')
+    if size < 1:
+        raise ValueError('the meta has no vocab_size, or one below 1')
+    if kind == 'gpt2' and size != GPT2Tokenizer.vocab_size:
+        raise ValueError(f"vocab_size={size} in the meta, but GPT-2's tokenizer has {GPT2Tokenizer.vocab_size} ids")
+    if kind == 'char':
+        chars = meta.get('chars', [])
+        if len(chars) != size or len(set(map(str, chars))) != size or not all(
+                isinstance(char, str) and len(char) == 1 for char in chars):
+            raise ValueError(f'the meta has {len(chars)} chars for vocab_size={size}, or some that are no single '
+                             'characters, or twice the same')
+    if kind == 'bpe':
+        if 'tokenizer_json' not in meta:
+            raise ValueError('the meta has no tokenizer_json')
+        found = BPETokenizer(meta['tokenizer_json']).vocab_size
+        if found != size:
+            raise ValueError(f'vocab_size={size} in the meta, but its tokenizer has {found} ids')
+
+
 def from_meta(meta):
-    """The tokenizer that a meta.json, as dataset.read_meta returns it, describes. ValueError if its kind is unknown."""
+    """The tokenizer that a meta which passes check_meta() describes."""
     if meta['tokenizer'] == 'char':
         return CharTokenizer(meta['chars'])
-    if meta['tokenizer'] == 'gpt2':
-        return GPT2Tokenizer()
-    if meta['tokenizer'] == 'bpe':
-        return BPETokenizer(meta['tokenizer_json'])
-    raise ValueError(f'meta.json names the tokenizer {meta["tokenizer"]!r}; known are char, gpt2 and bpe')
+    return GPT2Tokenizer() if meta['tokenizer'] == 'gpt2' else BPETokenizer(meta['tokenizer_json'])
 
 
 class TextStream:

@@ -7,7 +7,8 @@ import json
 import os
 
 from common import checkpoint
-from common.tokenizer import END_OF_TEXT
+from common.files import exists
+from common.tokenizer import END_OF_TEXT, check_meta
 
 # OpenAI's four sizes: n_layer, n_head, n_embd; 124M, 350M, 774M, 1558M parameters
 OPENAI = {'gpt2': (12, 12, 768), 'gpt2-medium': (24, 16, 1024), 'gpt2-large': (36, 20, 1280), 'gpt2-xl': (48, 25, 1600)}
@@ -39,9 +40,14 @@ def load_gpt2(name):
     for key in gpt2_keys(model_args['n_layer']):
         if key not in theirs:
             raise ValueError(f'{name} is not a GPT-2: it has no {key}')
-        ours[f'transformer.{key}'] = theirs[key].t() if key.endswith(TRANSPOSED) else theirs[key]
-    ours['lm_head.weight'] = ours['transformer.wte.weight']
-    return {'model': ours, 'model_args': model_args, 'meta': read_meta(folder)}
+        ours[f'transformer.{key}'] = theirs[key].transpose(0, -1) if key.endswith(TRANSPOSED) else theirs[key]
+    ours['lm_head.weight'] = theirs.get('lm_head.weight', ours['transformer.wte.weight'])  # GPT-2 has one for both
+    found = {'model': ours, 'model_args': model_args, 'meta': read_meta(folder)}
+    try:
+        checkpoint.check(found)
+    except ValueError as error:
+        raise ValueError(f'{name} was not loaded: {error}') from None
+    return found
 
 
 def gpt2_keys(n_layer):
@@ -88,27 +94,37 @@ def read(folder):
 def read_meta(folder):
     """The meta.json of a folder that write_gpt2 wrote, in the form of dataset.read_meta; None in any other folder."""
     path = os.path.join(folder, 'meta.json')
-    if not os.path.isfile(path):
+    if not exists(path):
         return None
-    with open(path, encoding='utf-8') as f:
-        meta = json.load(f)
-    if not isinstance(meta, dict) or meta.get('tokenizer') not in ('char', 'gpt2', 'bpe'):
-        return None
-    if meta['tokenizer'] == 'bpe':
-        with open(os.path.join(folder, 'tokenizer.json'), encoding='utf-8') as f:
-            meta['tokenizer_json'] = f.read()
+    try:
+        with open(path, encoding='utf-8') as f:
+            meta = json.load(f)
+        if not isinstance(meta, dict) or 'tokenizer' not in meta:  # another program's
+            return None
+        if meta['tokenizer'] == 'bpe':
+            path = os.path.join(folder, 'tokenizer.json')
+            with open(path, encoding='utf-8') as f:
+                meta['tokenizer_json'] = f.read()
+        check_meta(meta)
+    except ValueError as error:
+        raise ValueError(f'{path} is damaged ({error})') from None
     return meta
 
 
 def gpt2_config(theirs, model_type):
     """The arguments of GPTConfig from a Hugging Face config.json. ValueError for a variant that GPT does not have."""
-    if theirs.get('model_type') != 'gpt2':
-        raise ValueError(f'{model_type} is a {theirs.get("model_type")!r} model, not a GPT-2')
-    missing = {'n_layer', 'n_head', 'n_embd', 'n_positions', 'vocab_size'} - theirs.keys()
+    if not isinstance(theirs, dict) or theirs.get('model_type') != 'gpt2':
+        kind = theirs.get('model_type') if isinstance(theirs, dict) else type(theirs).__name__
+        raise ValueError(f'{model_type} is a {kind!r} model, not a GPT-2')
+    needed = {'n_layer', 'n_head', 'n_embd', 'n_positions', 'vocab_size'}
+    missing = needed - theirs.keys()
     if missing:
         raise ValueError(f'the config.json of {model_type} has no {" and no ".join(sorted(missing))}')
+    for key in needed:
+        if type(theirs[key]) is not int:
+            raise ValueError(f'the config.json of {model_type} has {key}={theirs[key]!r}')
     usual = dict(scale_attn_by_inverse_layer_idx=[False], scale_attn_weights=[True], tie_word_embeddings=[True],
-                 layer_norm_epsilon=[1e-5], n_inner=[None, 4 * theirs['n_embd']], activation_function=ACTIVATIONS)
+                 layer_norm_epsilon=[1e-5], n_inner=[None, 4 * theirs['n_embd']], activation_function=list(ACTIVATIONS))
     unusual = [key for key, values in usual.items() if key in theirs and theirs[key] not in values]
     if unusual:
         raise ValueError(f'{model_type} is a GPT-2 of an unusual kind: ' +

@@ -123,6 +123,15 @@ def model(request):
     return model
 
 
+def tiny_state(iter_num=1, **more):
+    """The checkpoint of a tiny model, all of whose weights are iter_num."""
+    import torch
+    from model import GPT, GPTConfig
+    shape = dict(n_layer=1, n_head=1, n_embd=4, block_size=4, vocab_size=4, bias=False)
+    weights = {key: torch.full_like(value, iter_num) for key, value in GPT(GPTConfig(**shape)).state_dict().items()}
+    return dict(model=weights, model_args=shape, iter_num=iter_num, **more)
+
+
 def read_metrics(out_dir):
     """(training lines, evaluation lines, the last line) of a run's metrics.jsonl."""
     with open(os.path.join(out_dir, 'metrics.jsonl'), encoding='utf-8') as f:

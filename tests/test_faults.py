@@ -10,19 +10,19 @@ import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
-from common.training import guard
-from conftest import DEMANDING, TOY, assert_same_run, learned, read_metrics
+from common.training import guard, states
+from conftest import DEMANDING, TOY, assert_same_run, learned, read_metrics, tiny_state
 from running import ok
 
-# Where a save can be cut off. `saves` counts files: two for iteration 0, ckpt.pt and last.pt, and two for each
-# evaluation with a new best; the fifth or sixth is of iteration 10. prev.pt exists from iteration 10 on.
+# Where a save can be cut off. `saves` counts files: two for each evaluation with a new best, ckpt.pt and last.pt; the
+# third or fourth is of iteration 10. prev.pt exists from iteration 10 on.
 COUNT = 'saves = 0\nwhole_save = torch.save\n'
 CRASHES = {
     'before the temporary file': COUNT + '''
 def save(checkpoint, path, original=checkpoint.save):
     global saves
     saves += 1
-    if saves == 5: die()
+    if saves == 3: die()
     original(checkpoint, path)
 checkpoint.save = save''',
     'midway through it': COUNT + '''
@@ -30,7 +30,7 @@ def save(values, f):
     global saves
     saves += 1
     whole_save(values, f)
-    if saves == 5:
+    if saves == 3:
         f.truncate(f.tell() // 2)
         f.flush()
         die()
@@ -39,7 +39,7 @@ torch.save = save''',
 def fsync(number, original=os.fsync):
     global saves
     saves += 1
-    if saves == 6: die()  # the first is of settings.json
+    if saves == 10: die()
     original(number)
 os.fsync = fsync''',
     'before the first rename': '''
@@ -91,7 +91,7 @@ def test_a_damaged_state_gives_way_to_the_one_before_it(hooked, uninterrupted, t
 
 
 def test_a_full_disk_leaves_what_was_saved_and_says_what_was_needed(hooked, tmp_path):
-    assert hooked('', '--max_iters=10').returncode == 0
+    assert hooked('', '--max_iters=10', '--eval_interval=5').returncode == 0
     files = {name: (tmp_path / 'out' / name).read_bytes() for name in ('last.pt', 'prev.pt', 'ckpt.pt')}
     limit = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))'
     full = hooked(limit, '--init_from=resume', '--max_iters=30')
@@ -102,7 +102,7 @@ def test_a_full_disk_leaves_what_was_saved_and_says_what_was_needed(hooked, tmp_
     assert not any(name.endswith('.tmp') for name in os.listdir(tmp_path / 'out'))
 
 
-@pytest.mark.parametrize('full_at', [3, 4], ids=['ckpt.pt', 'last.pt'])
+@pytest.mark.parametrize('full_at', [1, 2], ids=['ckpt.pt', 'last.pt'])
 def test_only_a_best_that_was_saved_counts(hooked, tmp_path, full_at):
     """The disk is full at one evaluation and has room at the next: ckpt.pt and best_val_loss stay the same thing."""
     full_once = f'''
@@ -209,14 +209,14 @@ def test_a_run_that_diverges_stops_and_keeps_its_last_good_state(hooked, tmp_pat
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys):
     def state(value, iter_num):
-        weights = dict(model={'weight': torch.tensor([1.0, value])}, model_args={}, iter_num=iter_num,
-                       best_val_loss=1.0)
+        weights = tiny_state(iter_num, best_val_loss=1.0)
+        weights['model']['transformer.ln_f.weight'][2] = value
         return weights, dict(weights, optimizer={})
-    assert checkpoint_file.save_run(str(tmp_path), *state(1.0, 1), best=True, keep_interval=1) == (True, True)
+    assert states.save_run(str(tmp_path), *state(1.0, 1), best=True, keep_interval=1) == (True, True)
     for value in (math.nan, math.inf):
-        assert checkpoint_file.save_run(str(tmp_path), *state(value, 2), best=True, keep_interval=1) == (False, False)
+        assert states.save_run(str(tmp_path), *state(value, 2), best=True, keep_interval=1) == (False, False)
     assert sorted(os.listdir(tmp_path)) == ['ckpt.pt', 'iter_000001.pt', 'last.pt']
-    assert checkpoint_file.load_to_resume('resume', str(tmp_path))[0]['iter_num'] == 1
+    assert states.load_to_resume('resume', str(tmp_path))[0]['iter_num'] == 1
     assert capsys.readouterr().out.count('not saved: the weights are no longer finite') == 2
 
 
@@ -231,11 +231,11 @@ def test_a_spike_of_the_loss_is_skipped_where_that_was_asked_for(hooked, tmp_pat
 
 
 def test_the_guard_judges_as_its_docstring_says():
-    step_guard = guard.StepGuard(spike_z=3.0, losses=[1.0, 3.0] * 50)  # mean 2, deviation 1
+    step_guard = guard.StepGuard(3.0, [1.0, 3.0] * 50, guard.StopSignal())  # mean 2, deviation 1
     good, bad = torch.tensor(1.0), torch.tensor(math.inf)
     for loss, norm, scaled, skip in ((4.9, good, False, False), (5.1, good, False, True), (4.9, bad, False, True),
                                      (4.9, bad, True, False), (math.nan, good, True, True)):
-        assert bool(step_guard.check_update(7, torch.tensor(loss), norm, scaled)) == skip
+        assert bool(step_guard.check_update(7, torch.tensor(loss), torch.tensor(0.0), norm, scaled)) == skip
         assert step_guard.fetch_skipped() == (7 if skip else None)
         assert step_guard.in_a_row == int(skip) and step_guard.fetch_skipped() is None
         step_guard.in_a_row, step_guard.losses = 0, [1.0, 3.0] * 50
@@ -244,7 +244,7 @@ def test_the_guard_judges_as_its_docstring_says():
 def test_what_saves_nothing_ends_at_a_signal(monkeypatch):
     handlers = {}
     monkeypatch.setattr(signal, 'signal', handlers.__setitem__)
-    guard.StopSignal(saves=False)
+    guard.StopSignal().install(saves=False)
     assert set(handlers.values()) == {signal.SIG_DFL}
 
 
@@ -279,7 +279,7 @@ def test_a_stop_in_the_last_iteration_does_not_skip_the_last_evaluation(hooked, 
 
 def test_two_runs_cannot_write_to_one_folder(hooked, tmp_path):
     (tmp_path / 'out').mkdir()
-    lock = checkpoint_file.claim_out_dir(str(tmp_path / 'out'))
+    lock = states.claim_out_dir(str(tmp_path / 'out'))
     done = hooked('')
     assert done.returncode == 2 and "another run is writing to out_dir='out'" in done.stderr
     lock.release()

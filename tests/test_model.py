@@ -5,8 +5,13 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from common import checkpoint as checkpoint_file
+from common.training import moments
 from model import GPT, GPTConfig, attend, load_weights, rotary, rotate
 from running import ROOT, ok, python
 
@@ -98,7 +103,7 @@ def test_a_checkpoint_of_the_original_loads_with_its_optimizer(tmp_path):
     weights = {name: 0.3 * torch.randn([size[letter] for letter in shape]) for name, shape in ORIGINAL}
     # its optimizer numbered the parameters by group: first those of two dimensions, then those of one
     names = sorted(weights, key=lambda name: weights[name].dim() < 2)
-    moments = {i: dict(step=torch.tensor(7.0), exp_avg=torch.full_like(weights[name], i),
+    states = {i: dict(step=torch.tensor(7.0), exp_avg=torch.full_like(weights[name], i),
                        exp_avg_sq=torch.ones_like(weights[name])) for i, name in enumerate(names)}
     group = dict(lr=1e-3, betas=(0.9, 0.95), eps=1e-8, amsgrad=False, maximize=False, foreach=None, capturable=False,
                  differentiable=False, fused=None)
@@ -109,7 +114,7 @@ def test_a_checkpoint_of_the_original_loads_with_its_optimizer(tmp_path):
     saved['_orig_mod.transformer.h.0.attn.bias'] = torch.ones(1, 1, 32, 32)
     saved['_orig_mod.lm_head.weight'] = weights['transformer.wte.weight']
     model_args = dict(n_layer=1, n_head=4, n_embd=48, block_size=32, bias=True, vocab_size=96, dropout=0.0)
-    torch.save(dict(model=saved, optimizer=dict(state=moments, param_groups=groups), model_args=model_args, iter_num=7,
+    torch.save(dict(model=saved, optimizer=dict(state=states, param_groups=groups), model_args=model_args, iter_num=7,
                     best_val_loss=torch.tensor(1.5), config=dict(dataset='shakespeare_char')), tmp_path / 'ckpt.pt')
 
     model, checkpoint = load_weights(str(tmp_path))
@@ -117,7 +122,7 @@ def test_a_checkpoint_of_the_original_loads_with_its_optimizer(tmp_path):
         assert torch.equal(parameter, weights[name])
     assert model.lm_head.weight is model.transformer.wte.weight and model.config.activation == 'gelu'
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), 'cpu')
-    checkpoint_file.load_optimizer(optimizer, torch.amp.GradScaler('cpu', enabled=False), checkpoint)
+    moments.load(model, optimizer, torch.amp.GradScaler('cpu', enabled=False), checkpoint)
     for i, name in enumerate(names):
         state = optimizer.state[model.get_parameter(name)]
         assert state['step'] == 7 and torch.equal(state['exp_avg'], torch.full_like(weights[name], i))
@@ -130,6 +135,28 @@ def test_a_damaged_folder_of_weights_is_named(huggingface, tmp_path, name, conte
     huggingface[0].save_pretrained(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=name):
+        GPT.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize('reason, config, weights, meta', [
+    ('lm_head.weight differs', {}, {'lm_head.weight': torch.zeros(96, 48)}, None),
+    ('ln_f.bias is not finite', {}, {'transformer.ln_f.bias': torch.full((48,), math.nan)}, None),
+    ('wte.weight is .96, 48., and should be .97, 48.', {'vocab_size': 97}, {}, None),
+    ('c_fc.weight', {}, {'transformer.h.0.mlp.c_fc.weight': torch.zeros(3)}, None),
+    ("n_layer='2'", {'n_layer': '2'}, {}, None), ('n_embd=None', {'n_embd': None}, {}, None),
+    ("activation_function=..gelu", {'activation_function': ['gelu']}, {}, None),
+    ('meta.json is damaged .*chars', {}, {}, '{"tokenizer": "char", "vocab_size": 4}'),
+    ('meta.json is damaged', {}, {}, '{'), ('meta.json is damaged', {}, {}, '{"tokenizer": 5}')])
+def test_a_folder_that_no_script_could_use_says_what_is_wrong(huggingface, tmp_path, reason, config, weights, meta):
+    from safetensors.torch import load_file, save_file
+    huggingface[0].save_pretrained(tmp_path)
+    path = str(tmp_path / 'model.safetensors')
+    save_file(load_file(path) | weights, path)
+    original = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps(original | config))
+    if meta:
+        (tmp_path / 'meta.json').write_text(meta)
+    with pytest.raises(ValueError, match=reason):
         GPT.from_pretrained(str(tmp_path))
 
 
@@ -322,3 +349,32 @@ def test_weights_of_another_shape_are_named(tmp_path):
     model_args = dataclasses.asdict(model.config)
     with pytest.raises(ValueError, match='do not fit'):
         GPT.from_checkpoint(dict(model=model.state_dict(), model_args={**model_args, 'n_embd': 96}))
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes that the tensors made within it take at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.peak = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.live = {key: (place, size) for key, (place, size) in self.live.items() if not place.expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
+        return result
+
+
+def test_an_evaluation_takes_a_16_bit_copy_of_the_weights_and_the_logits_of_one_batch():
+    """As config/eval_gpt2_xl.py evaluates GPT-2 XL, but for its number of layers; tensors without data."""
+    with FakeTensorMode():
+        model = GPT(GPTConfig(n_layer=4, n_head=25, n_embd=1600, block_size=1024, vocab_size=50257)).eval()
+        idx = torch.zeros(8, 1024, dtype=torch.long)
+        with PeakBytes() as bytes, torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+            logits, _ = model(idx, idx)
+    copy, output = 2 * model.get_num_params(), 2 * logits.numel()
+    assert logits.dtype == torch.bfloat16 and copy + output < bytes.peak < 1.2 * (copy + output)

@@ -17,8 +17,8 @@ def resumed_at(done):
     return next((int(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith('resuming')), None)
 
 
-# where each run is killed, and where the next one goes on: the states of 0, 5, 10, ... are saved after their evaluation
-KILLS = [('tokens per iteration', None), ('step 0:', None), ('iter 3:', 0), ('iter 7:', 5),
+# where each run is killed, and where the next one goes on: the states of 5, 10, ... are saved after their evaluation
+KILLS = [('tokens per iteration', None), ('step 0:', None), ('iter 3:', None), ('iter 7:', 5),
          ('tokens per iteration', 5), ('step 15:', 10), ('iter 19:', 15)]
 
 
@@ -124,8 +124,9 @@ def test_two_processes_stop_together_and_any_number_goes_on(hooked, corpus_dir, 
             if 'iter 12:' in line:
                 process.send_signal(signal.SIGUSR1)  # torchrun passes it on, and ends with a code of its own
     assert process.returncode != 0 and 'stopped' in ''.join(seen), ''.join(seen)
-    assert checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num'] == 13
-    assert resumed_at(hooked('', '--init_from=auto', settings=plain)) == 13
+    # the ranks tell each other in iteration 13, and know it after the next one
+    assert checkpoint_file.load(str(tmp_path / 'out' / 'last.pt'))['iter_num'] == 15
+    assert resumed_at(hooked('', '--init_from=auto', settings=plain)) == 15
     assert hooked('', '--out_dir=whole', settings=plain).returncode == 0
     moved, whole = (read_metrics(tmp_path / name) for name in ('out', 'whole'))
     assert moved[2]['done'] and len(moved[0]) == len(whole[0]) == 20

@@ -318,7 +318,7 @@ NOT_FUSED = '''
 from common.training import guard
 adamw, check = torch.optim.AdamW.__init__, guard.StepGuard.check_update
 torch.optim.AdamW.__init__ = lambda self, groups, fused, **rest: adamw(self, groups, fused=False, **rest)
-guard.StepGuard.check_update = lambda self, i, loss, norm, scaled: check(self, i, loss / (i != 1), norm, scaled)
+guard.StepGuard.check_update = lambda self, i, loss, *rest, scaled: check(self, i, loss / (i != 1), *rest, scaled)
 '''
 
 
@@ -386,10 +386,18 @@ def test_gradients_are_clipped_where_that_was_asked_for(train, tmp_path, clipped
 def test_a_state_is_saved_only_on_improvement_where_that_was_asked_for(train, tmp_path):
     # with a learning rate of zero nothing improves after the first evaluation
     still = ['--learning_rate=0.0', '--min_lr=0.0', '--eval_interval=5', '--max_iters=6']
-    for folder, always, states in (('always', True, [0, 5]), ('improved', False, [0])):
+    for folder, always in (('always', True), ('improved', False)):
         ok(train(f'--out_dir={folder}', f'--always_save_checkpoint={always}', *still))
-        assert checkpoint_file.load(str(tmp_path / folder / 'prev.pt'))['iter_num'] == states[-1]
+        assert (tmp_path / folder / 'prev.pt').exists() == always
         assert checkpoint_file.load(str(tmp_path / folder / 'last.pt'))['iter_num'] == 6
+
+
+def test_an_untrained_model_is_not_saved_and_is_never_the_best_one_to_sample_from(hooked, tmp_path):
+    told = hooked("when_printed('iter 3:', lambda: os.kill(os.getpid(), signal.SIGTERM))", '--max_iters=5')
+    assert told.returncode == 75 and sorted(os.listdir(tmp_path / 'out')) == [
+        '.lock', 'last.pt', 'metrics.jsonl', 'settings.json']
+    ok(hooked('', '--init_from=resume', '--max_iters=5'))
+    assert checkpoint_file.load(str(tmp_path / 'out' / 'ckpt.pt'))['iter_num'] == 5
 
 
 # evaluation
@@ -418,6 +426,22 @@ def test_eval_only_writes_nothing_and_trains_nothing(train, trained, tmp_path):
     assert before == {name: (tmp_path / 'out' / name).read_bytes() for name in os.listdir(tmp_path / 'out')}
     assert train('--out_dir=none', '--eval_only=True').returncode == 0
     assert not (tmp_path / 'none').exists()
+
+
+EVALUATES = '''
+def refuse(*args, **options):
+    raise AssertionError('this is for training')
+for place, name in ((torch.Tensor, 'backward'), (model.GPT, 'configure_optimizers'),
+                    (torch.nn.parallel.DistributedDataParallel, '__init__')):
+    setattr(place, name, refuse)
+'''
+
+
+def test_eval_only_makes_nothing_that_training_needs(hooked, hooked_ranks, trained):
+    args = ['--eval_only=True', f'--init_from={trained}']
+    one = ok(hooked(COMPILE + EVALUATES, '--compile=True', *args)).stdout.splitlines()[-1]
+    first, other = hooked_ranks(EVALUATES, *args)
+    assert ok(first).stdout.splitlines()[-1] == one and one.startswith('step 0: train loss') and ok(other).stdout == ''
 
 
 # where a run starts from
@@ -517,13 +541,14 @@ def test_the_real_wandb_runs_offline(train, tmp_path):
 
 
 FAKE_WANDB = '''
-import json
+import json, os
 class errors:
     class Error(Exception): pass
 def login(prompt): return {key}
-def init(mode='online', **settings):
+def init(mode=os.environ['WANDB_MODE'], **settings):
     if mode == 'online': raise errors.Error('no route to host')
     open('wandb.log', 'a').write(json.dumps([mode, settings['project']]) + '\\n')
+    open('wandb.ids', 'a').write(settings['id'] + ' ' + settings['resume'] + '\\n')
     import sys; return sys.modules[__name__]
 def log(values, step): open('wandb.log', 'a').write(json.dumps([step, values]) + '\\n')
 def finish(): open('wandb.log', 'a').write('"finished"\\n')
@@ -540,6 +565,19 @@ def test_wandb_without_account_or_network_goes_on_offline(train, tmp_path, key, 
         line for line in done.stdout.splitlines() if reason in line and 'offline' in line] != []
     lines = [json.loads(line) for line in (tmp_path / 'wandb.log').read_text().splitlines()]
     assert lines[0] == ['offline', 'p'] and lines[-1] == 'finished' and len(lines) == 2 + 4 + 1
+
+
+def test_a_resumed_run_goes_on_with_its_wandb_run_and_counts_its_tokens(train, tmp_path):
+    (tmp_path / 'fake').mkdir()
+    (tmp_path / 'fake' / 'wandb.py').write_text(FAKE_WANDB.format(key=True))
+    env = dict(PYTHONPATH=str(tmp_path / 'fake'), WANDB_MODE='offline')
+    for args in (['--max_iters=5'], ['--max_iters=7', '--init_from=resume', '--gradient_accumulation_steps=8'],
+                 ['--max_iters=1']):
+        ok(train('--out_dir=out', '--wandb_log=True', *args, **env))
+    first, resumed, new = (tmp_path / 'wandb.ids').read_text().splitlines()
+    assert first == resumed != new and first.endswith(' allow')
+    tokens = [line['tokens'] for line in read_metrics(tmp_path / 'out' / 'previous-1')[0]]
+    assert tokens == [*range(128, 641, 128), 640 + 512, 640 + 1024], 'with four times the batch from iteration 5 on'
 
 
 # bad input: one line, exit code 2, nothing written
@@ -591,7 +629,8 @@ def test_settings_that_cannot_work_are_refused(key, value, processes, expected):
                  activation='gelu', wandb_log=False, tensorboard_log=False,
                  n_layer=1, n_head=1, n_embd=2, batch_size=1, block_size=1, gradient_accumulation_steps=6,
                  eval_interval=10, log_interval=1, max_skips=1, dropout=0.0, beta1=0.9, beta2=0.9, decay_lr=True,
-                 warmup_iters=2, lr_decay_iters=20, min_lr=1e-4, keep_interval=20, fsdp=False)
+                 warmup_iters=2, lr_decay_iters=20, min_lr=1e-4, keep_interval=20, fsdp=False, eval_only=False,
+                 out_dir='out')
     if expected is None:
         return settings.check({**these, key: value}, processes)
     with pytest.raises(ValueError, match=expected):
@@ -715,7 +754,7 @@ def test_another_vocabulary_is_refused(train, trained, other_corpus):
 
 
 def test_an_id_beyond_the_vocabulary_is_refused(train, other_corpus):
-    done = train(f'--dataset={other_corpus(vocab_size=3)}')
+    done = train('--dataset=' + other_corpus(vocab_size=3, chars='abc'))
     assert done.returncode == 2 and 'token id 3' in done.stderr and 'vocab_size=3' in done.stderr
 
 
@@ -743,10 +782,49 @@ def test_an_impossible_out_dir_is_refused(train, tmp_path, out_dir):
 
 def test_processes_that_find_different_states_are_refused(hooked_ranks, trained):
     """As on two nodes of which only the first has the out_dir."""
-    places = f"sys.argv.append('--out_dir=' + [{trained!r}, 'nothing'][int(os.environ['RANK'])])"
+    places = f"""
+from common import console
+console.OTHERS_FAIL = 0.0
+sys.argv.append('--out_dir=' + [{trained!r}, 'nothing'][int(os.environ['RANK'])])"""
     done = hooked_ranks(places, '--init_from=auto', '--max_iters=30')
     assert done[0].returncode == 2 and 'the processes found different states' in done[0].stderr
     assert done[1].returncode != 0
+
+
+def test_processes_that_would_train_in_different_dtypes_are_refused(hooked_ranks, tmp_path):
+    """As with a V100 and an A100 in one machine: one of them scales its gradients, the other does not."""
+    mixed = """
+from common import console, device
+console.OTHERS_FAIL = 0.0
+device.resolve_dtype = lambda *args, **options: 'bfloat16' if os.environ['RANK'] == '1' else 'float16'"""
+    for done in hooked_ranks(mixed):
+        assert done.returncode != 0 and 'Traceback' not in done.stderr
+        assert 'GPUs of different kinds (dtype=' in done.stderr and '--dtype=float16' in done.stderr
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_mistake_that_one_process_alone_sees_is_told_by_it(hooked_ranks):
+    alone = """
+from common import console, device
+console.OTHERS_FAIL = 0.0
+def resolve_device(name, original=device.resolve_device):
+    if os.environ['RANK'] == '1': raise ValueError('no such GPU')
+    return original(name)
+device.resolve_device = resolve_device
+from common import distributed
+distributed.start_processes = lambda *args: sys.exit(3)  # for torchrun, which would end the other process"""
+    first, other = hooked_ranks(alone)
+    assert (other.returncode, other.stderr) == (2, 'train.py (rank 1): no such GPU\n')
+    assert (first.returncode, first.stderr) == (3, '')
+
+
+@pytest.mark.parametrize('variables, said', [
+    (dict(RANK='1'), 'RANK=1, no WORLD_SIZE'), (dict(LOCAL_RANK='1'), 'LOCAL_RANK=1'),
+    (dict(WORLD_SIZE='two'), "WORLD_SIZE='two'")])
+def test_a_senseless_environment_is_no_silent_run(train, tmp_path, variables, said):
+    done = train('--out_dir=out', **variables)
+    assert done.returncode == 2 and said in done.stderr and 'Traceback' not in done.stderr and 'unset' in done.stderr
+    assert not (tmp_path / 'out').exists()
 
 
 def test_a_pickled_meta_is_not_loaded(train, other_corpus):

@@ -9,12 +9,11 @@ import sys
 import time
 
 import torch
-import torch.distributed as dist
 
 from common import files, settings
 from common.console import stop
 from common.dataset import check_unchanged
-from common.distributed import all_reduce, print0, world_size
+from common.distributed import differing, print0, world_size
 from common.tokenizer import check_same
 
 WINDOW = 100  # updates whose losses decide what a spike is
@@ -43,10 +42,14 @@ def check_resumed(state, config, shape, meta, allow_data_change, out_dir):
                          + ', or start another run in another out_dir')
 
 
-def check_same_on_all_ranks(iter_num, device, out_dir):
-    """ValueError if the ranks would resume at different iterations."""
-    if all_reduce([iter_num], device)[0] != iter_num * world_size():
-        raise ValueError(f'the processes found different states in {out_dir}; it must be on a disk that all share')
+def check_same_on_all_ranks(iter_num, data_size, dtype, device, out_dir):
+    """ValueError if the ranks would resume at different iterations, or train on different data or in another dtype."""
+    numbers = {'iteration': iter_num, **data_size, 'dtype': torch.finfo(getattr(torch, dtype)).max}
+    problems = {'iteration': f'found different states in {out_dir}; it must be on a disk that all share',
+                'train': 'have different datasets', 'val': 'have different datasets',
+                'dtype': f'have GPUs of different kinds (dtype={dtype} on this one); try --dtype=float16'}
+    for name in differing(numbers, device):
+        raise ValueError(f'the processes {problems[name]}')
 
 
 def check_model(config, device, dtype, gradient_checkpointing):
@@ -72,14 +75,17 @@ def mean_scores(split, loss, correct, counted):
 
 class StopSignal:
     """
-    Turns SIGTERM, Ctrl-C and SIGUSR1 (which Slurm can send ahead of a time limit) into a flag. A second Ctrl-C kills at
-    once; with saves=False the first signal does.
+    Turns SIGTERM, Ctrl-C and SIGUSR1 (which Slurm can send ahead of a time limit) into `on_any_rank`: whether any rank
+    has been told to stop. A rank tells the others with a tensor that is reduced anyway, and all learn it in the same
+    iteration.
     """
 
-    def __init__(self, saves=True):
+    def __init__(self):
         self.name, self.interrupted = None, None  # name of the first signal; time of the first Ctrl-C
-        # a gloo group, which does not wait for the GPU: asking all ranks costs a fraction of a millisecond
-        self.group = dist.new_group(backend='gloo') if world_size() > 1 else None
+        self.on_any_rank = False
+
+    def install(self, saves):
+        """Catch the signals. A second Ctrl-C kills at once; without `saves` the first signal does."""
         for name in ('SIGTERM', 'SIGINT', 'SIGUSR1'):
             if hasattr(signal, name):  # Windows has no SIGUSR1
                 signal.signal(getattr(signal, name), self.note if saves else signal.SIG_DFL)
@@ -94,37 +100,38 @@ class StopSignal:
                 signal.raise_signal(number)
         if not self.name:
             self.name = signal.Signals(number).name
+            self.on_any_rank = world_size() == 1
+            when = 'this iteration' if self.on_any_rank else 'the next iteration'
             again = ' (Ctrl-C again: stop at once)' if number == signal.SIGINT else ''
-            print0(f'{self.name}: saving after this iteration{again}')
+            print0(f'{self.name}: saving after {when}{again}')
 
-    def on_any_rank(self):
-        """Whether any rank has been told to stop. All ranks must ask in the same iteration, and get the same answer."""
-        told = self.name is not None
-        if self.group is None:
-            return told
-        flag = torch.tensor(int(told))
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=self.group)
-        return bool(flag)
+    def told(self):
+        """1.0 if this rank has been told to stop, else 0.0: what the ranks add up."""
+        return float(self.name is not None)
+
+    def listen(self, told):
+        """Learn what told() gives on all ranks together. All ranks must call it in the same place."""
+        self.on_any_rank = self.on_any_rank or told > 0
 
 
 class StepGuard:
     """
     Finds harmful updates: those whose loss or gradient is not finite and, if spike_z is above 0, those whose loss is
     more than spike_z standard deviations above the mean of the last 100. `losses`, a list that may have some of these
-    already, is updated in place.
+    already, is updated in place. What it reads back from the device tells the `stop_signal` of other ranks, too.
     """
 
-    def __init__(self, spike_z, losses):
-        self.spike_z, self.losses = spike_z, losses
-        self.pending = None  # of the last update: iteration, [skip, loss] on their way to the host, a CUDA event
+    def __init__(self, spike_z, losses, stop_signal):
+        self.spike_z, self.losses, self.stop_signal = spike_z, losses, stop_signal
+        self.pending = None  # of the last update: iteration, [skip, loss, told] on their way to the host, a CUDA event
         self.last_loss = None
         self.in_a_row = 0    # skipped updates
 
-    def check_update(self, iter_num, loss, grad_norm, scaled):
+    def check_update(self, iter_num, loss, told, grad_norm, scaled):
         """
         Whether to skip this update: a bool tensor on the device. Reading it on the host waits for the device, so
         fetch_skipped() does that one iteration later. With loss scaling (`scaled`) overflowing gradients are left to
-        GradScaler.
+        GradScaler. `told`: above 0 if any rank has been told to stop.
         """
         skip = ~torch.isfinite(loss)
         if not scaled:
@@ -133,7 +140,7 @@ class StepGuard:
             mean = sum(self.losses) / WINDOW
             deviation = math.sqrt(sum((x - mean)**2 for x in self.losses) / WINDOW)
             skip = skip | (loss > mean + self.spike_z * deviation)
-        values = torch.stack((skip.float(), loss.float())).to('cpu', non_blocking=loss.is_cuda)
+        values = torch.stack((skip.float(), loss.float(), told.float())).to('cpu', non_blocking=loss.is_cuda)
         arrival = torch.cuda.Event() if loss.is_cuda else None
         self.pending = iter_num, values, arrival
         if arrival is not None:
@@ -148,7 +155,8 @@ class StepGuard:
         self.pending = None
         if arrival is not None:
             arrival.synchronize()  # waits for the last update, not for what was queued after it
-        skip, self.last_loss = values.tolist()
+        skip, self.last_loss, told = values.tolist()
+        self.stop_signal.listen(told)
         if skip:
             self.in_a_row += 1
             return iter_num
@@ -164,6 +172,19 @@ class StepGuard:
             print0(f'stopped: {max_skips} updates in a row had to be skipped. The last good state is in {out_dir}; '
                    'resume it with a lower --learning_rate and --min_lr, and --muon_lr with Muon')
             sys.exit(1)
+
+
+def step_unless(skip, optimizer, scaler):
+    """
+    Update the weights, unless `skip` (a bool tensor). A fused optimizer reads found_inf on the device and changes
+    nothing where it is 1: no host sync. With loss scaling GradScaler overwrites found_inf, and other optimizers ignore
+    it: then the host must read `skip`, which waits.
+    """
+    skips_by_itself = optimizer.defaults['fused'] and not scaler.is_enabled()
+    optimizer.found_inf = skip.float() if skips_by_itself else None
+    if skips_by_itself or not skip:
+        scaler.step(optimizer)
+    scaler.update()
 
 
 def check_disk(out_dir, config, vocab_size):

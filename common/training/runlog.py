@@ -7,12 +7,14 @@ import contextlib
 import json
 import math
 import os
+import shlex
 import sys
 import time
+import uuid
 
-from common.console import SEPARATOR, duration, perplexity, print_flush
+from common.console import SEPARATOR, duration, perplexity
 from common.device import synchronize
-from common.files import write_whole
+from common.files import exists, write_whole
 
 
 class TrainingClock:
@@ -60,10 +62,9 @@ class RunLog:
         self.wandb = start_wandb(config) if config['wandb_log'] else None
         self.board = start_tensorboard(self.out_dir, run.iter_num) if config['tensorboard_log'] else None
         write_settings(os.path.join(self.out_dir, 'settings.json'), config)
-        path = os.path.join(self.out_dir, 'metrics.jsonl')
-        cut(path, run)
-        cut(os.path.join(self.out_dir, 'spikes.jsonl'), run)
-        self.file = open(path, 'a', encoding='utf-8')
+        for name in ('metrics', 'spikes'):
+            cut(os.path.join(self.out_dir, f'{name}.jsonl'), run)
+        self.file, self.unwritten = None, ''  # metrics.jsonl, and lines that could not be written yet
 
     def iteration(self, run, loss, lr, grad_norm, mem_gb):
         """The iteration before run.iter_num, with the mean speed since the last line, on stdout and in the file."""
@@ -73,7 +74,7 @@ class RunLog:
         tok_s = self.tokens_per_iter / seconds
         mfu = tok_s * self.flops_per_token / self.peak_flops if self.peak_flops else None
         left = duration(seconds * (self.max_iters - run.iter_num))
-        print_flush(f'iter {iter_num}: loss {loss:.4f}, time {1000 * seconds:.2f}ms, '
+        print(f'iter {iter_num}: loss {loss:.4f}, time {1000 * seconds:.2f}ms, '
                     f'mfu {"n/a" if mfu is None else f"{100 * mfu:.2f}%"}, {tok_s:,.0f} tok/s, {left} left')
         self.write(iter=iter_num, loss=loss, lr=lr, grad_norm=None if grad_norm is None else float(grad_norm),
                    ms=1000 * seconds, tok_s=tok_s, mfu=mfu, mem_gb=mem_gb, tokens=run.tokens, train_s=run.train_s)
@@ -84,7 +85,7 @@ class RunLog:
             return
         self.shown_at = time.monotonic()
         left = duration(self.s_per_iter * (self.max_iters - run.iter_num))
-        print_flush(f'{run.iter_num:,} of {self.max_iters:,} iterations, {left} left'.ljust(60), end='\r')
+        print(f'{run.iter_num:,} of {self.max_iters:,} iterations, {left} left'.ljust(60), end='\r')
 
     def evaluation(self, run, train_loss, val_loss, val_acc, texts):
         """One evaluation after run.iter_num updates. The sample texts go to samples/iter_000500.txt."""
@@ -92,10 +93,10 @@ class RunLog:
                    val_acc=val_acc, tokens=run.tokens, train_s=run.train_s)
         self.texts = texts
         if texts:
-            with warn_on_disk_error():
+            with warn_on_error():
                 folder = os.path.join(self.out_dir, 'samples')
                 os.makedirs(folder, exist_ok=True)
-                with open(os.path.join(folder, f'iter_{run.iter_num:06d}.txt'), 'w', encoding='utf-8') as f:
+                with write_whole(os.path.join(folder, f'iter_{run.iter_num:06d}.txt')) as f:
                     f.write(SEPARATOR.join(texts) + '\n')
 
     def skipped(self, iter_num, loss, starts, decode):
@@ -103,12 +104,12 @@ class RunLog:
         try:
             texts = decode()
         except Exception as error:  # a tokenizer that cannot be loaded now is no reason to end a run
-            print_flush(f'not decoded: {error}')
+            print(f'not decoded: {error}')
             texts = None
-        print_flush(f'iter {iter_num}: loss {loss:.4f}, update skipped (a spike, or not finite); see '
+        print(f'iter {iter_num}: loss {loss:.4f}, update skipped (a spike, or not finite); see '
                     f'{self.out_dir}/spikes.jsonl')
         values = dict(iter=iter_num, loss=loss if math.isfinite(loss) else None, starts=starts, texts=texts)
-        with warn_on_disk_error(), open(os.path.join(self.out_dir, 'spikes.jsonl'), 'a', encoding='utf-8') as f:
+        with warn_on_error(), open(os.path.join(self.out_dir, 'spikes.jsonl'), 'a', encoding='utf-8') as f:
             f.write(json.dumps(values, ensure_ascii=False) + '\n')
 
     def close(self, run, done):
@@ -117,81 +118,103 @@ class RunLog:
             self.write(iter=run.iter_num, done=True, best_val_loss=run.best_val_loss, train_s=run.train_s)
         else:  # for the queue: torchrun hides the exit code that says so
             self.write(iter=run.iter_num, stopped=True, train_s=run.train_s)
-        with warn_on_disk_error():
-            self.file.close()
+        for log in (self.file, self.board):
+            if log:
+                with warn_on_error():
+                    log.close()
         if self.wandb:
-            self.wandb.finish()
-        if self.board:
-            self.board.close()
+            with warn_on_error():
+                self.wandb.finish()
         if sys.stdout.isatty():
-            print_flush(' ' * 60, end='\r')  # over the progress line
+            print(' ' * 60, end='\r')  # over the progress line
         best = f'best val loss {run.best_val_loss:.4f}'
         if not done:
-            print_flush(f'stopped and saved after {run.iter_num} iterations; continue with the same command and '
+            print(f'stopped and saved after {run.iter_num} iterations; continue with the same command and '
                         '--init_from=auto')
         elif run.iter_num == self.first_iter > 0:
-            print_flush(f'nothing is left to do: this run ended after {run.iter_num} iterations, {best}; to '
+            print(f'nothing is left to do: this run ended after {run.iter_num} iterations, {best}; to '
                         'continue, raise --max_iters or --patience')
         else:
             if self.texts:
-                print_flush('\nin its own words:\n\n' + SEPARATOR.join(self.texts))
+                print('\nin its own words:\n\n' + SEPARATOR.join(self.texts))
             written = [name for name in ('ckpt.pt', 'last.pt', 'metrics.jsonl', 'samples')
                        if os.path.exists(os.path.join(self.out_dir, name))]
             early = '; ended by --patience, as nothing better came' if run.iter_num < self.max_iters else ''
-            print_flush(f'\ntrained {run.iter_num} iterations in {duration(run.train_s)}, {best}{early}\n'
+            print(f'\ntrained {run.iter_num} iterations in {duration(run.train_s)}, {best}{early}\n'
                         f'wrote {", ".join(written)} in {self.out_dir} (ckpt.pt has the best weights, last.pt resumes)'
-                        f'\nsample more: python sample.py --out_dir={self.out_dir}')
+                        f'\nsample more: {shlex.join(["python", "sample.py", f"--out_dir={self.out_dir}"])}')
 
     def write(self, **values):
         """Add a line. What is not finite becomes null, as JSON cannot express it."""
         values = {key: None if isinstance(value, float) and not math.isfinite(value) else value
                   for key, value in values.items()}
-        with warn_on_disk_error():
-            self.file.write(json.dumps(values) + '\n')
+        self.unwritten += json.dumps(values) + '\n'
+        with warn_on_error():
+            self.file = self.file or open(os.path.join(self.out_dir, 'metrics.jsonl'), 'a', encoding='utf-8')
+            self.file.write(self.unwritten)
+            self.unwritten = ''  # what cannot be flushed now stays in the file's buffer
             self.file.flush()
         if self.wandb:
-            self.wandb.log(values, step=values['iter'])
+            with warn_on_error():
+                self.wandb.log(values, step=values['iter'])
         if self.board:
-            for key, value in values.items():
-                if key != 'iter' and value is not None:
-                    self.board.add_scalar(key, value, values['iter'])
+            with warn_on_error():
+                for key, value in values.items():
+                    if key != 'iter' and value is not None:
+                        self.board.add_scalar(key, value, values['iter'])
 
 
 def write_settings(path, config):
     """All settings as JSON. When a run is resumed, init_from stays what it began with."""
-    with warn_on_disk_error():
+    with warn_on_error():
         if config.get('init_from') in ('auto', 'resume'):
             config = {**config, 'init_from': 'scratch'}
-            with contextlib.suppress(FileNotFoundError, ValueError), open(path, encoding='utf-8') as f:
+            with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError), open(path, 'rb') as f:
                 config['init_from'] = json.load(f)['init_from']
         with write_whole(path) as f:
             json.dump(config, f, indent=1)
 
 
 @contextlib.contextmanager
-def warn_on_disk_error():
-    """Print a line if the log cannot be written, on a full disk for example: that must not end the run."""
+def warn_on_error():
+    """Print a line if a log cannot be written, on a full disk or without a network: that must not end the run."""
     try:
         yield
-    except OSError as error:
-        print_flush(f'not logged: {error}')
+    except Exception as error:  # those of W&B have no common base with the others
+        print(f'not logged: {error}')
 
 
 def cut(path, run):
-    """Remove from a metrics.jsonl what a resumed run writes again, and lines that a crash left incomplete."""
-    if not os.path.exists(path):
+    """
+    Remove from a metrics.jsonl what a resumed run writes again. Lines that a crash or a power loss damaged are moved to
+    metrics-damaged.jsonl.
+    """
+    if not exists(path):
         return
-    kept = []
-    with open(path, encoding='utf-8') as f:
+    kept, damaged = [], []
+    with open(path, 'rb') as f:
         for line in f:
-            try:
-                values = json.loads(line)
-            except ValueError:
-                continue
-            if values['iter'] < run.iter_num or ('val_loss' in values and values['iter'] <= run.evaluated_at):
+            values = parse(line)
+            if values is None:
+                damaged.append(line)
+            elif values['iter'] < run.iter_num or ('val_loss' in values and values['iter'] <= run.evaluated_at):
                 kept.append(line)
-    with write_whole(path) as f:
+    if damaged:
+        aside = path.replace('.jsonl', '-damaged.jsonl')
+        print(f'{path}: {len(damaged)} damaged lines, which are now in {aside}')
+        with open(aside, 'ab') as f:
+            f.writelines(damaged)
+    with write_whole(path, 'wb') as f:
         f.writelines(kept)
+
+
+def parse(line):
+    """The values of a line of metrics.jsonl (bytes); None if it is damaged."""
+    try:
+        values = json.loads(line)
+        return values if isinstance(values, dict) and type(values['iter']) is int else None
+    except (ValueError, KeyError, RecursionError):
+        return None
 
 
 def evaluation_line(iter_num, train_loss, val_loss, val_acc):
@@ -217,17 +240,29 @@ def read_env(path='.env'):
 
 
 def start_wandb(config):
-    """A W&B run; without an account or a network, an offline one and a line that says so."""
+    """
+    A W&B run, the same one when a run is resumed: its id is in out_dir/wandb_id. Without an account or a network, an
+    offline one and a line that says so.
+    """
     import wandb
     read_env()
-    settings = dict(project=config['wandb_project'], name=config['wandb_run_name'], config=config)
-    if os.environ.get('WANDB_MODE', 'online') != 'online':
-        return wandb.init(**settings)
-    reason = 'no account on this machine; wandb login makes one known'
+    path = os.path.join(config['out_dir'], 'wandb_id')
+    if not exists(path):
+        with write_whole(path) as f:
+            f.write(uuid.uuid4().hex)
+    with open(path, encoding='utf-8') as f:
+        settings = dict(project=config['wandb_project'], name=config['wandb_run_name'], config=config,
+                        id=f.read(), resume='allow', allow_val_change=True)
+    if os.environ.get('WANDB_MODE', 'online') == 'online':
+        reason = 'no account on this machine; wandb login makes one known'
+        try:
+            if wandb.login(prompt=False):
+                return wandb.init(**settings)
+        except wandb.errors.Error as error:
+            reason = str(error).strip().split('\n')[0]
+        print(f'wandb: logging offline ({reason}); wandb sync uploads it later')
+        settings['mode'] = 'offline'
     try:
-        if wandb.login(prompt=False):
-            return wandb.init(**settings)
+        return wandb.init(**settings)
     except wandb.errors.Error as error:
-        reason = str(error).strip().split('\n')[0]
-    print(f'wandb: logging offline ({reason}); wandb sync uploads it later', flush=True)
-    return wandb.init(**settings, mode='offline')
+        raise ValueError(f'wandb does not start ({error}); leave out --wandb_log') from None

@@ -6,11 +6,7 @@ import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
-
-
-def state(iter_num=1, **more):
-    return dict(model={'weight': torch.full((3,), float(iter_num))}, model_args={}, iter_num=iter_num, **more)
-
+from conftest import tiny_state as state
 
 class Bomb:
     def __reduce__(self):
@@ -28,44 +24,6 @@ def test_a_save_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         checkpoint_file.save(state(2), path)
     assert checkpoint_file.load(path)['iter_num'] == 1 and os.listdir(tmp_path) == ['ckpt.pt']
-
-
-def full_state(iter_num):
-    return state(iter_num, optimizer={}, best_val_loss=1.0)
-
-
-def test_the_state_before_the_newest_is_kept_and_used_if_the_newest_is_damaged(tmp_path):
-    out_dir, last = str(tmp_path), tmp_path / 'last.pt'
-    for i in (1, 2, 3):
-        checkpoint_file.save_last(full_state(i), out_dir)
-    assert sorted(os.listdir(tmp_path)) == ['last.pt', 'prev.pt']
-    assert checkpoint_file.load_to_resume('resume', out_dir)[0]['iter_num'] == 3
-    last.write_bytes(last.read_bytes()[:500])
-    checkpoint, path = checkpoint_file.load_to_resume('resume', out_dir)
-    assert checkpoint['iter_num'] == 2 and path.endswith('prev.pt')
-    # or the next save would put the damaged file in the good one's place
-    checkpoint_file.claim_out_dir(out_dir, path).release()
-    checkpoint_file.save_last(full_state(4), out_dir)
-    last.write_bytes(b'')
-    assert checkpoint_file.load_to_resume('resume', out_dir)[0]['iter_num'] == 2
-    (tmp_path / 'prev.pt').write_bytes(b'')
-    with pytest.raises(ValueError, match='last.pt is damaged.*prev.pt is damaged'):
-        checkpoint_file.load_to_resume('resume', str(tmp_path))
-
-
-def test_tokens_that_an_older_state_did_not_count_are_worked_out():
-    sizes = dict(gradient_accumulation_steps=2, batch_size=3, block_size=4)
-    older = full_state(5) | dict(config=sizes, best_val_loss=torch.tensor(2.0))  # as the original nanoGPT's
-    assert checkpoint_file.Progress.of(older) == checkpoint_file.Progress(iter_num=5, tokens=120, best_val_loss=2.0)
-    assert checkpoint_file.Progress.of(older | dict(tokens=7)).tokens == 7
-    assert checkpoint_file.Progress.of(None) == checkpoint_file.Progress()
-
-
-def test_weights_alone_are_nothing_to_resume(tmp_path):
-    checkpoint_file.save(state(), str(tmp_path / 'ckpt.pt'))
-    with pytest.raises(FileNotFoundError, match='nothing to resume'):
-        checkpoint_file.load_to_resume('resume', str(tmp_path))
-    assert checkpoint_file.weights_path(str(tmp_path)) == str(tmp_path / 'ckpt.pt')
 
 
 @pytest.mark.parametrize('content', ['random', 'truncated', 'flipped', 'empty', 'text', 'pickle', 'torch pickle',
@@ -104,15 +62,83 @@ def test_prefixes_of_wrappers_are_stripped():
         assert checkpoint_file.clean_key(key) == 'a.weight'
 
 
-def test_a_run_started_over_is_set_aside(tmp_path):
-    for name in ('last.pt', 'iter_000010.pt', 'metrics.jsonl', 'notes.txt', 'mine.pt'):
-        (tmp_path / name).write_text(name)
-    (tmp_path / 'onnx').mkdir()
-    (tmp_path / 'onnx' / 'model.onnx').write_text('weights')
-    assert checkpoint_file.set_aside(str(tmp_path)) == str(tmp_path / 'previous-1')
-    assert sorted(os.listdir(tmp_path)) == ['mine.pt', 'notes.txt', 'previous-1']
-    assert os.listdir(tmp_path / 'previous-1' / 'onnx') == ['model.onnx']  # an export of its weights
-    assert checkpoint_file.set_aside(str(tmp_path)) is None
-    (tmp_path / 'last.pt').write_text('the second')
-    assert checkpoint_file.set_aside(str(tmp_path)) == str(tmp_path / 'previous-2')
-    assert (tmp_path / 'previous-1' / 'last.pt').read_text() == 'last.pt'
+def spoilt(tmp_path, spoil):
+    """The path of a checkpoint after spoil(checkpoint)."""
+    checkpoint = state(meta={'tokenizer': 'char', 'vocab_size': 4, 'chars': 'abcd'}, config={'dataset': 'x'})
+    spoil(checkpoint)
+    torch.save(checkpoint, tmp_path / 'ckpt.pt')
+    return str(tmp_path / 'ckpt.pt')
+
+
+def put(*path):
+    """A function that sets checkpoint[path[0]][path[1]]... to the last of `path`."""
+    def spoil(checkpoint):
+        for key in path[:-2]:
+            checkpoint = checkpoint[key]
+        checkpoint[path[-2]] = path[-1]
+    return spoil
+
+
+@pytest.mark.parametrize('reason, spoil', [
+    ('lm_head.weight differs', put('model', 'lm_head.weight', torch.full((4, 4), 2.0))),
+    ('wpe.weight is not finite', put('model', 'transformer.wpe.weight', torch.full((4, 4), float('nan')))),
+    ('ln_f.weight is not finite', put('model', 'transformer.ln_f.weight', torch.full((4,), float('inf')))),
+    ('wpe.weight is no tensor', put('model', 'transformer.wpe.weight', [1.0])),
+    ('wpe.weight is no tensor', put('model', 'transformer.wpe.weight', torch.ones(4, 4, dtype=torch.int64))),
+    ('it has no model', put('model', 'text')), ('it has no model', put('model_args', 'text')),
+    ('n_head=0', put('model_args', 'n_head', 0)),
+    ('n_layer=None', lambda checkpoint: checkpoint['model_args'].pop('n_layer')),
+    ('n_layer=True', put('model_args', 'n_layer', True)), ('bias=1', put('model_args', 'bias', 1)),
+    ('1 blocks, and n_layer=9', put('model_args', 'n_layer', 9)),
+    ('should be .10000000000, 4.', put('model_args', 'vocab_size', 10**10)),
+    ('should be .10000000000, 4.', put('model_args', 'block_size', 10**10)),
+    ('its config is a str', put('config', 'text')), ('its iter_num is a str', put('iter_num', '7')),
+    ('newer version', put('format', 99)), ('the meta is a str', put('meta', 'text')),
+    ('no vocab_size', lambda checkpoint: checkpoint['meta'].pop('vocab_size')),
+    ('vocab_size=.4., a str', put('meta', 'vocab_size', '4')),
+    ('0 chars for', lambda checkpoint: checkpoint['meta'].pop('chars')),
+    ('3 chars for', put('meta', 'chars', 'abc')), ('twice', put('meta', 'chars', 'aabc')),
+    ('no single', put('meta', 'chars', ['a', 'b', 'c', 'de'])), ('no single', put('meta', 'chars', ['a', 'b', 'c', 4])),
+    ("tokenizer in the meta is 'word'", put('meta', 'tokenizer', 'word')), ('50257', put('meta', 'tokenizer', 'gpt2')),
+    ('no tokenizer_json', put('meta', 'tokenizer', 'bpe')),
+    ('damaged', put('meta', {'tokenizer': 'bpe', 'vocab_size': 4, 'tokenizer_json': '{'}))])
+def test_a_checkpoint_that_no_script_could_use_says_what_is_wrong(tmp_path, reason, spoil):
+    with pytest.raises(ValueError, match=f'ckpt.pt is damaged or not a checkpoint.*{reason}'):
+        checkpoint_file.load(spoilt(tmp_path, spoil))
+
+
+def test_what_is_unusual_but_whole_loads(tmp_path):
+    for spoil in (put('meta', None), lambda checkpoint: checkpoint.pop('meta'), put('best_val_loss', torch.tensor(1.0)),
+                  put('model_args', 'unknown', 1), lambda checkpoint: checkpoint['model_args'].pop('bias'),
+                  put('model', 'transformer.h.0.attn.bias', torch.ones(1, 1, 4, 4, dtype=torch.bool))):
+        assert checkpoint_file.load(spoilt(tmp_path, spoil))['iter_num'] == 1
+
+
+@pytest.mark.parametrize('error', [PermissionError(13, 'no'), OSError(5, 'I/O'), OSError(116, 'stale'), MemoryError(),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])
+@pytest.mark.parametrize('place', ['builtins.open', 'zipfile.ZipFile.testzip', 'zipfile._EndRecData', 'torch.load'])
+def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error, place):
+    path = str(tmp_path / 'ckpt.pt')
+    checkpoint_file.save(state(), path)
+
+    def fail(*args, **options):
+        raise error
+    with monkeypatch.context() as patch, pytest.raises(OSError, match='cannot be read now|not enough memory') as caught:
+        patch.setattr(place, fail)
+        checkpoint_file.load(path)
+    assert caught.value.filename == path and caught.value.errno
+    assert checkpoint_file.load(path)['iter_num'] == 1
+
+
+def test_the_best_weights_are_told_with_their_iteration(tmp_path, capsys):
+    for best, newest, taken, said in (
+            (3, 5, 'ckpt.pt', 'the best weights, of iteration 3; the run has come to iteration 5'),
+            (0, 5, 'last.pt', 'still those of the untrained model; the run has come to iteration 5'),
+            (0, 0, 'ckpt.pt', 'of iteration 0')):
+        checkpoint_file.save(state(best, config={'init_from': 'scratch'}), str(tmp_path / 'ckpt.pt'))
+        checkpoint_file.save(state(newest, config={'init_from': 'scratch'}), str(tmp_path / 'last.pt'))
+        assert checkpoint_file.weights_path(str(tmp_path)) == str(tmp_path / taken)
+        assert said in capsys.readouterr().err
+    checkpoint_file.save(state(0, config={'init_from': 'gpt2'}), str(tmp_path / 'ckpt.pt'))  # no better ones came
+    checkpoint_file.save(state(5, config={'init_from': 'gpt2'}), str(tmp_path / 'last.pt'))
+    assert checkpoint_file.weights_path(str(tmp_path)) == str(tmp_path / 'ckpt.pt')

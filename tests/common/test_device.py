@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.training import guard
-from common.compile import compile_or_eager
+from common.compile import compile_or_eager, training_trial
 from common.device import (autocast, check_architecture, find_gpu, muon_dtype, native_bf16, peak_flops, resolve_device,
                            resolve_dtype)
 from common.distributed import start_processes
@@ -127,7 +127,8 @@ def test_words_that_mean_nothing_are_refused():
 def test_more_processes_than_gpus_are_refused_by_every_process(monkeypatch, local_rank):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    for name, value in (('WORLD_SIZE', '4'), ('LOCAL_WORLD_SIZE', '4'), ('LOCAL_RANK', local_rank)):
+    for name, value in (('WORLD_SIZE', '4'), ('RANK', local_rank), ('LOCAL_RANK', local_rank),
+                        ('LOCAL_WORLD_SIZE', '4')):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match='4 processes.*2 GPUs.*--nproc_per_node=2'):
         resolve_device('auto')
@@ -154,8 +155,8 @@ def test_a_gpu_is_taken_by_its_number_where_it_has_one(monkeypatch):
     monkeypatch.setattr(torch, 'set_float32_matmul_precision', lambda precision: None)  # it would hold for other tests
     assert [resolve_device(device) for device in ('auto', 'cuda', 'cuda:1')] == ['cuda', 'cuda', 'cuda:1']
     assert chosen == [1]
-    monkeypatch.setenv('WORLD_SIZE', '2')
-    monkeypatch.setenv('LOCAL_RANK', '1')
+    for name, value in (('WORLD_SIZE', '2'), ('RANK', '1'), ('LOCAL_RANK', '1')):
+        monkeypatch.setenv(name, value)
     assert resolve_device('auto') == 'cuda:1' and chosen == [1, 1]
     with pytest.raises(ValueError, match='this machine has 2 GPUs'):
         monkeypatch.setenv('LOCAL_WORLD_SIZE', '3')
@@ -178,7 +179,8 @@ def test_processes_on_a_mac_share_its_cpu(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: True)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     assert resolve_device('auto') == 'mps'
-    monkeypatch.setenv('WORLD_SIZE', '2')
+    for name, value in (('WORLD_SIZE', '2'), ('RANK', '0'), ('LOCAL_RANK', '0')):
+        monkeypatch.setenv(name, value)
     assert resolve_device('auto') == 'cpu'
     with pytest.raises(ValueError, match='one process'):
         resolve_device('mps')
@@ -187,11 +189,40 @@ def test_processes_on_a_mac_share_its_cpu(monkeypatch):
 def test_a_model_that_does_not_compile_runs_in_eager_and_says_so(monkeypatch, capsys):
     def no_compiler(*args, **kwargs):
         raise RuntimeError('Failed to find C++ compiler\nmore lines')
-    monkeypatch.setattr(torch, 'compile', lambda model, mode: no_compiler)
+    monkeypatch.setattr(torch, 'compile', lambda model, **options: no_compiler)
     model = torch.nn.Linear(2, 2)
     assert compile_or_eager(model, nullcontext(), lambda compiled: compiled(torch.ones(2))) is model
     assert capsys.readouterr().out == ('compile: not possible here, running eager instead '
                                        '(RuntimeError: Failed to find C++ compiler)\n')
+
+
+def test_the_reason_why_it_does_not_compile_is_told(monkeypatch, capsys):
+    def backend(graph, inputs):
+        raise RuntimeError('no such instruction: vfmadd')
+    compile = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda model, **options: compile(model, backend=backend, **options))
+    model = torch.nn.Linear(2, 2)
+    assert compile_or_eager(model, nullcontext(), lambda compiled: compiled(torch.ones(2))) is model
+    assert '(RuntimeError: no such instruction: vfmadd)' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('fails_in', ['training', 'evaluation'])
+def test_training_and_evaluation_compile_before_the_run_begins(monkeypatch, capsys, fails_in):
+    """They are two graphs, of batches of two sizes, and neither is one for all sizes."""
+    torch._dynamo.reset()
+    sizes, compile = [], torch.compile
+
+    def backend(graph, inputs):
+        sizes.append([value for value in inputs if not value.is_floating_point()][0].size(0))
+        if len(sizes) == {'training': 1, 'evaluation': 2}[fails_in]:
+            raise RuntimeError('out of registers')
+        return graph
+    monkeypatch.setattr(torch, 'compile', lambda model, **options: compile(model, backend=backend, **options))
+    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=8)).train()
+    batches = [(torch.zeros(rows, 8, dtype=torch.long),) * 2 for rows in (4, 3)]
+    assert compile_or_eager(model, nullcontext(), training_trial(*batches)) is model
+    assert 'running eager instead (RuntimeError: out of registers)' in capsys.readouterr().out and model.training
+    assert sizes == {'training': [4], 'evaluation': [4, 3]}[fails_in]
 
 
 @pytest.fixture
@@ -211,7 +242,7 @@ def graphs(monkeypatch):
     def backend(graph, inputs):
         made.append(graph)
         return graph
-    monkeypatch.setattr(torch, 'compile', lambda model, mode: compile(model, backend=backend))
+    monkeypatch.setattr(torch, 'compile', lambda model, **options: compile(model, backend=backend, **options))
     return made
 
 
@@ -233,7 +264,7 @@ def test_with_ddp_the_graph_is_cut_where_gradients_can_travel(process_group, gra
 
 
 def test_with_ddp_too_a_model_that_does_not_compile_runs_in_eager(process_group, monkeypatch):
-    monkeypatch.setattr(torch, 'compile', lambda model, mode: torch.nn.Module())  # which cannot be called
+    monkeypatch.setattr(torch, 'compile', lambda model, **options: torch.nn.Module())  # which cannot be called
     raw_model = torch.nn.Linear(2, 2)
     model = torch.nn.parallel.DistributedDataParallel(raw_model)
     assert compile_or_eager(model, nullcontext(), lambda compiled: compiled(torch.ones(2))) is model

@@ -2,12 +2,11 @@
 import json
 import math
 import os
-import sys
 
 import pytest
 
-from common.checkpoint import Progress
-from common.console import duration, perplexity, print_flush
+from common.training.states import Progress
+from common.console import duration, perplexity
 from common.training import runlog
 from common.training.runlog import RunLog
 
@@ -74,13 +73,51 @@ def test_an_end_that_is_not_the_usual_one_says_why(tmp_path, capsys):
     assert 'nothing is left to do: this run ended after 100 iterations' in said and 'trained' not in said
 
 
-def test_a_run_goes_on_when_nobody_reads_any_more(monkeypatch):
-    reader, writer = os.pipe()
-    os.close(reader)
-    with open(writer, 'w') as gone:
-        monkeypatch.setattr(sys, 'stdout', gone)
-        for _ in range(2):
-            print_flush('unheard')
+DAMAGED = [b'{"iter": 1, "loss": 0.\n', b'\xff\xfe\n', b'12\n', b'null\n', b'[1]\n', b'{"a": 1}\n', b'{"iter": "1"}\n',
+           b'{"iter": null}\n', b'\0\0\0\0\n', b'[' * 10**5 + b'\n', b'\n', b'{"iter": 2, "loss"']
+
+
+def test_damaged_lines_are_kept_aside_and_never_prevent_a_resume(tmp_path, capsys):
+    log = make_log(tmp_path)
+    for i in range(4):
+        log.iteration(after(i + 1, float(i + 1)), loss=1.0, lr=0.1, grad_norm=1.0, mem_gb=None)
+    whole = (tmp_path / 'metrics.jsonl').read_bytes().splitlines(keepends=True)
+    mixed = [line for pair in zip(DAMAGED[:4], whole) for line in pair] + DAMAGED[4:]
+    for name in ('metrics', 'spikes'):
+        (tmp_path / f'{name}.jsonl').write_bytes(b''.join(mixed))
+        runlog.cut(str(tmp_path / f'{name}.jsonl'), after(3, 3.0))
+        assert (tmp_path / f'{name}.jsonl').read_bytes() == b''.join(whole[:3])
+        assert (tmp_path / f'{name}-damaged.jsonl').read_bytes() == b''.join(DAMAGED)
+        assert f'{name}.jsonl: 12 damaged lines, which are now in' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('content', [b'', b'{}', b'[]', b'null', b'{"init_from": ', b'\xff', b'"text"'])
+def test_damaged_settings_never_prevent_a_resume(tmp_path, content):
+    (tmp_path / 'settings.json').write_bytes(content)
+    runlog.write_settings(str(tmp_path / 'settings.json'), {'init_from': 'resume', 'seed': 7})
+    assert json.loads((tmp_path / 'settings.json').read_text()) == {'init_from': 'scratch', 'seed': 7}
+
+
+def test_a_line_that_could_not_be_written_comes_with_the_next_one(tmp_path, capsys, monkeypatch):
+    log = make_log(tmp_path)
+    step = dict(loss=1.0, lr=0.1, grad_norm=1.0, mem_gb=None)
+    with monkeypatch.context() as patch:
+        patch.setattr('builtins.open', lambda *args, **options: (_ for _ in ()).throw(OSError(28, 'No space left')))
+        log.iteration(after(1, 1.0), **step)
+    assert 'not logged: [Errno 28] No space left' in capsys.readouterr().out
+    log.iteration(after(2, 2.0), **step)
+    assert [line['iter'] for line in lines(tmp_path)] == [0, 1]
+
+
+def test_a_service_that_fails_does_not_end_the_run(tmp_path, capsys):
+    class Broken:
+        def __getattr__(self, name):
+            raise RuntimeError('the service is down')
+    log = make_log(tmp_path)
+    log.wandb = log.board = Broken()
+    log.evaluation(after(1, 1.0), train_loss=3.0, val_loss=3.1, val_acc=0.5, texts=[])
+    log.close(after(1, 1.0, best_val_loss=3.1), done=True)
+    assert capsys.readouterr().out.count('not logged: the service is down') == 6 and lines(tmp_path)[-1]['done']
 
 
 @pytest.mark.parametrize('seconds, text', [(0.4, '0s'), (59.6, '1m00s'), (184, '3m04s'), (7500, '2h05m'),
