@@ -11,7 +11,9 @@ python sample.py --analyze=True --start='The sum of two and two'     # how likel
 """
 import contextlib
 import glob
+import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -54,9 +56,9 @@ root = os.path.dirname(os.path.abspath(__file__))
 exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once
 # -----------------------------------------------------------------------------
 
-from common import console  # not its stop by name, which is a setting here
+from common import console, files  # not console's stop by name, which is a setting here
 
-results = sys.stdout
+results = sys.__stdout__ or sys.stdout  # unlike a message, a text that cannot be written ends the script
 results.reconfigure(errors='backslashreplace')  # a model may generate characters that the terminal cannot show
 if json:
     sys.stdout = sys.stderr  # stdout gets nothing but the JSON
@@ -78,29 +80,32 @@ IMPOSSIBLE = [  # (when, why)
     (chat and start == '-', '--start=- would read what is typed in the chat'),
     (html and not analyze, 'html needs --analyze=True'),
     (not os.path.isdir(os.path.dirname(html) or '.'), f'html={html!r} is in a folder that does not exist'),
+    (os.path.isdir(html), f'html={html!r} is a folder; name a file in it'),
     (analyze and start == '\n', "analyze needs a text, as in --start='The sum of two and two'"),
     ((chat or compile) and not use_cache, 'with use_cache=False there is no chat, and no step to compile')]
 
 
 def read_prompt():
-    if start == '-':
-        return sys.stdin.read().removesuffix('\n')  # the newline of echo, or of the last Enter
-    if not start.startswith('FILE:'):
+    if start != '-' and not start.startswith('FILE:'):
         return start
-    name = start.removeprefix('FILE:')
     try:
-        with open(name, encoding='utf-8') as f:
+        if start == '-':
+            return sys.stdin.read().removeprefix('\ufeff').removesuffix('\n')  # of echo, or of the last Enter
+        with open(os.path.expanduser(start.removeprefix('FILE:')), encoding='utf-8-sig') as f:
             return f.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f'the prompt cannot be read from the file {name!r}: {error}') from None
+    except OSError as error:
+        raise ValueError(f'start={start!r} cannot be read: {error.strerror}') from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f'start={start!r} is not UTF-8 text, at byte {error.start}') from None
 
 
 def find_model():
     """The model to load: init_from, or the folder of a run. If there is no model yet, offer to train one."""
     if init_from != 'resume':
         return init_from
-    command = f'python {os.path.relpath(os.path.join(root, "train.py"))} config/quickstart.py'
-    runs = sorted(glob.glob('out*/ckpt.pt') + glob.glob('out*/last.pt'), key=os.path.getmtime)
+    command = f'python {shlex.quote(os.path.relpath(os.path.join(root, "train.py")))} config/quickstart.py'
+    runs = [path for name in ('ckpt.pt', 'last.pt') for path in glob.glob(f'out*/{name}') if os.path.isfile(path)]
+    runs.sort(key=os.path.getmtime)
     folders = list(dict.fromkeys(os.path.dirname(path) for path in runs))
     if out_dir in folders or out_dir != 'out' and os.path.exists(out_dir):
         return out_dir
@@ -109,7 +114,7 @@ def find_model():
             f'to train a first one: {command}, then --out_dir=out-quickstart')
         raise ValueError(f'no folder {out_dir!r} with a model here; {advice}')
     if folders:
-        print(f'the newest model here: --out_dir={folders[-1]}', file=sys.stderr)
+        print(f'the newest model here: {shlex.quote(f"--out_dir={folders[-1]}")}', file=sys.stderr)
         return folders[-1]
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ValueError(f'there is no model here yet; to train a first one, in about a minute: {command}')
@@ -161,7 +166,7 @@ def load(name):
     checkpoint = None  # frees its weights before the model is converted
     check_same(meta, None, model.config.vocab_size)
     tokenizer = from_meta(meta)
-    model.eval().to(device, getattr(torch, dtype))
+    inference.convert(model.eval(), device, dtype)
     if quantize:  # measured on text of its own, which is typical of what it was trained on
         text = model.generate(torch.full((16, 1), tokenizer.start_id, device=device), min(64, model.config.block_size),
                               vocab_size=tokenizer.vocab_size, generator=torch.Generator(device).manual_seed(seed))
@@ -173,17 +178,42 @@ def load(name):
     return model, tokenizer, meta
 
 
+@contextlib.contextmanager
+def output():
+    """A block that writes results. Where that fails the script ends, quietly if the reader of a pipe is gone."""
+    try:
+        yield
+        results.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), results.fileno())  # for what is left in its buffer
+        if not isinstance(error, BrokenPipeError):
+            console.stop(f'the output cannot be written: {error.strerror}', code=1)
+
+
+def known_prompt(tokenizer):
+    """The prompt; '' if it is the default, a newline, which a character vocabulary may lack."""
+    if start == defaults['start']:
+        try:
+            tokenizer.encode(prompt)
+        except ValueError:
+            print("start='\\n' is not in this vocabulary: starting a new text", file=sys.stderr)
+            return ''
+    return prompt
+
+
 def complete():
     """Continue the prompt."""
     model, tokenizer, _ = load(source)
+    text = known_prompt(tokenizer)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     shared = dict(out=results, as_json=json, num_samples=num_samples, max_new_tokens=max_new_tokens, stops=stop,
                   logprobs=logprobs, use_cache=use_cache, compile=compile)
-    if num_beams == 1:
-        completion.write_samples(model, tokenizer, prompt, **shared, seed=seed, **options)
-    else:
-        completion.write_beams(model, tokenizer, prompt, **shared, num_beams=num_beams, length_penalty=length_penalty,
-                               repetition_penalty=repetition_penalty)
+    with output():
+        if num_beams == 1:
+            completion.write_samples(model, tokenizer, text, **shared, seed=seed, **options)
+        else:
+            completion.write_beams(model, tokenizer, text, **shared, num_beams=num_beams, length_penalty=length_penalty,
+                                   repetition_penalty=repetition_penalty)
 
 
 def talk():
@@ -195,22 +225,35 @@ def talk():
 
     conversation = Chat(load_speaker, source, max_new_tokens, stop, seed, '' if start == '\n' else prompt, **options)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    conversation.talk()
+    encoding = sys.stdin.encoding
+    # with errors='strict' a byte that is not in this encoding would take the lines around it along
+    sys.stdin = io.TextIOWrapper(sys.stdin.detach(), encoding, 'surrogateescape')
+    sys.stdout = results
+    with output():
+        conversation.talk()
 
 
 def show_analysis():
     """How the model sees the prompt: as a table, as JSON, or as a page."""
     model, tokenizer, _ = load(source)
-    result = analysis.analyze(model, tokenizer, prompt)
+    result, failure = analysis.analyze(model, tokenizer, prompt), None
     if html:
-        with open(html, 'w', encoding='utf-8') as f:
-            f.write(analysis.page(result, source))
-        print(f'written: {html}')
-    if json:
-        print(dumps(result), file=results)
-    elif not html:
-        no_colour = os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb'  # https://no-color.org
-        print('\n'.join(analysis.report(result, colour=results.isatty() and not no_colour)))
+        # a device or a link, such as /dev/stdout, stays in its place
+        in_place = os.path.islink(html) or os.path.exists(html) and not os.path.isfile(html)
+        try:
+            with open(html, 'wb') if in_place else files.write_whole(html, 'wb') as f:
+                f.write(analysis.page(result, source).encode('utf-8', 'backslashreplace'))
+            print(f'written: {html}')
+        except OSError as error:
+            failure = f'html={html!r} cannot be written ({error.strerror}); the result is printed instead'
+    with output():
+        if json:
+            print(dumps(result), file=results)
+        elif not html or failure:
+            no_colour = os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb'  # https://no-color.org
+            print('\n'.join(analysis.report(result, results.isatty() and not no_colour)), file=results)
+    if failure:
+        console.stop(failure, code=1)
 
 
 options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
@@ -226,10 +269,12 @@ try:
             show_analysis()
         else:
             complete()
-    results.flush()
 except KeyboardInterrupt:  # for example while a step was compiled
     sys.exit(130)
-except BrokenPipeError:  # the reader of the pipe is gone, as in `sample.py | head`
-    os.dup2(os.open(os.devnull, os.O_WRONLY), results.fileno())
 except (ValueError, OSError) as error:
     console.stop(error)
+except (RuntimeError, MemoryError) as error:
+    if not inference.is_out_of_memory(error):
+        raise
+    console.stop('out of memory: try fewer num_samples, num_beams or max_new_tokens, --dtype=bfloat16, or --device=cpu '
+                 f'({str(error).partition(chr(10))[0]})', code=1)

@@ -170,6 +170,8 @@ def weights_path(path):
     for name in names:
         if files.exists(os.path.join(path, name)):
             return os.path.join(path, name)
+    if files.exists(os.path.join(path, 'model.onnx')):
+        raise ValueError(f'{path} is an export for onnxruntime, which is not read here; name the folder of the run')
     raise FileNotFoundError(f'no checkpoint in {path} (looked for ckpt.pt, last.pt and prev.pt)')
 
 

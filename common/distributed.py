@@ -64,6 +64,10 @@ def start_processes(backend, device):
         raise ValueError(f'backend={backend!r} is not one of auto, nccl, gloo')
     if world_size() == 1:
         return
+    address, port = (os.environ.get(name, '') for name in ('MASTER_ADDR', 'MASTER_PORT'))
+    if not address or not port.isdecimal():
+        raise ValueError(f'MASTER_ADDR={address!r} and MASTER_PORT={port!r} in the environment name no place where the '
+                         f'{world_size()} processes could meet: torchrun sets them; {UNSET}')
     on_cuda = device.startswith('cuda')
     if backend == 'nccl' and not on_cuda:
         raise ValueError(f"backend='nccl' needs GPUs, but the device is {device!r}; use --backend=auto")

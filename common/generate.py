@@ -4,6 +4,8 @@ in and ids go out. `model` is a GPT, or anything with its config that is called 
 """
 import torch
 
+CHECK_INTERVAL = 64  # tokens: to look at logits on a GPU means to wait for it
+
 
 class KVCache:
     """
@@ -168,13 +170,33 @@ def next_logits(model, idx, cache=None, step=None):
     return feed(step if step is not None and ids.size(1) == 1 and cache.length > 0 else model, ids, cache)
 
 
-def next_token(model, idx, cache=None, step=None, vocab_size=None, repetition_penalty=None, **options):
-    """The next id (B, 1) after idx (B, T), and its logits (B, V). Ids from vocab_size on are padding, never drawn."""
-    logits = next_logits(model, idx, cache, step)[:, :vocab_size].float()
+def check_finite(values, dtype):
+    """ValueError unless all `values` that a model computed in `dtype` are finite. Waits for the device."""
+    if not torch.isfinite(values).all():
+        if dtype == torch.float16:
+            raise ValueError('the model computes numbers that are too large for float16; try --dtype=float32')
+        name = str(dtype).removeprefix('torch.')
+        raise ValueError(f'the model computes numbers that are not finite in {name}, which has the largest range: its '
+                         'training has diverged; try an earlier checkpoint of it')
+
+
+def next_token(model, idx, cache=None, step=None, vocab_size=None, repetition_penalty=None, check=True, **options):
+    """
+    The next id (B, 1) after idx (B, T), and its logits (B, V). Ids from vocab_size on are padding, never drawn.
+    With `check` ValueError if a logit is not finite.
+    """
+    logits = next_logits(model, idx, cache, step)[:, :vocab_size]
+    logits, dtype = logits.float(), logits.dtype
+    if check:
+        check_finite(logits, dtype)
     if cache is not None and cache.row_padding is not None:
         padding = torch.arange(idx.size(1), device=idx.device) < cache.row_padding[:, None]
         idx = idx.masked_fill(padding, logits.size(1))
-    return sample(penalize_repetition(logits, idx, repetition_penalty), **options), logits
+    try:
+        return sample(penalize_repetition(logits, idx, repetition_penalty), **options), logits
+    except RuntimeError:  # multinomial refuses what is not finite
+        check_finite(logits, dtype)
+        raise
 
 
 @torch.no_grad()
@@ -183,11 +205,13 @@ def stream(model, idx, max_new_tokens, use_cache=True, padding=None, cache=None,
     Continue idx (B, T). Yields for each step the ids (B, 1) and, with `logprobs`, the log-probabilities (B,) that the
     model itself gives them, before any sampling option; else None. `padding` is the KVCache's. `cache`: one made with
     that padding, which may have seen a beginning of idx. Other options as in next_token and sample.
+    ValueError if the logits are no longer finite.
     """
     if cache is None and use_cache:
         cache = KVCache(min(model.config.block_size, idx.size(1) + max_new_tokens), padding, static=step is not None)
-    for _ in range(max_new_tokens):
-        token, logits = next_token(model, idx, cache, step, **options)
+    for i in range(max_new_tokens):
+        check = i % CHECK_INTERVAL == 0 or idx.device.type == 'cpu'
+        token, logits = next_token(model, idx, cache, step, check=check, **options)
         idx = torch.cat((idx, token), dim=1)
         yield token, logits.log_softmax(dim=-1).gather(1, token)[:, 0] if logprobs else None
 
@@ -204,7 +228,7 @@ def beam_search(model, idx, max_new_tokens, num_beams, length_penalty=1.0, end_i
     The num_beams likeliest continuations found for idx (1, T), best first: a list of (score, ids), with an end_id at
     the end if it came. Each step keeps the num_beams likeliest beginnings. A score is the log-probability divided by
     length ** length_penalty: above 0 longer texts gain, below 0 shorter ones. `progress` may wrap the range of steps.
-    The same search as Hugging Face's with early_stopping=False.
+    The same search as Hugging Face's with early_stopping=False. ValueError if the logits are no longer finite.
     """
     T, idx = idx.size(1), idx.expand(num_beams, -1)
     scores = torch.full((num_beams,), -float('inf'), device=idx.device)
@@ -212,11 +236,14 @@ def beam_search(model, idx, max_new_tokens, num_beams, length_penalty=1.0, end_i
     ended = []
     try:
         for length in progress(range(1, max_new_tokens + 1)):
-            logprobs = next_logits(model, idx, cache, step)[:, :vocab_size].float().log_softmax(dim=-1)
+            logits = next_logits(model, idx, cache, step)[:, :vocab_size]
+            logprobs = logits.float().log_softmax(dim=-1)
             logprobs = penalize_repetition(logprobs, idx, repetition_penalty) + scores[:, None]
             V = logprobs.size(1)
             # twice as many as needed, because one continuation of each beam may end it
             best, places = logprobs.flatten().topk(min(2 * num_beams, num_beams * V))
+            if best[0].isnan():  # nan is the largest for topk. Each step waits for the device anyway
+                check_finite(logits, logits.dtype)
             rows, tokens = places // V, places % V
             texts = torch.cat((idx[rows], tokens[:, None]), dim=1)
             ends = tokens == (-1 if end_id is None else end_id)

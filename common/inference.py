@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import torch
 from torch.nn import functional as F
 
-from common import generate
+from common import console, generate
 from common.compile import compile_or_eager
 from common.device import synchronize
 from common.distributed import print0
@@ -86,12 +86,31 @@ def pack(model, device, dtype):
         replace_linears(model, PackedLinear, larger_than=2 ** 16)  # in smaller ones the call costs more than the memory
 
 
+def convert(model, device, dtype):
+    """Move a model to a device, in `dtype`, a name. ValueError if its weights are too large for that dtype."""
+    model.to(device, getattr(torch, dtype))
+    # the range of bfloat16 is that of float32
+    if dtype == 'float16' and not torch.stack([torch.isfinite(p).all() for p in model.parameters()]).all():
+        raise ValueError('the weights of this model are too large for float16; try --dtype=float32')
+
+
+def is_out_of_memory(error):
+    """Whether an exception says that the memory is full, of a GPU or of the machine."""
+    on_cpu = "can't allocate memory"  # a RuntimeError of PyTorch
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or on_cpu in str(error)
+
+
 @torch.no_grad()
 def quantize(model, ids):
-    """Round the weights of all Linears to 8 bits. Returns the perplexity on ids (B, T) before and after."""
+    """
+    Round the weights of all Linears to 8 bits. Returns the perplexity on ids (B, T) before and after. ValueError if the
+    model computes numbers that are not finite.
+    """
     def perplexity():
-        logits = model(ids[:, :-1], ids[:, 1:])[0].float()  # a mean in 16 bits would hide the difference
-        return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).exp().item()
+        logits = model(ids[:, :-1], ids[:, 1:])[0]
+        generate.check_finite(logits, logits.dtype)
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())  # in 16 bits it is not exact enough
+        return console.perplexity(loss.item())
 
     before = perplexity()
     replace_linears(model, Int8Linear)

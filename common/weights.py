@@ -20,9 +20,14 @@ TRANSPOSED = 'c_attn.weight', 'c_proj.weight', 'c_fc.weight'
 
 def load(source):
     """The checkpoint of a file, a run's out_dir, an export or what load_gpt2 takes. OSError or ValueError if none."""
+    if not source:
+        raise ValueError("init_from='' names no model")
     is_run = os.path.isdir(source) and not os.path.exists(os.path.join(source, 'config.json'))
     if is_run or os.path.isfile(source) or source.endswith('.pt'):
         return checkpoint.load(checkpoint.weights_path(source))
+    is_path = os.path.isabs(source) or source.startswith('.') or source.count('/') > 1 or os.path.islink(source)
+    if is_path and not os.path.isdir(source):  # and no name on Hugging Face
+        raise FileNotFoundError(f'no file or folder {source!r}')
     return load_gpt2(source)
 
 

@@ -1,7 +1,9 @@
 """sample.py as a user runs it, on a toy model."""
 import io
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +11,10 @@ import sys
 import pytest
 import torch
 
+from common import generate
 from common.sampling import completion
 from common.tokenizer import from_meta
-from model import load_weights
+from model import GPT, GPTConfig, load_weights
 from running import HANG, ROOT, hook, ok
 
 
@@ -24,6 +27,23 @@ def command(trained):
 @pytest.fixture
 def sample(run, command):
     return lambda *args, **stdin: run(*command, *args, **stdin)
+
+
+def messages(done):
+    """The lines on stderr, without the one on which iteration the weights are of."""
+    return [line for line in done.stderr.splitlines() if 'the run has come to iteration' not in line]
+
+
+def write_model(folder, chars, change=lambda model: None):
+    """A checkpoint of a random model of these characters, changed by a function."""
+    torch.manual_seed(0)
+    shape = dict(block_size=16, vocab_size=len(chars), n_layer=2, n_head=2, n_embd=32)
+    model = GPT(GPTConfig(**shape))
+    with torch.no_grad():
+        change(model)
+    folder.mkdir(exist_ok=True)
+    meta = {'tokenizer': 'char', 'vocab_size': len(chars), 'chars': list(chars)}
+    torch.save(dict(model=model.state_dict(), model_args=shape, config={}, meta=meta), folder / 'ckpt.pt')
 
 
 def texts(done):
@@ -91,7 +111,7 @@ def test_a_setting_that_does_nothing_is_named(sample):
                         (['--length_penalty=0.5'], 'length_penalty=0.5 does nothing'),
                         (['--analyze=True', '--start=the'], 'num_samples=2, max_new_tokens=30 does nothing')):
         done = sample(*args)
-        assert done.returncode == 0 and named in done.stderr and len(done.stderr.splitlines()) == 1
+        assert done.returncode == 0 and named in done.stderr and len(messages(done)) == 1
 
 
 @pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
@@ -159,13 +179,188 @@ def test_ctrl_c_ends_the_samples_and_keeps_what_is_there(command):
     assert process.stdout.read(20)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=HANG)
-    assert process.returncode == 0 and out.count('---------------') == 2 and err == ''
+    done = subprocess.CompletedProcess(command, process.returncode, out, err)
+    assert done.returncode == 0 and out.count('---------------') == 2 and messages(done) == []
 
 
 def test_a_prompt_comes_from_a_file_or_is_empty(sample, tmp_path):
     (tmp_path / 'prompt.txt').write_text('my fish')
     assert texts(sample('--start=FILE:prompt.txt'))[0].startswith('my fish')
     assert len(texts(sample('--start='))[0]) == 30
+
+
+def test_a_prompt_file_may_begin_with_a_byte_order_mark_or_its_name_with_a_tilde(sample, tmp_path):
+    (tmp_path / 'prompt.txt').write_text('\ufeffmy fish', encoding='utf-8')
+    first = texts(sample('--start=FILE:prompt.txt'))
+    assert first[0].startswith('my fish') and texts(sample('--start=-', stdin='\ufeffmy fish\n')) == first
+    assert texts(sample('--start=FILE:~/prompt.txt', HOME=str(tmp_path))) == first
+
+
+def test_without_a_newline_in_the_vocabulary_the_default_prompt_is_empty(run, tmp_path):
+    write_model(tmp_path / 'out', 'ACGT')
+    command = ['sample.py', '--out_dir=out', '--device=cpu', '--max_new_tokens=9']
+    for args in ((), ('--num_beams=2',)):
+        done = run(*command, '--num_samples=2', *args)
+        assert re.fullmatch('([ACGT]{9}\n-{15}\n){2}', ok(done).stdout)
+        assert done.stderr == "start='\\n' is not in this vocabulary: starting a new text\n"
+    assert len(ok(run(*command, '--chat=True', stdin='ACG\n')).stdout) == 10
+    assert "'\\n!'" in run(*command, '--start="\\n!"').stderr  # a prompt of one's own is not replaced
+
+
+# what becomes of stdout, as code for hook()
+FULL = "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
+NO_READER = 'piped, end = os.pipe(); os.dup2(end, 1); os.close(piped)'
+CLOSED = 'os.close(1); sys.stdout = sys.__stdout__ = None'
+
+
+@pytest.mark.parametrize('args', [[], ['--json=True'], ['--num_beams=2'], ['--analyze=True', '--start=the']])
+def test_output_that_cannot_be_written_is_told_in_a_line(command, tmp_path, args):
+    command = [arg for arg in command if not ('--analyze=True' in args and arg.startswith(('--num', '--max')))]
+    for failure, code, expected in (
+            (FULL, 1, ['sample.py: the output cannot be written: No space left on device']),
+            (NO_READER, 0, []), (CLOSED, 0, [])):
+        done = hook(failure, *command, *args, cwd=tmp_path)
+        assert (done.returncode, messages(done), done.stdout) == (code, expected, '')
+
+
+def test_a_full_disk_leaves_nothing_else_to_say_at_the_end_of_the_process(command, tmp_path):
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and len(messages(done)) == 1
+
+
+@pytest.mark.parametrize('encoding', ['ascii', 'cp1252'])
+def test_characters_that_stdout_cannot_encode_become_escapes(command, tmp_path, encoding):
+    write_model(tmp_path / 'out', '\n가')
+    done = hook(f'sys.stdout.reconfigure(encoding={encoding!r}, errors="strict")', 'sample.py', '--out_dir=out',
+                '--device=cpu', '--max_new_tokens=9', '--temperature=0', '--start=가', cwd=tmp_path)
+    assert '\\uac00' in ok(done).stdout and messages(done) == []
+
+
+def test_each_sample_is_written_when_it_is_done(trained, monkeypatch):
+    """A run that is killed later has not lost it in a buffer."""
+    monkeypatch.setattr(completion, 'CACHE_BYTES', 4096)  # of one text
+    (model, checkpoint), raw = load_weights(trained), io.BytesIO()
+    out, written, stream = io.TextIOWrapper(raw), [], generate.stream
+
+    def watched(*args, **options):
+        written.append(raw.getvalue().count(b'\n'))
+        return stream(*args, **options)
+    monkeypatch.setattr(generate, 'stream', watched)
+    completion.write_samples(model.eval(), from_meta(checkpoint['meta']), 'the', out, True, 3, 5)
+    assert written == [0, 1, 2]
+
+
+def overflow(after):
+    """A change for write_model(): the model's numbers are too large for float16 after this id (None: always)."""
+    def change(model):
+        embedding = model.transformer.wte.weight
+        rows = slice(None) if after is None else after
+        embedding[rows] *= 6e4 / embedding[rows].abs().max()
+    return change
+
+
+@pytest.mark.parametrize('args', [[], ['--temperature=0'], ['--use_cache=False'], ['--num_beams=2'], ['--json=True'],
+                                  ['--quantize=int8'], ['--analyze=True']])
+def test_numbers_too_large_for_float16_are_told_in_a_line(run, tmp_path, args):
+    write_model(tmp_path / 'out', '\nab', overflow(None))
+    command = ['sample.py', '--out_dir=out', '--device=cpu', '--start=a', *args]
+    done = run(*command, '--dtype=float16')
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr == 'sample.py: the model computes numbers that are too large for float16; try --dtype=float32\n'
+    ok(run(*command, '--dtype=float32'))
+
+
+def test_weights_too_large_for_float16_are_told_in_a_line(run, tmp_path):
+    def change(model):
+        model.transformer.h[0].mlp.c_fc.weight[3] = 1e6
+    write_model(tmp_path / 'out', '\nab', change)
+    done = run('sample.py', '--out_dir=out', '--device=cpu', '--dtype=float16')
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr == 'sample.py: the weights of this model are too large for float16; try --dtype=float32\n'
+
+
+@pytest.mark.parametrize('as_json', [False, True])
+def test_what_was_written_before_an_error_is_shown(trained, monkeypatch, as_json):
+    (model, checkpoint), out = load_weights(trained), io.StringIO()
+    forward, calls = model.forward, []
+
+    def fails(*args, **options):
+        calls.append(1)
+        if len(calls) == 6:
+            raise torch.OutOfMemoryError('CUDA out of memory')
+        return forward(*args, **options)
+    monkeypatch.setattr(model, 'forward', fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        completion.write_samples(model.eval(), from_meta(checkpoint['meta']), 'the', out, as_json, 2, 30)
+    if as_json:
+        objects = [json.loads(line) for line in out.getvalue().splitlines()]
+        assert [(len(one['text']), one['finish_reason']) for one in objects] == 2 * [(5, 'interrupted')]
+    else:
+        assert [len(text) for text in out.getvalue().split(completion.SEPARATOR)] == [8, 8, 0]
+
+
+def test_a_full_memory_is_told_in_a_line(command, tmp_path):
+    done = hook('def full(*args, **options): raise torch.OutOfMemoryError("CUDA out of memory. Tried")\n'
+                'model.load_weights = full', *command, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == '' and len(messages(done)) == 1
+    assert 'out of memory: try fewer num_samples' in done.stderr
+
+
+@pytest.fixture
+def best_before_the_end(trained, tmp_path):
+    """The out_dir of a run whose best weights are those of iteration 10, of 20."""
+    out_dir = tmp_path / 'early'
+    shutil.copytree(trained, out_dir)
+    best = torch.load(out_dir / 'ckpt.pt', weights_only=True)
+    torch.save({**best, 'iter_num': 10}, out_dir / 'ckpt.pt')
+    return out_dir
+
+
+def test_the_iteration_of_the_weights_is_told_beside_the_text_at_each_load(run, best_before_the_end):
+    command = ['sample.py', f'--out_dir={best_before_the_end}', '--device=cpu', '--max_new_tokens=5']
+
+    def told(done):
+        return [line for line in ok(done).stderr.splitlines() if 'iteration 10;' in line and 'iteration 20' in line]
+    done = run(*command, '--json=True', '--num_samples=2')
+    assert len(told(done)) == 1 and [len(json.loads(line)['tokens']) for line in done.stdout.splitlines()] == [5, 5]
+    done = run(*command, '--chat=True', stdin=f'the cat\n/load {best_before_the_end}\n/undo\n')
+    assert len(told(done)) == 2 and 'has come' not in done.stdout
+    assert done.stdout.endswith("forgotten: 'the cat'; turns left: 0\n")
+
+
+def test_a_page_that_cannot_be_written_is_told_and_the_analysis_printed_instead(command, tmp_path):
+    args = [*command[:3], '--analyze=True', '--start=the']
+    (tmp_path / 'page.html').write_text('an older page')
+    full = 'from common import files\ndef full(file): raise OSError(28, "No space left on device")\nfiles.sync = full'
+    (tmp_path / 'full.html').symlink_to('/dev/full')
+    for code, page in ((full, 'page.html'), ('', 'full.html')):
+        done = hook(code, *args, f'--html={page}', cwd=tmp_path)
+        assert done.returncode == 1 and 'Perplexity' in done.stdout
+        assert messages(done) == [f'sample.py: html={page!r} cannot be written (No space left on device); the result '
+                                  'is printed instead']
+    assert sorted(os.listdir(tmp_path)) == ['full.html', 'page.html']
+    assert (tmp_path / 'page.html').read_text() == 'an older page'
+
+
+def test_a_page_goes_through_a_link_and_into_a_pipe(command, tmp_path):
+    args = [*command[:3], '--analyze=True', '--start=the']
+    (tmp_path / 'link.html').symlink_to('page.html')
+    ok(hook('', *args, '--html=link.html', cwd=tmp_path))
+    assert (tmp_path / 'link.html').is_symlink() and '<html' in (tmp_path / 'page.html').read_text()
+    os.mkfifo(tmp_path / 'pipe.html')
+    pipe = os.open(tmp_path / 'pipe.html', os.O_RDWR)
+    ok(hook('', *args, '--html=pipe.html', cwd=tmp_path))
+    assert b'<html' in os.read(pipe, 4096)
+    os.close(pipe)
+
+
+def test_the_newest_model_is_named_as_a_shell_takes_it_and_a_broken_link_is_none(run, tmp_path):
+    write_model(tmp_path / 'out my', '\nab')
+    (tmp_path / 'out-gone').mkdir()
+    (tmp_path / 'out-gone' / 'ckpt.pt').symlink_to('nowhere')
+    done = run('sample.py', '--device=cpu', '--max_new_tokens=5')
+    assert ok(done).stderr == "the newest model here: '--out_dir=out my'\n"
 
 
 def test_a_checkpoint_of_the_original_gets_its_tokenizer_from_its_dataset(sample, trained, corpus_dir, tmp_path):
@@ -176,7 +371,10 @@ def test_a_checkpoint_of_the_original_gets_its_tokenizer_from_its_dataset(sample
 
 
 @pytest.mark.parametrize('args, expected', [
-    (['--start=the #cat@'], "'#@'"), (['--start=FILE:none.txt'], 'none.txt'), (['--device=cuda'], "device='cuda'"),
+    (['--start=the #cat@'], "'#@'"), (['--start=FILE:none.txt'], "start='FILE:none.txt' cannot be read: No such"),
+    (['--start=FILE:.'], "start='FILE:.' cannot be read: Is a directory"),
+    (['--start=FILE:/bin/sh'], "start='FILE:/bin/sh' is not UTF-8"),
+    (['--analyze=True', '--start=a', '--html=.'], "html='.' is a folder"), (['--device=cuda'], "device='cuda'"),
     (['--out_dir=none'], 'config/quickstart.py'), (['--temperature=-1.0'], 'temperature=-1.0 is below 0'),
     (['--topk=3'], 'top_k'), (['--num_beams=0'], 'num_beams=0'), (['--min_p=1.5'], 'min_p=1.5'),
     (['--quantize=int4'], "quantize='int4'"),
@@ -189,4 +387,4 @@ def test_a_checkpoint_of_the_original_gets_its_tokenizer_from_its_dataset(sample
 def test_a_mistake_is_one_line_and_exit_code_2(sample, args, expected):
     done = sample(*args)
     assert done.returncode == 2 and done.stdout == '' and expected in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert len(messages(done)) == 1

@@ -5,6 +5,7 @@ import math
 import torch
 from tqdm import tqdm
 
+from common import console, generate
 from common.tokenizer import TextStream
 
 # From expected to surprising: the upper limit in bits, the colour in the terminal (of 256), the colour on the page
@@ -14,24 +15,33 @@ SHADES = [(1, 194, '#d9f2d9'), (3, 229, '#fdf6c4'), (6, 222, '#fbdc9a'), (10, 21
 
 @torch.no_grad()
 def score(model, ids, vocab_size=None):
-    """How likely the model finds each of ids (T,) after the first: (log-probabilities, ranks), both (T - 1,)."""
+    """
+    How likely the model finds each of ids (T,) after the first: (log-probabilities, ranks), both (T - 1,). ValueError
+    if a log-probability is not finite.
+    """
     T, block_size = len(ids), model.config.block_size
     logprobs, ranks, done = [], [], 1  # done: how many of ids are scored; the first is given
     with tqdm(total=T, unit='tokens', disable=None if T > 10 * block_size else True, leave=False) as progress:
         while done < T:
             begin = 0 if done == 1 else done - (block_size + 1) // 2  # half a context before the next one to score
             x, y = ids[begin:begin + block_size], ids[begin + 1:begin + block_size + 1]
-            logits = model(x[None, :len(y)], y[None])[0][0, done - 1 - begin:, :vocab_size].float()
+            logits = model(x[None, :len(y)], y[None])[0][0, done - 1 - begin:, :vocab_size]
+            logits, dtype = logits.float(), logits.dtype
             chosen = logits.gather(1, y[done - 1 - begin:, None])
             logprobs.append((chosen - logits.logsumexp(dim=-1, keepdim=True))[:, 0])
             ranks.append((logits > chosen).sum(dim=-1) + 1)
             done += len(logits)
             progress.update(len(logits))
-    return torch.cat(logprobs), torch.cat(ranks)
+    logprobs = torch.cat(logprobs)
+    generate.check_finite(logprobs, dtype)
+    return logprobs, torch.cat(ranks)
 
 
 def next_tokens(logits, tokenizer):
-    """The ten likeliest ids of logits (V,): a list of {"id", "text", "probability"}."""
+    """
+    The ten likeliest ids of logits (V,): a list of {"id", "text", "probability"}. ValueError if a logit is not finite.
+    """
+    generate.check_finite(logits, logits.dtype)
     probabilities, ids = logits.float().softmax(dim=-1).topk(min(10, len(logits)))
     return [{'id': i, 'text': tokenizer.decode([i]), 'probability': p}
             for i, p in zip(ids.tolist(), probabilities.tolist())]
@@ -42,7 +52,8 @@ def analyze(model, tokenizer, text):
     """
     How the model sees a text that nothing precedes: {"text", "tokens", "perplexity", "bits_per_token",
     "bits_per_character", "next"}. "tokens" is a list of {"id", "text", "probability", "rank", "surprisal"}, the last in
-    bits; a character of several tokens is the text of the last of them. ValueError for an empty text.
+    bits; a character of several tokens is the text of the last of them. ValueError for an empty text, or if the model
+    computes numbers that are not finite.
     """
     ids = torch.tensor([tokenizer.start_id] + tokenizer.encode(text), device=next(model.parameters()).device)
     if len(ids) == 1:
@@ -54,7 +65,7 @@ def analyze(model, tokenizer, text):
                'probability': p, 'rank': rank, 'surprisal': b}
               for i, p, rank, b in zip(ids[1:].tolist(), logprobs.exp().tolist(), ranks.tolist(), bits)]
     logits = model(ids[None, -model.config.block_size:])[0][0, -1, :tokenizer.vocab_size]
-    return {'text': text, 'tokens': tokens, 'perplexity': (-logprobs.mean()).exp().item(),
+    return {'text': text, 'tokens': tokens, 'perplexity': console.perplexity(-logprobs.mean().item()),
             'bits_per_token': sum(bits) / len(bits), 'bits_per_character': sum(bits) / len(text),
             'next': next_tokens(logits, tokenizer)}
 

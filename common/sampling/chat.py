@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from common import files, inference
 from common.sampling import analysis
 
 HELP = '''Type something; the model answers. Ctrl-C ends an answer, quit or Ctrl-D leaves.
@@ -41,8 +42,26 @@ def number(name, text, kind, low, high, default):
     return value
 
 
+def read_line(prompt):
+    """A line from the user. EOFError at the end of the input, or if it cannot be read any more."""
+    sys.stdout.flush()  # input() would do it, and its error be taken for one of the input
+    try:
+        return input(prompt) if prompt else input()  # which writes nothing then
+    except OSError as error:  # the terminal is gone
+        print(f'the input cannot be read: {error.strerror}', file=sys.stderr)
+        raise EOFError from None
+
+
+def describe_error(error):
+    """What an exception says, for a person."""
+    if isinstance(error, (ValueError, OSError)):  # meant for the user
+        return str(error)
+    kind = 'out of memory' if inference.is_out_of_memory(error) else type(error).__name__
+    return f'{kind}: {str(error).strip().partition(chr(10))[0]}'
+
+
 class Chat:
-    """load(name) returns a Speaker, or raises ValueError or OSError. `options` are those of generate.next_token."""
+    """load(name) returns a Speaker, or raises an exception. `options` are those of generate.next_token."""
 
     def __init__(self, load, name, max_new_tokens, stops, seed, system='', **options):
         self.load, self.options, self.stops = load, options, stops
@@ -51,7 +70,10 @@ class Chat:
         self.speakers[0].begin(system)
 
     def talk(self):
-        """Read and answer until the end of the input or `quit`."""
+        """
+        Read and answer until the end of the input or `quit`. After an error in a command or an answer the conversation
+        goes on. OSError if there is no output any more.
+        """
         at_terminal = sys.stdin.isatty()
         if at_terminal:
             with contextlib.suppress(ImportError):  # on Windows
@@ -64,13 +86,13 @@ class Chat:
             print(f'{self.speakers[0].describe()}\nIt {kind}. /help lists what else you can do.')
         while True:
             try:
-                line = input('\n> ' if at_terminal else '')
+                line = read_line('\n> ' if at_terminal else '')
                 if line.strip() in ('quit', 'exit', '/quit', '/exit'):
                     return
                 if line.startswith('"""'):
                     text = line[3:]
                     while not text.endswith('"""'):
-                        text += '\n' + input('. ' if at_terminal else '')
+                        text += '\n' + read_line('. ' if at_terminal else '')
                     self.say(text[:-3].strip('\n'))
                 elif line.startswith('/'):
                     word, _, value = line.strip().partition(' ')
@@ -82,8 +104,8 @@ class Chat:
             except EOFError:
                 print(end='\n' if at_terminal else '')
                 return
-            except (ValueError, OSError) as error:  # UnicodeDecodeError is a ValueError
-                print(error)
+            except Exception as error:  # if it is printing that failed, it fails again, and that ends the chat
+                print(describe_error(error), flush=True)
 
     def say(self, text):
         """Let each speaker answer, from the same seed."""
@@ -98,6 +120,8 @@ class Chat:
                     print(piece, end='', flush=True)
             except KeyboardInterrupt:
                 print(' [interrupted]', end='')
+            except Exception as error:  # of this speaker; the other one still answers
+                print(f' [ended: {describe_error(error)}]', end='')
             print(flush=True)
 
     def print_name(self, speaker):
@@ -151,10 +175,9 @@ class Chat:
         try:
             speaker.replay(self.system, self.speakers[0].turns)
         except ValueError as error:
-            print(f'the conversation starts over, because {error}')
-            self.system = ''
-            speaker.begin('')
-            del self.speakers[1:]
+            without = '/reset' + ' and /system -' * bool(self.system)
+            raise ValueError(f'{value} cannot take this conversation over: {error}; '
+                             f'/save it, then {without}, then /load again') from None
         self.speakers[0] = speaker
         print(speaker.describe())
 
@@ -171,7 +194,7 @@ class Chat:
     def load_named(self, name, word):
         if not name:
             raise ValueError(f'{word} needs the folder of a model, as in {word} out-quickstart')
-        return self.load(name)
+        return self.load(os.path.expanduser(name))
 
     def do_top(self, value):
         for speaker in self.speakers:
@@ -193,12 +216,17 @@ class Chat:
     def do_save(self, value):
         if not value:
             raise ValueError('/save needs the name of a file')
-        if os.path.exists(value):
-            raise ValueError(f'{value} is already there; choose another name')
-        with open(value, 'w', encoding='utf-8') as f:
-            f.write('\n'.join([f'[{speaker.name}]\n{self.system}\n' + ''.join(
-                f'\n> {turn.text}\n{turn.answer}\n' for turn in speaker.turns) for speaker in self.speakers]))
-        print(f'saved to {value}')
+        path = os.path.expanduser(value)
+        if os.path.lexists(path):
+            raise ValueError(f'{path} is already there; choose another name')
+        text = '\n'.join([f'[{speaker.name}]\n{self.system}\n' + ''.join(
+            f'\n> {turn.text}\n{turn.answer}\n' for turn in speaker.turns) for speaker in self.speakers])
+        try:
+            with files.write_whole(path, 'wb') as f:
+                f.write(text.encode('utf-8', 'backslashreplace'))
+        except OSError as error:
+            raise ValueError(f'{path} cannot be written ({error.strerror}); choose another name') from None
+        print(f'saved to {path}')
 
     def do_reset(self, value):
         for speaker in self.speakers:

@@ -61,7 +61,8 @@ def write_samples(model, tokenizer, prompt, out, as_json, num_samples, max_new_t
                   logprobs=False, use_cache=True, compile=False, **options):
     """
     Continue the prompt num_samples times, in batches as large as CACHE_BYTES allows. A KeyboardInterrupt ends the
-    texts, and what there is of them is printed. Options as in generate.next_token.
+    texts, and what there is of them is printed; so does an error, which is then raised. Options as in
+    generate.next_token.
     """
     ids = encode(model, tokenizer, prompt)
     size = min(model.config.block_size, ids.size(1) + max_new_tokens)
@@ -69,26 +70,34 @@ def write_samples(model, tokenizer, prompt, out, as_json, num_samples, max_new_t
     batch_size = min(num_samples, max(1, int(CACHE_BYTES / bytes_each)))
     step = inference.compile_step(model, batch_size, size, str(ids.device)) if compile else None
     options.update(generator=torch.Generator(ids.device).manual_seed(seed), vocab_size=tokenizer.vocab_size)
-    left, reason = num_samples, 'length'
+    left, reason, failure = num_samples, 'length', None
     while left > 0 and reason == 'length':
         samples = [Sample(tokenizer, stops) for _ in range(min(batch_size, left))]
         left -= len(samples)
-        print('' if as_json else prompt, end='', file=out, flush=True)
+        unseen = prompt  # stands before the next piece of the first text
         try:
             rows = batch_size if step is not None else len(samples)  # a compiled step always takes a full batch
             for tokens, scores in generate.stream(model, ids.expand(rows, -1), max_new_tokens, use_cache, step=step,
                                                   logprobs=logprobs, **options):
                 scores = [None] * rows if scores is None else scores.tolist()
                 texts = [sample.push(*one) for sample, *one in zip(samples, tokens[:, 0].tolist(), scores)]
-                print('' if as_json else texts[0], end='', file=out, flush=True)
+                if not as_json:
+                    print(unseen + texts[0], end='', file=out, flush=True)
+                    unseen = ''
                 if all(sample.stream.finished for sample in samples):
                     break
         except KeyboardInterrupt:
             reason = 'interrupted'
+        except (ValueError, RuntimeError, MemoryError) as error:  # not an OSError: then there is no output any more
+            if not samples[0].tokens:
+                raise
+            reason, failure = 'interrupted', error
         for i, sample in enumerate(samples):
             rest = sample.finish(reason)
-            text = rest if i == 0 else prompt + sample.text
-            print(sample.as_json(prompt) if as_json else text + sample.footer(), file=out)
+            text = unseen + rest if i == 0 else prompt + sample.text
+            print(sample.as_json(prompt) if as_json else text + sample.footer(), file=out, flush=True)
+    if failure is not None:
+        raise failure
 
 
 def write_beams(model, tokenizer, prompt, out, as_json, num_samples, max_new_tokens, num_beams, length_penalty=1.0,
@@ -116,4 +125,4 @@ def write_beams(model, tokenizer, prompt, out, as_json, num_samples, max_new_tok
         if sample.text in printed or len(printed) == num_samples:
             continue
         printed.add(sample.text)
-        print(sample.as_json(prompt) if as_json else prompt + sample.text + sample.footer(), file=out)
+        print(sample.as_json(prompt) if as_json else prompt + sample.text + sample.footer(), file=out, flush=True)

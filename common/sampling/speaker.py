@@ -34,9 +34,12 @@ class Speaker:
             self.newline = tokenizer.encode('\n')
         self.template = meta.get('prompt')  # the form of an instruction; None for a model that continues the text
         self.device = next(model.parameters()).device
-        self.cache = generate.KVCache(model.config.block_size, static=step is not None)
+        self.cache = self.new_cache()
         self.speed = None  # of the last answer: (tokens, seconds to the first, seconds)
         self.begin('')
+
+    def new_cache(self):
+        return generate.KVCache(self.model.config.block_size, static=self.step is not None)
 
     def describe(self):
         """The model in one sentence."""
@@ -69,14 +72,17 @@ class Speaker:
         return separator + self.tokenizer.encode(self.template.replace('{instruction}', text))
 
     def answer(self, text, max_new_tokens, stops, **options):
-        """Answer `text`: yields the pieces of the answer as they come. Ctrl-C ends the answer and is passed on."""
+        """
+        Answer `text`: yields the pieces of the answer as they come. Ctrl-C and errors end the answer and are passed on;
+        the conversation goes on from what was shown.
+        """
         text_ids, answer_ids, answer = self.encode(text), [], ''
         if self.template:  # stop before the model writes the next instruction itself
             stops = [*stops, self.template.partition('{instruction}')[0].strip()]
         pieces = TextStream(self.tokenizer, stops)
-        idx = torch.tensor([self.ids() + text_ids], device=self.device)
         begin, first = time.perf_counter(), None
         try:
+            idx = torch.tensor([self.ids() + text_ids], device=self.device)
             for token, _ in generate.stream(self.model, idx, max_new_tokens, cache=self.cache, step=self.step,
                                             vocab_size=self.tokenizer.vocab_size, **options):
                 first = first or time.perf_counter() - begin
@@ -86,8 +92,8 @@ class Speaker:
                 yield piece
                 if pieces.finished:
                     break
-        except KeyboardInterrupt:
-            self.cache.begin(0)  # it may hold a token in some layers only
+        except (Exception, KeyboardInterrupt):
+            self.cache = self.new_cache()  # this one may have a token, or room for it, in some layers only
             raise
         finally:
             self.speed = len(answer_ids), first, time.perf_counter() - begin
@@ -105,11 +111,15 @@ class Speaker:
 
     def replay(self, system, turns):
         """Take over a conversation, possibly another model's. ValueError if this tokenizer cannot encode it."""
-        own = turns is self.turns
-        self.begin(system)
-        for turn in turns:
-            answer_ids = turn.answer_ids if own else self.tokenizer.encode(turn.answer) + self.end * turn.ended
-            self.turns.append(Turn(turn.text, self.encode(turn.text), turn.answer, answer_ids, turn.ended))
+        before, own = (self.system_ids, self.turns), turns is self.turns
+        try:
+            self.begin(system)
+            for turn in turns:
+                answer_ids = turn.answer_ids if own else self.tokenizer.encode(turn.answer) + self.end * turn.ended
+                self.turns.append(Turn(turn.text, self.encode(turn.text), turn.answer, answer_ids, turn.ended))
+        except BaseException:
+            self.system_ids, self.turns = before
+            raise
 
     @torch.no_grad()
     def next_tokens(self, text):

@@ -48,3 +48,14 @@ def test_a_dataset_is_prepared_by_rank_0_and_then_by_the_first_rank_of_each_othe
         distributed.once_per_disk(lambda: steps[rank].append('prepare'))
     assert steps == {0: ['prepare', 'wait', 'prepare', 'wait'], 1: ['wait', 'wait'], 2: ['wait', 'prepare', 'wait'],
                      3: ['wait', 'wait']}
+
+
+@pytest.mark.parametrize('address, port', [('', '1234'), ('127.0.0.1', ''), ('127.0.0.1', 'abc'), (None, None)])
+def test_processes_that_cannot_meet_are_told_what_is_missing(environment, monkeypatch, address, port):
+    environment(**TORCHRUN)
+    for name, value in (('MASTER_ADDR', address), ('MASTER_PORT', port)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f'MASTER_PORT={port or ""!r} .* no place'):
+        distributed.start_processes('auto', 'cpu')

@@ -1,4 +1,6 @@
 """From logits to ids: greedy, filtered, seeded, only ids of the tokenizer, and the same with the cache."""
+import copy
+
 import pytest
 import torch
 
@@ -240,6 +242,60 @@ def test_more_beams_than_tokens_in_the_vocabulary():
     found = generate.beam_search(model, torch.zeros(1, 1, dtype=torch.long), 2, 20)
     assert len(found) == 9 and len({tuple(ids) for _, ids in found}) == 9
     assert len(generate.beam_search(model, torch.zeros(1, 1, dtype=torch.long), 1, 20)) == 3
+
+
+@pytest.mark.parametrize('options', [dict(temperature=1e-40), dict(temperature=1e300 * 1e100), dict(top_k=10 ** 30),
+                                     dict(top_p=0.0), dict(min_p=1.0)])
+def test_extreme_options_write_text(model, options):
+    assert model.generate(torch.zeros(2, 1, dtype=torch.long), 9, **options).max() < 64
+
+
+@pytest.mark.parametrize('dtype, remedy', [(torch.float16, '--dtype=float32'), (torch.float32, 'earlier checkpoint')])
+@pytest.mark.parametrize('use_cache', [True, False])
+def test_logits_that_are_not_finite_end_the_text_with_what_to_do(dtype, remedy, use_cache):
+    model, prompt = make_model().to(dtype), torch.tensor([[3], [7]])
+    with torch.no_grad():  # finite, but what is computed with it is not
+        model.lm_head.weight[7] = torch.finfo(dtype).max * model.lm_head.weight[7].sign()
+    for options in (dict(temperature=0), dict(), dict(top_k=5, top_p=0.9, repetition_penalty=1.2)):
+        with pytest.raises(ValueError, match=remedy):
+            next(generate.stream(model, prompt, 9, use_cache, **options))
+    with pytest.raises(ValueError, match=remedy):
+        generate.beam_search(model, prompt[1:], 9, 3, cache=generate.KVCache(10) if use_cache else None)
+
+
+@pytest.mark.parametrize('temperature', [0, 1.0])
+def test_logits_that_become_infinite_later_end_the_text_there(model, monkeypatch, temperature):
+    forward, calls = model.forward, []
+
+    def third_overflows(*args, **options):
+        calls.append(1)
+        logits, loss = forward(*args, **options)
+        return (logits * float('nan') if len(calls) == 3 else logits), loss
+    monkeypatch.setattr(model, 'forward', third_overflows)
+    tokens = generate.stream(model, torch.zeros(2, 1, dtype=torch.long), 9, temperature=temperature)
+    assert [next(tokens)[0].shape, next(tokens)[0].shape] == [(2, 1), (2, 1)]
+    with pytest.raises(ValueError, match='not finite'):
+        next(tokens)
+    calls.clear()
+    with pytest.raises(ValueError, match='not finite'):
+        generate.beam_search(model, torch.zeros(1, 1, dtype=torch.long), 9, 3)
+
+
+def test_what_multinomial_refuses_is_told_like_that(model, monkeypatch):
+    """On a GPU, where not every step is looked at."""
+    monkeypatch.setattr(model, 'forward', lambda idx, **options: (torch.full((1, 1, 64), float('nan')), None))
+    with pytest.raises(ValueError, match='not finite'):
+        generate.next_token(model, torch.zeros(1, 1, dtype=torch.long), check=False)
+
+
+def test_steps_on_an_accelerator_are_looked_at_once_in_a_while_and_nothing_else_waits_for_it(long_model, monkeypatch):
+    """The device here is 'meta', where waiting for a value is an error."""
+    looked, shown, model = [], [], copy.deepcopy(long_model).to('meta')
+    monkeypatch.setattr(generate, 'check_finite', lambda logits, dtype: looked.append(len(shown)))
+    monkeypatch.setattr(generate, 'CHECK_INTERVAL', 4)
+    for token, _ in generate.stream(model, torch.zeros(2, 5, dtype=torch.long, device='meta'), 9, temperature=0):
+        shown.append(token)
+    assert looked == [0, 4, 8]
 
 
 def test_the_log_probabilities_are_the_models_own(long_model):

@@ -107,6 +107,35 @@ def test_int8_returns_the_perplexity_before_and_after(model, dtype):
     assert linears(eight) == {'Int8Linear'} and before != after == pytest.approx(before, rel=0.02)
 
 
+def test_weights_that_float16_cannot_hold_are_refused(model):
+    large = copy.deepcopy(model)
+    with torch.no_grad():
+        large.transformer.wte.weight[3, 5] = 1e5
+    for dtype in ('float32', 'bfloat16'):
+        inference.convert(copy.deepcopy(large), 'cpu', dtype)
+    inference.convert(copy.deepcopy(model), 'cpu', 'float16')
+    with pytest.raises(ValueError, match='too large for float16; try --dtype=float32'):
+        inference.convert(large, 'cpu', 'float16')
+
+
+def test_int8_of_a_model_that_computes_no_finite_numbers_is_refused(model):
+    large = copy.deepcopy(model)
+    with torch.no_grad():
+        large.lm_head.weight.mul_(6e4 / large.lm_head.weight.abs().max())
+    ids = torch.randint(64, (4, 16))
+    inference.quantize(copy.deepcopy(large), ids)
+    with pytest.raises(ValueError, match='too large for float16; try --dtype=float32'):
+        inference.quantize(large.half(), ids)
+
+
+@pytest.mark.parametrize('error, expected', [
+    (MemoryError(), True), (torch.OutOfMemoryError('CUDA out of memory'), True), (ValueError('x'), False),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."), True),
+    (RuntimeError('CUDA error: device-side assert triggered'), False)])
+def test_a_full_memory_is_told_from_other_errors(error, expected):
+    assert inference.is_out_of_memory(error) == expected
+
+
 @pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
 def test_a_compiled_step_is_compiled_once_and_writes_the_same(model, monkeypatch, backend):
     torch._dynamo.reset()
@@ -123,6 +152,6 @@ def test_a_compiled_step_is_compiled_once_and_writes_the_same(model, monkeypatch
 
 def test_a_step_that_does_not_compile_runs_in_eager_and_says_so(model, monkeypatch, capsys):
     no_compiler = Mock(side_effect=RuntimeError('Failed to find C++ compiler'))
-    monkeypatch.setattr(torch, 'compile', lambda model, mode: no_compiler)
+    monkeypatch.setattr(torch, 'compile', lambda model, **options: no_compiler)
     assert inference.compile_step(model, 1, 16, 'cpu') is None
     assert 'running eager instead' in capsys.readouterr().out

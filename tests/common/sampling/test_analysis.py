@@ -1,4 +1,5 @@
 """The analysis of a text: every number against the model's own, and how it is shown."""
+import copy
 import json
 import math
 
@@ -49,6 +50,26 @@ def test_the_analysis_is_the_models_probabilities(model):
 def test_an_empty_text_is_refused(model):
     with pytest.raises(ValueError, match='no text'):
         analysis.analyze(model, CHARS, '')
+
+
+def test_probabilities_that_are_not_finite_are_refused(model):
+    large = copy.deepcopy(model)
+    with torch.no_grad():
+        large.lm_head.weight.mul_(6e4 / large.lm_head.weight.abs().max())
+    assert analysis.analyze(large, CHARS, 'abc')['perplexity'] > 1
+    with pytest.raises(ValueError, match='too large for float16; try --dtype=float32'):
+        analysis.analyze(large.half(), CHARS, 'abc')
+    with pytest.raises(ValueError, match='not finite'):
+        analysis.next_tokens(torch.tensor([1.0, float('nan'), 2.0]), CHARS)
+
+
+def test_a_perplexity_beyond_the_range_of_float32_is_a_number(model):
+    large = copy.deepcopy(model)
+    with torch.no_grad():
+        large.lm_head.weight.mul_(100)
+    result = analysis.analyze(large, CHARS, 'abc')
+    assert result['perplexity'] == pytest.approx(2 ** result['bits_per_token'], rel=0.01)
+    assert 3.4e38 < result['perplexity'] < math.inf
 
 
 def test_the_page_escapes_the_text(model):

@@ -1,4 +1,5 @@
 """The chat: as a person sees it through a pseudo-terminal, and which ids the model gets."""
+import errno
 import os
 import pty
 import re
@@ -6,16 +7,24 @@ import select
 import signal
 import subprocess
 import sys
+from unittest.mock import Mock, call
 
 import pytest
 import torch
 
+from common import files, generate
+from common.sampling.chat import Chat
 from common.sampling.speaker import Speaker, Turn
 from common.tokenizer import CharTokenizer
 from model import GPT, GPTConfig
-from running import HANG, ROOT
+from running import HANG, ROOT, hook, ok
 
 PROMPT = '\n> '
+
+
+def messages(done):
+    """The lines on stderr, without those on which iteration the weights are of."""
+    return [line for line in done.stderr.splitlines() if 'the run has come to iteration' not in line]
 
 
 class Person:
@@ -182,8 +191,43 @@ def test_without_a_terminal_the_command_to_train_is_printed(run):
 def test_lines_can_be_piped_in(run, trained):
     lines = '/tokens 5\nthe cat\n/undo\n'
     done = run('sample.py', '--chat=True', f'--out_dir={trained}', '--device=cpu', stdin=lines)
-    assert done.returncode == 0 and done.stderr == ''
+    assert done.returncode == 0 and messages(done) == []
     assert done.stdout.endswith("forgotten: 'the cat'; turns left: 0\n")
+
+
+def test_a_line_that_cannot_be_decoded_is_answered_and_takes_no_other_along(command, tmp_path):
+    code = r"""
+import os
+piped, end = os.pipe()
+os.write(end, b'/tokens 5\na dog\nab\xff\n/undo\n')
+os.close(end)
+os.dup2(piped, 0)
+sys.stdin = open(0, encoding='utf-8', errors='strict', closefd=False)"""
+    answers = ok(hook(code, *command, cwd=tmp_path)).stdout.splitlines()
+    assert any("'\\udcff'" in line for line in answers) and answers[-1] == "forgotten: 'a dog'; turns left: 0"
+
+
+def test_a_terminal_that_is_gone_ends_the_chat(chat):
+    os.write(chat.fd, b'/tokens 1000000\nthe cat\n')
+    chat.wait_for('the cat\n')
+    os.dup2(os.open(os.devnull, os.O_RDONLY), chat.fd)
+    assert chat.process.wait(timeout=HANG) == 1
+
+
+@pytest.mark.parametrize('failure, code, expected', [
+    ("os.dup2(os.open('/dev/full', os.O_WRONLY), 1)", 1, ['sample.py: the output cannot be written: No space left on '
+                                                          'device']),
+    ('piped, end = os.pipe(); os.dup2(end, 1); os.close(piped)', 0, [])], ids=['full disk', 'pipe without a reader'])
+def test_answers_that_cannot_be_written_end_the_chat(command, tmp_path, failure, code, expected):
+    stdin = 'piped, end = os.pipe(); os.write(end, b"the cat\\n" * 9); os.close(end); os.dup2(piped, 0)\n'
+    done = hook(f'import os\n{stdin}{failure}', *command, cwd=tmp_path)
+    assert done.returncode == code and messages(done) == expected
+
+
+@pytest.fixture
+def command(trained):
+    """sample.py and its options for a chat over a pipe."""
+    return ['sample.py', '--chat=True', f'--out_dir={trained}', '--device=cpu']
 
 
 CHARS = CharTokenizer(sorted(set('### Instruction:\n\n### Response:\nabcdefgh xyz')))
@@ -333,3 +377,114 @@ def test_another_model_takes_the_conversation_over(model):
     assert other.tokenizer.decode(other.ids()) == f'xyz\nab{one.turns[0].answer}\ncd{one.turns[1].answer}'
     with pytest.raises(ValueError, match='does not know'):
         Speaker('small', model, CharTokenizer('ab'), {}).replay('', one.turns)
+
+
+@pytest.fixture
+def conversation(model):
+    return Chat(lambda name: Speaker(name, model, CHARS, {}), 'plain', 8, ['\n'], 1, temperature=0)
+
+
+@pytest.fixture
+def talk(conversation, monkeypatch, capsys):
+    """talk(*lines): the lines that the chat prints when these are typed. An exception is what reading raises."""
+    def say(*lines):
+        monkeypatch.setattr('builtins.input', Mock(side_effect=[*lines, EOFError]))
+        conversation.talk()
+        return capsys.readouterr().out.splitlines()
+    return say
+
+
+@pytest.mark.parametrize('error, expected', [
+    (ValueError('x.pt is damaged'), 'x.pt is damaged'), (PermissionError(13, 'Permission denied'), 'Permission denied'),
+    (MemoryError(), 'out of memory'), (torch.OutOfMemoryError('CUDA out of memory. Tried ...'), 'out of memory: CUDA'),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried\nto"), 'out of memory: Default'),
+    (KeyError('chars'), "KeyError: 'chars'"), (RecursionError('too deep'), 'RecursionError: too deep')])
+def test_a_model_that_does_not_load_leaves_the_conversation_as_it_was(talk, conversation, error, expected):
+    conversation.load = Mock(side_effect=error)
+    for word in ('/load', '/compare'):
+        lines = talk('ab', f'{word} x.pt', 'cd')
+        assert len(lines) == 3 and expected in lines[1]
+    assert [turn.text for turn in conversation.speakers[0].turns] == ['ab', 'cd', 'ab', 'cd']
+
+
+def test_a_model_that_cannot_take_the_conversation_over_is_refused_and_nothing_is_forgotten(talk, conversation, model):
+    conversation.load = lambda name: Speaker(name, model, CharTokenizer('xy'), {})
+    lines = talk('/system abc', 'ab', '/load other')
+    assert 'other cannot take this conversation over' in lines[-1] and '/reset and /system -, then /load' in lines[-1]
+    plain = conversation.speakers[0]
+    assert plain.name == 'plain' and CHARS.decode(plain.ids()).startswith('abc\nab')
+    assert talk('/reset', '/system -', '/load other')[-1].startswith('other: ')
+
+
+@pytest.mark.parametrize('error', [MemoryError(), torch.OutOfMemoryError('CUDA'), RuntimeError('a kernel'), KeyError()])
+@pytest.mark.parametrize('step', [1, 2, 4])
+def test_after_an_answer_that_fails_the_conversation_goes_on_from_what_was_shown(talk, model, monkeypatch, error, step):
+    update, calls = generate.KVCache.update, []
+
+    def fails(cache, layer, k, v):
+        calls.append(layer)
+        if calls.count(1) == step and layer == 1:
+            cache.keys.append(k)  # as if there was memory for the keys and not for the values
+            raise error
+        return update(cache, layer, k, v)
+    monkeypatch.setattr(generate.KVCache, 'update', fails)
+    shown, answer = talk('x y z', 'cd')
+    shown, _, why = shown.partition(' [ended: ')
+    assert why.endswith(f'{error}]') and len(shown) == step - 1
+    text = f'x y z{shown}\ncd'
+    assert continued(model, text).partition('\ncd')[2].partition('\n')[0] == answer
+
+
+def test_if_one_of_two_models_fails_the_other_still_answers(talk, conversation, monkeypatch):
+    talk('/compare other')
+    monkeypatch.setattr(conversation.speakers[0].cache, 'prepare', Mock(side_effect=RuntimeError('a kernel')))
+    lines = talk('ab', 'cd')
+    assert lines[:3] == ['[plain]', ' [ended: RuntimeError: a kernel]', '[other]'] and len(lines) == 8
+    assert [[turn.text for turn in speaker.turns] for speaker in conversation.speakers] == [['ab', 'cd']] * 2
+
+
+def test_a_replay_that_fails_forgets_nothing(speaker):
+    speaker.begin('xyz')
+    answer(speaker, 'ab')
+    ids = speaker.ids()
+    with pytest.raises(ValueError):
+        speaker.replay('', [*speaker.turns, Turn('unknown: µ', [], '', [], False)])
+    assert speaker.ids() == ids
+
+
+def test_input_that_cannot_be_read_ends_the_chat(talk, conversation):
+    assert len(talk('ab', OSError(errno.EIO, 'Input/output error'), 'cd')) == 1
+    assert [turn.text for turn in conversation.speakers[0].turns] == ['ab']
+
+
+def test_a_tilde_is_the_home_of_the_user(talk, conversation, monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    conversation.load = Mock(side_effect=ValueError)
+    lines = talk('/load ~/out', '/compare ~/out', 'ab', '/save ~/talk.txt')
+    assert conversation.load.call_args_list == [call(f'{tmp_path}/out')] * 2
+    assert lines[-1] == f'saved to {tmp_path}/talk.txt' and '> ab' in (tmp_path / 'talk.txt').read_text()
+
+
+def test_a_conversation_that_cannot_be_saved_is_still_there(talk, conversation, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    os.symlink('nowhere', 'link')
+    for place, reason in (('no/x', 'No such file'), ('link', 'already there'), ('.', 'already there'),
+                          ('x' * 300, 'too long'), ('a\0b', 'null')):
+        assert reason in talk(f'/save {place}')[0]
+    monkeypatch.setattr(files, 'sync', Mock(side_effect=OSError(errno.ENOSPC, 'No space left on device')))
+    assert talk('ab', '/save talk.txt')[1] == (
+        'talk.txt cannot be written (No space left on device); choose another name')
+    assert os.listdir() == ['link'] and len(conversation.speakers[0].turns) == 1
+
+
+def test_a_conversation_with_characters_that_utf_8_lacks_is_saved(talk, conversation, tmp_path):
+    conversation.speakers[0].turns.append(Turn('a\udcff', [], 'b', [], False))
+    talk(f'/save {tmp_path}/talk.txt')
+    assert '> a\\udcff\nb\n' in (tmp_path / 'talk.txt').read_text()
+
+
+def test_output_that_fails_ends_the_chat(talk, monkeypatch):
+    monkeypatch.setattr(sys, 'stdout', Mock(write=Mock(side_effect=OSError(errno.EIO, 'Input/output error'))))
+    for line in ('ab', '/stats', '/load'):
+        with pytest.raises(OSError, match='Input/output error'):
+            talk(line)
