@@ -107,7 +107,8 @@ def make_random_data(folder):
     for split in datasets.SPLITS:
         ids.tofile(os.path.join(folder, f'{split}.bin'))
     with open(os.path.join(folder, 'meta.json'), 'w', encoding='utf-8') as f:
-        f.write(dumps({'tokenizer': 'char', 'vocab_size': vocab_size, 'dtype': dtype}))
+        f.write(dumps({'tokenizer': 'char', 'vocab_size': vocab_size, 'chars': list(map(chr, range(vocab_size))),
+                       'dtype': dtype}))
 
 
 def set_up_training():
@@ -128,31 +129,6 @@ def set_up_training():
     return train
 
 
-def measure_shares(train, run):
-    """The shares of the time that the parts of train_step() take. run(step) is to call it a few times."""
-    clock = roofline.Clock(device)
-    model, unscale, train_step = train['model'], train['scaler'].unscale_, train['train_step']
-
-    def forward(*batch):
-        clock.mark('data' if clock.marks[-1][0] == 'begin' else 'backward')  # ends here
-        result = model(*batch)
-        clock.mark('forward')
-        return result
-
-    def unscale_(optimizer):
-        clock.mark('backward')
-        unscale(optimizer)
-
-    def step(i):
-        clock.mark('begin')
-        train_step(i)
-        clock.mark('optimizer')
-
-    train['model'], train['scaler'].unscale_ = forward, unscale_  # which train_step() looks up in its globals
-    run(step)
-    return clock.shares()
-
-
 def measure_step():
     """What a training step takes: a dict of figures. None means unknown on this machine."""
     begin = time.perf_counter()
@@ -171,7 +147,7 @@ def measure_step():
     stretches = tqdm(range(windows if seconds < 5 else min(windows, 3)), 'windows', disable=None, leave=False)
     all_ms = [1000 * roofline.seconds(lambda: run(count), device) / count for _ in stretches]
     memory = memory_gb(device)  # before the matmuls below allocate theirs
-    shares = measure_shares(train, lambda step: run(count, step))
+    shares = roofline.shares(train, lambda step: run(count, step), device)
     ms, tokens = statistics.median(all_ms), gradient_accumulation_steps * batch_size * block_size
     flops = model.flops_per_token() * tokens / (ms / 1000)
     peak, reached = peak_flops(device, dtype), roofline.matmul_flops(device, dtype)
@@ -204,8 +180,17 @@ def show_step():
     print(f'memory: {most}')
 
 
+def check_writable(path, remedy):
+    """ValueError unless a file can be written: better now than after the measurements."""
+    try:
+        open(path, 'a').close()
+    except OSError as error:
+        raise ValueError(f'{path} cannot be written ({error.strerror}); {remedy}') from None
+
+
 def profile_step():
     """The operators that take the time in three steps, as a table, and all of them in trace.json."""
+    check_writable('trace.json', 'start bench.py in another folder')
     step, on_cuda = set_up_training()['train_step'], device.startswith('cuda')
     for i in range(3):
         step(i)
@@ -226,6 +211,8 @@ def profile_step():
 
 def run_sweep():
     """Many settings, and the best of them as a line for train.py."""
+    if out:
+        check_writable(out, 'name a file in a folder that exists, as in --out=sweep.jsonl')
     fast = ['bfloat16'] * native_bf16(device) + ['float16' if device.startswith('cuda') else 'float32']
     sizes = sweep_batch_size or sorted({max(1, batch_size * n // 4) for n in (1, 2, 4, 8, 16)})
     values = [sweep_dtype or fast, sweep_compile, sizes, sweep_gradient_checkpointing]
@@ -241,8 +228,8 @@ def run_sweep():
     if out:
         try:
             sweeps.draw(rows, os.path.splitext(out)[0] + '.png')
-        except ImportError:
-            print('no picture: pip install matplotlib')
+        except (ImportError, OSError) as error:
+            print('no picture: ' + ('pip install matplotlib' if isinstance(error, ImportError) else str(error)))
     best = {**{key: value for key, value in own.items() if key in train_defaults},
             **{key: rows[0][key] for key in sweeps.KEYS},
             'gradient_accumulation_steps': max(1, sequences // rows[0]['batch_size'])}
@@ -310,28 +297,38 @@ def show_decoding():
 
 MODES = {'step': run_sweep if sweep else profile_step if profile else show_step, 'plan': show_plan,
          'matmul': show_matmul, 'sample': show_decoding, 'check': show_readiness}
-IMPOSSIBLE = [  # (when, why)
-    (mode not in MODES, f'mode={mode!r} is not one of {", ".join(MODES)}'),
-    (world_size() > 1, 'it measures one process: leave out torchrun'),
-    (json and (mode in ('plan', 'matmul', 'check') or profile or sweep),
-     'json goes with a step and with mode=sample; a sweep has out'),
-    (mode != 'step' and (profile or sweep), f'profile and sweep go with mode=step, not with mode={mode}'),
-    (mode != 'plan' and (gpu, gpus) != (defaults['gpu'], defaults['gpus']),
-     'gpu and gpus are for --mode=plan; everything else is measured on --device'),
-    *((globals()[key] < 1, f'{key}={globals()[key]} is below 1')
-      for key in ('rounds', 'windows', 'max_new_tokens', 'prompt_tokens', 'gpus')),
-    (mode == 'plan' and fsdp and gpus == 1, 'fsdp=True splits a model over several GPUs; say how many, as in --gpus=8'),
-    (mode == 'plan' and dtype not in ('auto', 'float32', 'bfloat16', 'float16'),
-     f'dtype={dtype!r} is not one of auto, float32, bfloat16, float16'),
-    (mode == 'sample' and prompt_tokens > block_size, f'{prompt_tokens=} is more than {block_size=}'),
-    (not batch_sizes or not all(isinstance(batch, int) and batch > 0 for batch in batch_sizes),
-     f'batch_sizes={batch_sizes} must be numbers from 1 up, as in [1, 4]'),
-    (sweep and not (sweep_compile and sweep_gradient_checkpointing),
-     'a list of the sweep is empty: each needs at least one value'),
-    (sweep and not os.path.isdir(os.path.dirname(out) or '.'), f'out={out!r} is in a folder that does not exist')]
+
+
+def contradictions():
+    """(when, why) for each thing that cannot be measured."""
+    return [
+        (mode not in MODES, f'mode={mode!r} is not one of {", ".join(MODES)}'),
+        (world_size() > 1, 'it measures one process: leave out torchrun, or unset RANK WORLD_SIZE LOCAL_RANK'),
+        (json and (mode in ('plan', 'matmul', 'check') or profile or sweep),
+         'json goes with a step and with mode=sample; a sweep has out'),
+        (mode != 'step' and (profile or sweep), f'profile and sweep go with mode=step, not with mode={mode}'),
+        (mode != 'plan' and (gpu, gpus) != (defaults['gpu'], defaults['gpus']),
+         'gpu and gpus are for --mode=plan; everything else is measured on --device'),
+        *((globals()[key] < 1, f'{key}={globals()[key]} is below 1')
+          for key in ('rounds', 'windows', 'max_new_tokens', 'prompt_tokens', 'gpus')),
+        (fsdp and mode != 'plan', 'fsdp=True splits a model over several GPUs, and this measures one; leave it out, or '
+                                  'make a plan with --mode=plan --gpus=8'),
+        (fsdp and gpus == 1, 'fsdp=True splits a model over several GPUs; say how many, as in --gpus=8'),
+        (mode == 'step' and vocab_size > sys.maxunicode, f'vocab_size={vocab_size} is above {sys.maxunicode}'),
+        (mode == 'plan' and dtype not in ('auto', 'float32', 'bfloat16', 'float16'),
+         f'dtype={dtype!r} is not one of auto, float32, bfloat16, float16'),
+        (mode == 'sample' and prompt_tokens > block_size, f'{prompt_tokens=} is more than {block_size=}'),
+        (not batch_sizes or not all(isinstance(batch, int) and batch > 0 for batch in batch_sizes),
+         f'batch_sizes={batch_sizes} must be numbers from 1 up, as in [1, 4]'),
+        (sweep and not (sweep_compile and sweep_gradient_checkpointing),
+         'a list of the sweep is empty: each needs at least one value'),
+        (sweep and out.endswith('.png'), f'out={out!r} is where the picture goes; name a file for the figures, as in '
+                                         '--out=sweep.jsonl')]
+
+
 try:
     with console.exit_on_error():
-        for given, reason in IMPOSSIBLE:
+        for given, reason in contradictions():
             if given:
                 raise ValueError(reason)
         vocab_size, whose_ids = find_vocab_size()

@@ -35,9 +35,9 @@ from dataclasses import asdict
 import torch
 
 from common import checkpoint, dataset, generate, weights
-from common.console import exit_on_error, print_flush
+from common.console import exit_on_error
 from common.exporting import modelcard, onnx_graph
-from common.files import free_bytes
+from common.files import check_folder, existing_parent, free_bytes
 from common.tokenizer import check_same, from_meta
 from model import load_weights
 
@@ -65,7 +65,7 @@ def check_packages():
 
 
 def find_places():
-    """(what to load, the folder to write). ValueError if the first does not exist, or the second is not empty."""
+    """(what to load, the folder to write). ValueError if there is no such run, or if the folder cannot be written."""
     source = out_dir if init_from == 'resume' else init_from
     if init_from == 'resume' and not os.path.isdir(out_dir):
         raise ValueError(f'no folder {out_dir!r} with a trained model here; --out_dir=FOLDER names one')
@@ -73,6 +73,9 @@ def find_places():
     folder = to or (os.path.join(out_dir, format) if init_from == 'resume' else f'{name}-{format}')
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         raise ValueError(f'{folder} is not an empty folder; --to=FOLDER names another one')
+    check_folder(folder, 'to')
+    if not os.access(existing_parent(folder), os.W_OK):
+        raise ValueError(f'{folder} cannot be written in {existing_parent(folder)}; --to=FOLDER names another one')
     return source, os.path.normpath(folder)
 
 
@@ -82,7 +85,7 @@ def real_text(model, tokenizer, meta, settings):
     characters that the vocabulary lacks, the model generates the ids.
     """
     count = model.config.block_size
-    with contextlib.suppress(KeyError, ValueError, OSError):
+    with contextlib.suppress(KeyError, TypeError, ValueError, OSError):  # TypeError: settings of another program
         folder = dataset.find(root, settings['dataset'])
         if dataset.read_meta(folder).get('sha256') == meta['sha256']:
             tokens = dataset.open_tokens(folder, 'val', meta)[:count]
@@ -131,13 +134,13 @@ def compare(ours, theirs):
         within = bool(difference.max() <= allowed)  # False for nan, too
         token = difference.argmax().item() % difference.size(-1)
         where = '' if within else f': more than {allowed:.1g}, most in the logit of id {token}'
-        print_flush(f'{B} x {T} tokens: logits differ by {difference.max():.2g}{where}')
+        print(f'{B} x {T} tokens: logits differ by {difference.max():.2g}{where}')
         same = same and within
     agreeing = next((i for i, (a, b) in enumerate(zip(greedy, written, strict=True)) if a != b), len(greedy))
-    print_flush(f'greedy: {agreeing} of {len(greedy)} tokens are the same')
+    print(f'greedy: {agreeing} of {len(greedy)} tokens are the same')
     if agreeing < len(greedy):
         gap = logits[agreeing, greedy[agreeing]] - logits[agreeing, written[agreeing]]
-        print_flush(f'the first token that differs has a logit lower by {gap:.2g}')
+        print(f'the first token that differs has a logit lower by {gap:.2g}')
         same = same and bool(gap <= 2 * allowed)  # practically as likely
     return same
 
@@ -197,7 +200,7 @@ def same_tokens(folder, tokenizer, text):
     ids = tokenizer.encode(text)
     same = theirs(text).input_ids == ids and theirs.decode(ids) == tokenizer.decode(ids)
     same = same and theirs.eos_token_id == tokenizer.end_id
-    print_flush(f'tokenizer: {"the same" if same else "NOT the same"} {len(ids)} ids and text')
+    print(f'tokenizer: {"the same" if same else "NOT the same"} {len(ids)} ids and text')
     return same
 
 
@@ -210,7 +213,7 @@ def write(folder, model, tokenizer, about, prompt, source):
         if format == 'hf':
             weights.write_gpt2(model, tokenizer, about['meta'], partial)
         elif format == 'onnx':
-            print_flush('writing the graph; this takes up to a minute')
+            print('writing the graph; this takes up to a minute')
             onnx_graph.write(model, tokenizer.vocab_size, partial)
             weights.write_tokenizer(tokenizer, about['meta'], model.config.block_size, partial)
         else:
@@ -225,7 +228,7 @@ def write(folder, model, tokenizer, about, prompt, source):
         os.chmod(entry.path, 0o644)  # safetensors makes its files readable by their owner alone
     os.replace(partial, folder)
     size = sum(entry.stat().st_size for entry in os.scandir(folder))
-    print_flush(f'wrote {folder}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s')
+    print(f'wrote {folder}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s')
 
 
 def export():
@@ -257,7 +260,7 @@ def export():
         same = compare(ours, probe(reload(folder, config, tokenizer.vocab_size), text))
         return same and (format != 'hf' or same_tokens(folder, tokenizer, tokenizer.decode(text[0].tolist())))
     except Exception as error:  # whatever the other library raises
-        print_flush(f'the export cannot be read back ({type(error).__name__}: {error})')
+        print(f'the export cannot be read back ({type(error).__name__}: {error})')
         return False
 
 

@@ -221,12 +221,13 @@ class GPT(nn.Module):
             return self.lm_head(x[:, -1:]), None  # generation needs the last position only
         if recompute:
             logits, loss = None, self.loss_in_chunks(x.flatten(0, 1), targets.flatten())
-        else:
+        elif torch.is_grad_enabled() or torch.compiler.is_compiling():
             logits = self.lm_head(x)
-            # evaluated eagerly, only a chunk of the logits is in float32 at a time; compiled code needs no copy
-            size = idx.numel() if torch.is_grad_enabled() or torch.compiler.is_compiling() else EVAL_CHUNK
-            loss = sum(F.cross_entropy(*chunk, ignore_index=-1, reduction='sum')
-                       for chunk in zip(logits.flatten(0, 1).split(size), targets.flatten().split(size)))
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction='sum')
+        else:  # evaluating: only a chunk of the logits is in float32 at a time; in compiled code none is
+            logits = self.lm_head(x)
+            chunks = zip(logits.flatten(0, 1).split(EVAL_CHUNK), targets.flatten().split(EVAL_CHUNK))
+            loss = sum(F.cross_entropy(*chunk, ignore_index=-1, reduction='sum') for chunk in chunks)
         return logits, loss / (targets >= 0).sum().clamp(min=1)
 
     def loss_in_chunks(self, x, targets):

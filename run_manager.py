@@ -15,25 +15,34 @@ import argparse
 import contextlib
 import json
 import os
+import re
+import select
 import shlex
 import subprocess
 import sys
 import time
 
-from common.console import exit_on_error
+from common.console import exit_on_error, protect_output
 from common.experiments import experiment_list, report, slurm
 from common.experiments.manager import Manager, say
 from common.experiments.runs import DEFAULT_LIST, Queue, Run, State, status_lines
 
 root = os.path.dirname(os.path.abspath(__file__))
+# what torchrun sets: left over in a shell, it would make an experiment one rank of a run that is not there
+OF_TORCHRUN = re.compile(r'(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_\w+|TORCHELASTIC_\w+')
 
 
 def main():
+    protect_output()
+    for name in filter(OF_TORCHRUN.fullmatch, list(os.environ)):
+        del os.environ[name]
     options = parse_command_line()
-    queue = Queue(options.list)
-    if not os.path.exists(options.list):  # as for config files: in the working directory, else in the project
-        options.list = os.path.join(root, options.list)
     with exit_on_error():
+        if not options.list:
+            raise ValueError("--list='' names no file; leave it out, or name one")
+        queue = Queue(options.list)
+        if not os.path.exists(options.list):  # as for config files: in the working directory, else in the project
+            options.list = os.path.join(root, options.list)
         sys.exit(options.function(options, queue))
 
 
@@ -43,7 +52,7 @@ def parse_command_line():
 
     def add(name, function, help):
         command = commands.add_parser(name, help=help)
-        command.add_argument('--list', default=DEFAULT_LIST, help='the experiments, one per line')
+        command.add_argument('--list', type=os.path.expanduser, default=DEFAULT_LIST, help='experiments, one per line')
         command.set_defaults(function=function)
         return command
 
@@ -64,9 +73,9 @@ def parse_command_line():
     command.add_argument('name', nargs='?')
     command.add_argument('--failed', action='store_true', help='all that failed')
     command = add('report', make_report, 'compare runs: a table, report.html, report.png')
-    command.add_argument('out_dir', nargs='*', help='folders of runs; default: all of the list')
+    command.add_argument('out_dir', nargs='*', type=os.path.expanduser, help='folders of runs; default: of the list')
     command.add_argument('--target', type=float, help='a validation loss: time and tokens to it')
-    command.add_argument('--out', default='report', help='writes OUT.html and OUT.png')
+    command.add_argument('--out', type=os.path.expanduser, default='report', help='writes OUT.html and OUT.png')
     command.add_argument('--serve', action='store_true', help='show the page on this machine, updated as runs go on')
     command.add_argument('--port', type=int, default=8080)
     return parser.parse_args()
@@ -82,8 +91,8 @@ def run_queue(options, queue):
     left = [one for one in experiments if runs[one.name].state != State.DONE]
     for one in experiments:
         if runs[one.name].state == State.DONE and runs[one.name].words not in (None, one.words):
-            print(f'{one.name}: its line has changed since it was done; python run_manager.py retry '
-                  f'{one.name}{queue.hint} trains it again from scratch')
+            print(f'{one.name}: its line has changed since it was done; to train it again from scratch: '
+                  f'python run_manager.py retry {one.name}{queue.hint}')
     experiment_list.check(left, options.list, root, options.nproc_per_node)
     if options.dry_run:
         for one in left:
@@ -118,18 +127,24 @@ def submit_all(experiments, queue, options):
         slurm.update(runs)
     # prerequisites first
     for one in sorted(experiments, key=lambda one: len(experiment_list.ancestors(one, experiments))):
-        with queue.changing() as runs:  # written after each job, so that a later error cannot submit one twice
-            run = runs.setdefault(one.name, Run(out_dir=one.out_dir))
-            before = [runs[name] for name in one.after if runs[name].state != State.DONE]
-            if run.state != State.QUEUED or any(other.state != State.SUBMITTED for other in before):
-                continue
-            if not run.started:
-                experiment_list.begin(one)
-            words = experiment_list.command(one, root, options.nproc_per_node, run.anew)
-            run.job = slurm.submit(one.name, words, one.out_dir, [other.job for other in before], options.sbatch)
-            run.slurm = 'PENDING'
-            run.start(State.SUBMITTED, one)
-            say(f'{one.name}: job {run.job}')
+        job = None
+        try:
+            with queue.changing() as runs:  # written after each job, so that a later error cannot submit one twice
+                run = runs.setdefault(one.name, Run(out_dir=one.out_dir))
+                before = [runs[name] for name in one.after if runs[name].state != State.DONE]
+                if run.state != State.QUEUED or any(other.state != State.SUBMITTED for other in before):
+                    continue
+                if not run.started:
+                    experiment_list.begin(one)
+                words = experiment_list.command(one, root, options.nproc_per_node, run.anew)
+                job = slurm.submit(one.name, words, one.out_dir, [other.job for other in before], options.sbatch)
+                run.job, run.slurm = job, 'PENDING'
+                run.start(State.SUBMITTED, one)
+        except OSError:
+            if job:  # which is not recorded, and would be submitted again
+                slurm.call('scancel', job)
+            raise
+        say(f'{one.name}: job {job}')
 
 
 def show_status(options, queue):
@@ -170,11 +185,20 @@ def show_log(options, queue):
         raise ValueError(f'{options.name} has printed nothing yet')
     with contextlib.suppress(KeyboardInterrupt), open(path, encoding='utf-8', errors='replace') as f:
         while True:
+            state = find_run(queue.read(), options.name, queue).state  # first, or its last lines may come in between
             print(f.read(), end='', flush=True)
-            state = find_run(queue.read(), options.name, queue).state
-            if not options.follow or state in (State.DONE, State.FAILED, State.STOPPED):
+            if not options.follow or state in (State.DONE, State.FAILED, State.STOPPED) or nobody_reads():
                 return
             time.sleep(0.5)
+
+
+def nobody_reads():
+    """Whether stdout is a pipe whose reader has ended, as in `| head`, or a terminal that is gone."""
+    if not hasattr(select, 'poll'):  # on Windows
+        return False
+    poll = select.poll()
+    poll.register(1, 0)  # 0: nothing but errors
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def stop_run(options, queue):
@@ -197,7 +221,7 @@ def stop_run(options, queue):
             run.state = State.STOPPED
         else:
             raise ValueError(f'{name} is {run.state} already')
-    print(f'python run_manager.py retry {name}{queue.hint} resumes it')
+    print(f'to resume it: python run_manager.py retry {name}{queue.hint}')
 
 
 def is_at_work(run, queue):
@@ -221,7 +245,7 @@ def retry_runs(options, queue):
     if not names:
         print('nothing has failed')
     elif not queue.has_manager():
-        print(f'python run_manager.py run{queue.hint} starts it')
+        print(f'to start it: python run_manager.py run{queue.hint}')
 
 
 def make_report(options, queue):
@@ -233,7 +257,7 @@ def make_report(options, queue):
         return [runs[one.name].out_dir for one in experiment_list.read(options.list)
                 if one.name in runs and runs[one.name].started]
 
-    report.main(folders, options)
+    report.main(folders, options, queue.hint)
 
 
 if __name__ == '__main__':

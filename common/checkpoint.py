@@ -91,6 +91,8 @@ def check(checkpoint):
     for key, expected in types.items():
         if key in checkpoint and not isinstance(checkpoint[key], expected):
             raise ValueError(f'its {key} is a {type(checkpoint[key]).__name__}')
+        if isinstance(checkpoint.get(key), torch.Tensor) and checkpoint[key].numel() != 1:
+            raise ValueError(f'its {key} is no single number')
     if checkpoint.get('format', 0) > FORMAT:
         raise ValueError(f'it was written by a newer version of this project, format {checkpoint["format"]}')
     weights, shape = checkpoint['model'], checkpoint['model_args']
@@ -98,10 +100,10 @@ def check(checkpoint):
         if type(shape.get(key)) is not int or shape[key] < 1:
             raise ValueError(f'its model_args have {key}={shape.get(key)!r}')
     for key, expected in (('bias', bool), ('modern', bool), ('activation', str), ('dropout', (int, float))):
-        if key in shape and not isinstance(shape[key], expected):
+        if key in shape and (not isinstance(shape[key], expected) or key == 'dropout' and not 0 <= shape[key] < 1):
             raise ValueError(f'its model_args have {key}={shape[key]!r}')
     for name, value in weights.items():
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.layout != torch.strided:
             raise ValueError(f'{name} is no tensor of floating-point numbers')
         if not torch.isfinite(value).all():
             raise ValueError(f'{name} is not finite: this model has diverged')

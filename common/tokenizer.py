@@ -121,7 +121,10 @@ class BPETokenizer:
         self.start_id = self.end_id = self.bpe.token_to_id(END_OF_TEXT)
 
     def encode(self, text):
-        return self.bpe.encode(text).ids
+        try:
+            return self.bpe.encode(text).ids
+        except Exception as error:  # of tokenizers, which has no class for it; TypeError for half a character
+            raise ValueError(f'the text cannot be encoded ({error})') from None
 
     def encode_corpus(self, texts):
         """An array of ids for each text, in which <|endoftext|> is ordinary text."""

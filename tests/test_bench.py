@@ -12,6 +12,8 @@ import torch
 from common.benchmark import roofline, sweep
 from running import QUICK, hook, ok
 
+FULL = 'os.dup2(os.open("/dev/full", os.O_WRONLY), 1)\n'  # code for hook(): stdout is on a full disk
+
 TOY = ['--n_layer=1', '--n_head=2', '--n_embd=32', '--block_size=16', '--batch_size=2', '--device=cpu',
        '--gradient_accumulation_steps=2', '--compile=False', '--windows=2', '--vocab_size=64']
 
@@ -36,6 +38,28 @@ def test_a_step_is_measured(bench, args):
     shares = {key: value for key, value in row.items() if key.startswith('share_')}
     assert set(shares) == {'share_data', 'share_forward', 'share_backward', 'share_optimizer'}
     assert sum(shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize('size', [50304, 2**17])
+def test_a_large_vocabulary_is_measured(bench, size):
+    row = json.loads(ok(bench(f'--vocab_size={size}', '--json=True', '--n_embd=2')).stdout.splitlines()[-1])
+    assert row['vocab_size'] == size and row['parameters'] > 2 * size
+
+
+@pytest.mark.parametrize('args', [
+    [], ['--json=True'], ['--profile=True'], ['--mode=check'], ['--mode=plan', '--gpu=h100'],
+    ['--mode=sample', '--rounds=1', '--max_new_tokens=2', '--prompt_tokens=2']])
+def test_output_that_cannot_be_written_ends_nothing(bench, args):
+    done = ok(bench(*args, code=FULL))
+    assert not done.stdout and done.stderr.count('output is lost from here on') == 1 and 'Trace' not in done.stderr
+
+
+@pytest.mark.parametrize('env', [dict(RANK='1'), dict(WORLD_SIZE='abc'), dict(WORLD_SIZE='2'), dict(LOCAL_RANK='-1'),
+                                 dict(WORLD_SIZE='2', RANK='0', LOCAL_RANK='0')])
+@pytest.mark.parametrize('mode', ['step', 'plan'])
+def test_an_environment_that_makes_no_sense_is_one_line(run, mode, env):
+    done = run('bench.py', *TOY, f'--mode={mode}', **env)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and 'unset RANK WORLD_SIZE' in done.stderr
 
 
 def test_a_step_that_takes_long_is_measured_too():
@@ -78,12 +102,14 @@ def test_a_sweep_sorts_its_cells_and_names_the_best_line(run, tmp_path):
         assert os.path.getsize(tmp_path / 'sweep.png') > 1000
 
 
-def test_a_cell_that_dies_is_a_row(tmp_path):
+def test_a_cell_that_dies_is_a_row(tmp_path, capsys):
     script = tmp_path / 'cell.py'
     script.write_text('import os, sys\nif "--batch_size=2" in sys.argv: os.kill(os.getpid(), 9)\n'
                       'if "--batch_size=3" in sys.argv: sys.exit("CUDA out of memory: too large\\nmore")\n'
                       'print(\'{"tok_s": 5, "ms": 1, "mfu": null, "mfu_measured": 0.5, "memory_gb": null}\')')
-    rows = sweep.run(['python', str(script)], [['float32'], [False], [1, 2, 3], [False]], 4)
+    (tmp_path / 'rows').symlink_to('/dev/full')
+    rows = sweep.run(['python', str(script)], [['float32'], [False], [1, 2, 3], [False]], 4, str(tmp_path / 'rows'))
+    assert capsys.readouterr().out.count('not written: [Errno 28]') == 3
     assert [row['batch_size'] for row in rows] == [1, 2, 3]
     assert 'error' not in rows[0] and '-9' in rows[1]['error'] and 'out of memory' in rows[2]['error']
     assert 'out of memory' in '\n'.join(sweep.table(rows))
@@ -108,13 +134,17 @@ def test_a_plan_takes_the_shape_of_the_weights_to_start_from(run):
 
 
 def test_a_batch_for_which_a_cpu_has_no_memory_is_no_traceback(bench):
-    done = bench('--batch_size=1000000000000')
-    assert done.returncode == 1 and 'Traceback' not in done.stderr and '--batch_size=500000000000' in done.stderr
+    done = bench('--batch_size=1000000', '--block_size=100000', '--eval_iters=1')
+    assert done.returncode == 1 and 'Traceback' not in done.stderr and '--batch_size=500000 ' in done.stderr
 
 
 def test_a_profile_names_operators_and_leaves_a_trace(bench, tmp_path):
     assert 'aten::' in ok(bench('--profile=True')).stdout
     assert 'traceEvents' in json.loads((tmp_path / 'trace.json').read_text())
+    (tmp_path / 'trace.json').unlink()
+    (tmp_path / 'trace.json').mkdir()
+    done = bench('--profile=True')
+    assert done.returncode == 2 and 'trace.json cannot be written (Is a directory)' in done.stderr and not done.stdout
 
 
 @pytest.mark.slow
@@ -146,6 +176,9 @@ def test_each_way_to_write_a_text_is_measured(bench):
     (['--mode=plan', '--gpus=0'], 'gpus=0'), (['--gpu=h100'], '--mode=plan'), (['--mode=plan', '--sweep'], 'mode=step'),
     (['--mode=plan', '--fsdp', '--gpu=h100'], '--gpus=8'), (['--mode=plan', '--dtype=fp16'], 'fp16'),
     (['--vocab_size=-1'], 'vocab_size=-1'), (['--json', '--sweep'], 'json'),
+    (['--sweep=True', '--out=nowhere/x'], 'nowhere/x cannot be written'), (['--sweep=True', '--out=.'], 'sweep.jsonl'),
+    (['--sweep=True', '--out=x.png'], '--out=sweep.jsonl'), (['--fsdp'], '--mode=plan --gpus=8'),
+    (['--vocab_size=2000000'], 'vocab_size=2000000 is above'),
     (['--sweep=True', '--sweep_compile=[]'], 'empty'), (['--batchsize=3'], 'batch_size'),
     (['--real_data=True', '--dataset=nowhere'], 'nowhere')])
 def test_a_mistake_is_one_line_and_exit_code_2(bench, args, expected):

@@ -181,7 +181,8 @@ def test_a_wrong_export_is_found_out(runs, hooked_export, tmp_path, name, format
 @pytest.mark.parametrize('args, expected', [
     (['--out_dir=none'], "no folder 'none' with a trained model"),
     (['--format=gguf'], "format='gguf' is not one of hf, onnx, safetensors"),
-    (['--out_dir={modern}'], '--format=onnx'), (['--out_dir={char}', '--to=full'], 'full is not an empty folder'),
+    (['--init_from={modern}/ckpt.pt'], '--format=onnx'),
+    (['--out_dir={char}', '--to=full'], 'full is not an empty folder'),
     (['--out_dir={char}', '--to=full/file'], 'file is not an empty folder'),
     (['--out_dri=x'], 'did you mean out_dir')])
 def test_a_mistake_is_one_line_and_writes_nothing(runs, run, tmp_path, args, expected):
@@ -190,6 +191,71 @@ def test_a_mistake_is_one_line_and_writes_nothing(runs, run, tmp_path, args, exp
     done = run('export.py', *(arg.format(**runs) for arg in args))
     assert done.returncode == 2 and expected in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert os.listdir(tmp_path) == ['full'] and os.listdir(tmp_path / 'full') == ['file']
+
+
+def change(*keys, value):
+    """A function that sets checkpoint[key][key]... to a value."""
+    def act(checkpoint):
+        for key in keys[:-1]:
+            checkpoint = checkpoint[key]
+        checkpoint[keys[-1]] = value
+    return act
+
+
+FOREIGN = {
+    'meta is a str': change('meta', value='char'), 'no vocab_size': lambda saved: saved['meta'].pop('vocab_size'),
+    'no chars': lambda saved: saved['meta'].pop('chars'), 'too few chars': change('meta', 'chars', value=['a', 'b']),
+    'vocab_size is a str': change('meta', 'vocab_size', value='5'),
+    'a vocabulary of 10 billion': change('model_args', 'vocab_size', value=10**10),
+    'no heads': change('model_args', 'n_head', value=0), 'odd heads': change('model_args', 'n_head', value=3),
+    'fewer layers': change('model_args', 'n_layer', value=1), 'model is a str': change('model', value='gpt2'),
+    'model_args is a str': change('model_args', value='gpt2'), 'config is a list': change('config', value=[1]),
+    'no dataset and no meta': lambda saved: saved.update(meta=None, config={'dataset': 5}),
+    'a loss that is a str': change('best_val_loss', value='low'),
+    'an untied head': lambda saved: saved['model'].update(
+        {'lm_head.weight': saved['model']['transformer.wte.weight'] + 1}),
+    'weights that are not finite': lambda saved: saved['model']['transformer.ln_f.weight'].fill_(torch.nan)}
+
+
+@pytest.mark.parametrize('kind', FOREIGN)
+def test_a_foreign_checkpoint_is_one_line_and_writes_nothing(runs, run, tmp_path, kind):
+    saved = torch.load(os.path.join(runs['char'], 'ckpt.pt'), weights_only=True)
+    FOREIGN[kind](saved)
+    torch.save(saved, tmp_path / 'foreign.pt')
+    done = run('export.py', '--init_from=foreign.pt', '--format=safetensors')
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert os.listdir(tmp_path) == ['foreign.pt']
+
+
+@pytest.mark.parametrize('config', [{}, {'dataset': 5}, {'dataset': ['a'], 'seed': {'a': 1}, 'optimizer': None, 7: 8}])
+def test_settings_of_another_program_are_no_obstacle(runs, run, tmp_path, config):
+    saved = torch.load(os.path.join(runs['char'], 'ckpt.pt'), weights_only=True)
+    saved['config'] = config
+    saved['meta'].update(source=['a', 5])
+    del saved['meta']['train_tokens']
+    torch.save(saved, tmp_path / 'theirs.pt')
+    export(run, '--init_from=theirs.pt', '--format=safetensors')
+    card = (tmp_path / 'theirs-safetensors' / 'README.md').read_text()
+    assert '# theirs.pt' in card and ('- data: ' in card) == bool(config)
+
+
+def test_output_that_cannot_be_written_is_no_failure_of_an_export(runs, hooked_export, tmp_path):
+    closed = 'os.close(1); os.close(2); sys.stdout = sys.__stdout__ = sys.stderr = sys.__stderr__ = None'
+    for i, code in enumerate(('os.dup2(os.open("/dev/full", os.O_WRONLY), 1)', closed)):
+        ok(hooked_export(code, f'--out_dir={runs["char"]}', '--format=safetensors', f'--to={i}'))
+        assert sorted(os.listdir(tmp_path / str(i))) == ['README.md', 'model.safetensors']
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(runs, hooked_export, tmp_path):
+    (tmp_path / 'link').symlink_to('gone')
+    args = f'--init_from={runs["char"]}', '--format=safetensors'
+    for to, code, expected in (('link', '', 'link is a link to'), ('link/x', '', "to='link/x'"),
+                               ('x', 'os.access = lambda path, mode: False', '--to=FOLDER names another one')):
+        done = hooked_export(code, *args, f'--to={to}')
+        assert done.returncode == 2 and expected in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert os.listdir(tmp_path) == ['link']
+    ok(hooked_export('os.environ["HOME"] = os.getcwd()', *args, '--to=~/x'))
+    assert (tmp_path / 'x' / 'model.safetensors').exists()
 
 
 def test_a_missing_package_is_named_and_so_is_a_small_disk(runs, hooked_export, tmp_path):
@@ -209,8 +275,8 @@ def test_a_damaged_or_foreign_safetensors_file_is_no_checkpoint(tmp_path):
     from safetensors.torch import save_file
     save_file({'a': torch.zeros(1)}, tmp_path / 'foreign.safetensors')
     (tmp_path / 'damaged.safetensors').write_bytes(b'\0' * 100)
-    for name in ('foreign', 'damaged'):
-        with pytest.raises(ValueError, match='damaged, or was not written by export.py'):
+    for name, reason in (('foreign', 'was not written by export.py'), ('damaged', 'invalid JSON in header')):
+        with pytest.raises(ValueError, match=f'is damaged or not a checkpoint.*{reason}'):
             checkpoint_file.load(str(tmp_path / f'{name}.safetensors'))
 
 

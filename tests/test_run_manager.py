@@ -4,6 +4,7 @@ and needs no torch. The last test uses the real train.py.
 """
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -63,17 +64,23 @@ class Manager:
     def __call__(self, *words, **env):
         return python('run_manager.py', *words, cwd=self.folder, **env)
 
-    def start(self, *words, **env):
+    def shell(self, line):
+        """Run a line of bash in which $manage stands for run_manager.py; returns the CompletedProcess."""
+        env = dict(os.environ, manage=f'{sys.executable} run_manager.py')
+        return subprocess.run(['bash', '-c', line], cwd=self.folder, env=env, capture_output=True, text=True,
+                              timeout=HANG)
+
+    def start(self, *words, stdout=subprocess.PIPE, **env):
         """A process that works through the list."""
         words = [sys.executable, 'run_manager.py', 'run', *words]
         self.started.append(subprocess.Popen(words, cwd=self.folder, env={**os.environ, **env}, text=True,
-                                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+                                             stdout=stdout, stderr=subprocess.STDOUT))
         return self.started[-1]
 
-    def hold(self, *lines, settings='', words=()):
+    def hold(self, *lines, settings='', words=(), **options):
         """start() on a list in which `a` comes first and holds; returns when it does."""
         self.write(f'a: config/toy.py {HOLDS} {settings}', *lines)
-        process = self.start(*words)
+        process = self.start(*words, **options)
         wait_for(lambda: self.holds('a') and self.json()['a']['pid'])
         return process
 
@@ -256,6 +263,128 @@ def test_what_cannot_be_started_fails_alone(manage):
     (manage.results / 'a' / 'log.txt').mkdir(parents=True)
     assert manage('run').returncode == 1
     assert manage.states() == {'a': 'failed', 'b': 'done'} and 'not started' in manage.json()['a']['error']
+    manage.write('c: config/toy.py --wandb_project=x\0y', 'b: config/toy.py')
+    assert manage('run').returncode == 1 and 'null byte' in manage.json()['c']['error']
+
+
+@pytest.mark.parametrize('stdout', ['>/dev/full', '>/dev/full 2>&1', '>&- 2>&-', '| true'])
+def test_output_that_cannot_be_written_ends_nothing(manage, stdout):
+    manage.write('a: config/toy.py', 'b: config/toy.py')
+    for words in ('run', 'status', 'status --json', 'logs a -f', 'retry a'):
+        done = manage.shell(f'$manage {words} {stdout}; exit ${{PIPESTATUS[0]}}')
+        assert done.returncode == 0 and 'Traceback' not in done.stderr, (words, done.stderr)
+        assert 'done' in manage.states()['b']
+
+
+def test_a_terminal_that_goes_away_ends_nothing(manage):
+    terminal, inner = pty.openpty()
+    manager = manage.hold('b: config/toy.py', stdout=inner)
+    os.close(inner)
+    assert b'a: started' in os.read(terminal, 2**16)
+    os.close(terminal)
+    manage.go()
+    assert manager.wait(timeout=HANG) == 0 and manage.states() == {'a': 'done', 'b': 'done'}
+
+
+def test_a_terminal_that_is_not_utf_8_ends_nothing(manage):
+    manage.write('하나: config/toy.py')
+    for words, expected in ((['run'], '\\ud558\\ub098: started'), (['status'], '\\ud558\\ub098    done'),
+                            (['logs', '하나'], 'results/\\ud558\\ub098')):
+        assert expected in ok(manage(*words, PYTHONIOENCODING='ascii')).stdout
+
+
+def test_following_a_log_ends_with_its_reader(manage):
+    """Though the experiment prints nothing more."""
+    manage.hold()
+    done = manage.shell('$manage logs a -f | head -1')
+    assert done.stdout.startswith('$ python train.py config/toy.py') and not done.stderr
+
+
+def test_a_log_on_a_full_disk_ends_nothing(manage):
+    manage.write('a: config/toy.py', 'b: config/toy.py')
+    (manage.results / 'a').mkdir(parents=True)
+    (manage.results / 'a' / 'log.txt').symlink_to('/dev/full')
+    ok(manage('run'))
+    assert manage.states() == {'a': 'done', 'b': 'done'} and manage.json()['a']['attempts'] == 0
+
+
+def test_a_state_file_that_cannot_be_written_now_is_waited_for_and_nothing_is_forgotten(manage):
+    manager = manage.hold('b: config/toy.py')
+    before = manage.json()
+    in_its_way = manage.results / 'experiment_list.json.tmp'
+    in_its_way.mkdir()  # where a new file is written first
+    os.kill(before['a']['pid'], signal.SIGKILL)
+    output = read_until(manager, 'trying again')
+    assert manage.json() == before
+    in_its_way.rmdir()
+    manage.go()
+    output += finish(manager)
+    assert manager.returncode == 0 and manage.states() == {'a': 'done', 'b': 'done'}, output
+    assert manage.json()['a']['attempts'] == 1 and manage.resumed() == [False, True]  # it is known how it ended
+
+
+def test_a_state_file_that_cannot_be_read_now_is_not_taken_for_an_empty_one(manage):
+    manager = manage.hold('b: config/toy.py')
+    path, aside = manage.results / 'experiment_list.json', manage.results / 'aside'
+    path.rename(aside)
+    path.mkdir()
+    output = read_until(manager, 'trying again')
+    for words in ('status', 'stop a', 'retry a', 'logs a', 'run --dry_run'):
+        done = manage(*words.split())
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and path.is_dir(), done.stderr
+    path.rmdir()
+    aside.rename(path)
+    manage.go()
+    output += finish(manager)
+    assert manage.states() == {'a': 'done', 'b': 'done'} and len(manage.starts()) == 1, output
+
+
+def test_an_environment_left_by_torchrun_reaches_no_experiment(manage):
+    with open(manage.folder / 'train.py', 'a') as f:
+        f.write('print("set:", sorted(key for key in os.environ if "RANK" in key or "WORLD" in key or "MASTER" in key '
+                'or "ELASTIC" in key))\n')
+    manage.write('a: config/toy.py')
+    left = dict(RANK='0', LOCAL_RANK='', WORLD_SIZE='abc', LOCAL_WORLD_SIZE='2', MASTER_ADDR='gone', MASTER_PORT='x',
+                TORCHELASTIC_RUN_ID='none')
+    ok(manage('run', **left))
+    assert 'set: []' in manage.log()
+    for words in (['status'], ['logs', 'a'], ['run', '--dry_run']):
+        assert ok(manage(*words, **dict(left, RANK='1'))).stderr == ''
+
+
+def test_a_damaged_metrics_file_ends_nothing(manage):
+    manager = manage.hold('b: config/toy.py')
+    metrics = manage.results / 'a' / 'metrics.jsonl'
+    with open(metrics, 'ab') as f:
+        f.write(b'12\nnull\n[1]\n{"a": 1}\n"done"\n{"iter": 4, "loss": "low", "ms": null}\n\xff\0\0\n{"iter": 4, "lo')
+    assert re.search('(?m)^a +running +4 of 10, loss 2.000', ok(manage('status')).stdout)
+    assert json.loads(ok(manage('status', '--json')).stdout)[0]['loss'] == 2.0
+    with open(metrics, 'a') as f:
+        f.write('\n')
+    manage.go()
+    output = finish(manager)
+    assert manager.returncode == 0 and manage.states() == {'a': 'done', 'b': 'done'}, output
+
+
+def test_a_home_folder_in_a_path_is_meant(manage):
+    (manage.folder / 'mine.conf').write_text('a: config/toy.py --out_dir=~/of-a\n')
+    ok(manage('run', '--list=~/mine.conf', HOME=str(manage.folder)))
+    assert (manage.folder / 'of-a' / 'log.txt').exists() and not (manage.folder / '~').exists()
+    assert re.search('(?m)^a +done', ok(manage('status', '--list=~/mine.conf', HOME=str(manage.folder))).stdout)
+    done = manage('status', '--list=')
+    assert done.returncode == 2 and "--list='' names no file" in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_a_command_that_is_printed_can_be_pasted(manage):
+    (manage.folder / 'my lists').mkdir()
+    (manage.folder / 'my lists' / 'one.conf').write_text("a: config/toy.py --out_dir='of a'\n")
+    never = manage('report', '--list=my lists/one.conf').stderr
+    assert "start it with python run_manager.py run --list='my lists/one.conf', or" in never
+    for words in (['status'], ['retry', 'a']):
+        said = manage(*words, '--list=my lists/one.conf')
+        command = re.search('python run_manager.py( run.*)$', said.stdout, re.MULTILINE)[1]
+        ok(manage.shell(f'$manage {command}'))
+    assert (manage.folder / 'of a' / 'log.txt').read_text().count('$ python') == 2
 
 
 def test_a_preempted_run_goes_on_and_that_is_no_failure(manage):
@@ -388,7 +517,7 @@ def test_status_knows_where_a_run_is(manage):
     (['a: config/toy.py --warmup_iters=9 --lr_decay_iters=5'], 'warmup_iters=9 is not below'),
     (['a: config/toy.py --eval_only=True'], 'eval_only trains nothing'),
     (['a: --out_dir=x config/there.py'], "a config file sets out_dir='there' after --out_dir"),
-    (['a: config/toy.py --out_dir=config/toy.py/a'], 'cannot be written'),
+    (['a: config/toy.py --out_dir=config/toy.py/a'], 'toy.py is a file, not a folder; name another folder'),
     (["a: config/toy.py --out_dir='x"], 'No closing quotation'), (['# nothing'], 'no experiment in it yet')])
 def test_a_mistake_is_named_and_nothing_starts(manage, lines, expected):
     manage.write(*lines)
@@ -454,6 +583,17 @@ def test_no_job_is_submitted_twice_after_slurm_refuses_one(manage):
         done = manage('run', '--launcher=slurm', PATH=path)
         assert done.returncode == 2 and 'sbatch: QOS limit' in done.stderr
     assert calls.read_text().count('name=a') == 1 and manage.states()['a'] == 'submitted'
+
+
+def test_a_job_that_cannot_be_recorded_is_cancelled(manage):
+    calls = manage.folder / 'calls'
+    for name in ('sbatch', 'scancel'):
+        path = manage.program(name, f'#!/bin/sh\necho "{name} $*" >> {calls}\necho 7\n')
+    manage.write('a: config/toy.py')
+    (manage.results / 'experiment_list.json.tmp').mkdir(parents=True)
+    done = manage('run', '--launcher=slurm', PATH=path)
+    assert done.returncode == 2 and 'experiment_list.json.tmp' in done.stderr
+    assert calls.read_text().splitlines()[-1] == 'scancel 7'
 
 
 def test_the_list_in_the_project_can_be_pasted_and_needs_no_torch(tmp_path):

@@ -145,11 +145,14 @@ def disk(folder, size=2**28):
     if free < 4 * size:
         return Row(ERROR, 'disk', f'{free / 1e9:.1f} GB free in {folder}', 'make room: GPT-2 124M needs 5 GB')
     block = os.urandom(2**20)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        begin = time.perf_counter()
-        for _ in range(size // len(block)):
-            file.write(block)
-        sync(file)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            begin = time.perf_counter()
+            for _ in range(size // len(block)):
+                file.write(block)
+            sync(file)
+    except OSError as error:
+        return Row(ERROR, 'disk', f'{folder} cannot be written: {error.strerror}', 'start runs in a folder of your own')
     speed = size / (time.perf_counter() - begin) / 1e6
     found = f'{speed:.0f} MB/s to write, {free / 1e9:.0f} GB free'
     if speed < 50:

@@ -33,6 +33,33 @@ class Clock:
         return {part: ms / sum(parts.values()) for part, ms in parts.items()}
 
 
+def shares(train, run, device):
+    """
+    {part: share of the time} of train_step() in `train`, the globals of train.py. run(step) is to call it a few times.
+    """
+    clock = Clock(device)
+    model, unscale, train_step = train['model'], train['scaler'].unscale_, train['train_step']
+
+    def forward(*batch):
+        clock.mark('data' if clock.marks[-1][0] == 'begin' else 'backward')  # ends here
+        result = model(*batch)
+        clock.mark('forward')
+        return result
+
+    def unscale_(optimizer):
+        clock.mark('backward')
+        unscale(optimizer)
+
+    def step(i):
+        clock.mark('begin')
+        train_step(i)
+        clock.mark('optimizer')
+
+    train['model'], train['scaler'].unscale_ = forward, unscale_  # which train_step() looks up in its globals
+    run(step)
+    return clock.shares()
+
+
 def seconds(run, device):
     """How long one call of `run` takes on the device."""
     synchronize(device)

@@ -21,7 +21,7 @@ def run(command, values, sequences, out=''):
         steps = max(1, sequences // row['batch_size'])
         try:
             done = subprocess.run([*command, *words({**row, 'gradient_accumulation_steps': steps})],
-                                  capture_output=True, text=True)
+                                  capture_output=True, text=True, errors='replace')
         except KeyboardInterrupt:
             print('stopped; this is what was measured so far', flush=True)
             break
@@ -32,8 +32,11 @@ def run(command, values, sequences, out=''):
             row['error'] = next((line for line in lines if 'out of memory' in line or 'to allocate' in line), lines[-1])
         rows.append(row)
         if out:
-            with open(out, 'a', encoding='utf-8') as f:
-                f.write(json.dumps(row) + '\n')
+            try:
+                with open(out, 'a', encoding='utf-8') as f:
+                    f.write(json.dumps(row) + '\n')
+            except OSError as error:  # a full disk: the table will have it
+                print(f'not written: {error}')
     return sorted(rows, key=lambda row: -row.get('tok_s', 0))
 
 

@@ -59,6 +59,7 @@ def parse(words, number):
     if name is not None and not re.fullmatch(r'[\w.+=][\w.+=-]*', name):
         raise ValueError(f'the name {name!r} may contain only letters, digits and . _ + = -')
     out_dirs = re.findall(r'(?:^|\0)--out_dir[=\0]([^\0]+)', '\0'.join(words))
+    out_dirs = [os.path.expanduser(out_dir) for out_dir in out_dirs]  # as the configurator does
     if name is None:  # --out_dir=results/tiny12 gives tiny12, config/quickstart.py --seed=2 gives quickstart-seed=2
         parts = [os.path.splitext(os.path.basename(word))[0] if word.endswith('.py') else word.lstrip('-')
                  for word in words]
@@ -142,9 +143,10 @@ def check_alone(experiment, root, processes):
     folder = dataset.find(root, experiment.settings['dataset'])
     will_prepare = experiment.settings['auto_prepare'] and os.path.isfile(os.path.join(folder, 'prepare.py'))
     vocab_size = 50257 if will_prepare else dataset.read_meta(folder)['vocab_size']  # GPT-2's until known
+    files.check_folder(experiment.out_dir, 'out_dir')
     parent = files.existing_parent(experiment.out_dir)
-    if not os.path.isdir(parent) or not os.access(parent, os.W_OK):
-        raise ValueError(f'out_dir={experiment.out_dir!r} cannot be written in {parent}')
+    if not os.access(parent, os.W_OK):
+        raise ValueError(f'out_dir={experiment.out_dir!r} cannot be written in {parent}; name another folder')
     return vocab_size
 
 

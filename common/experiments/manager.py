@@ -42,12 +42,19 @@ class Manager:
             if self.interrupts == 1 and not told:
                 told = True
                 say('running experiments may finish, no more are started; Ctrl-C again stops them, with a checkpoint')
-            if os.path.exists(path) and os.path.getmtime(path) != changed:
-                changed = os.path.getmtime(path)
-                experiments = self.read_again(experiments, path)
-            self.update_all(experiments)
-            waiting = not self.interrupts and not self.broken and self.start_all(experiments)
-            runs = self.queue.read()
+            try:
+                if os.path.exists(path) and os.path.getmtime(path) != changed:
+                    changed = os.path.getmtime(path)
+                    experiments = self.read_again(experiments, path)
+                self.update_all(experiments)
+                waiting = not self.interrupts and not self.broken and self.start_all(experiments)
+                runs = self.queue.read()
+            except OSError as error:  # the disk is full, perhaps: the queue's file is as it was, and runs go on
+                if self.interrupts:
+                    raise
+                say(f'{error}; trying again in {PAUSE} seconds')
+                self.wait(PAUSE)
+                continue
             running = {name: run for name, run in runs.items() if run.state == State.RUNNING}
             if not running and not waiting:
                 break
@@ -60,6 +67,12 @@ class Manager:
         if all(runs[name].state == State.DONE for name in names):
             return 0
         return RESUMABLE if self.interrupts else 1
+
+    def wait(self, seconds):
+        """Wait so long, or until Ctrl-C."""
+        end, before = time.time() + seconds, self.interrupts
+        while time.time() < end and self.interrupts == before:
+            time.sleep(LOOK)
 
     def read_again(self, experiments, path):
         """The list as it is now, or `experiments` if there is a mistake in it."""
@@ -91,10 +104,12 @@ class Manager:
         """If a run has ended, record how."""
         code = None  # not known if an earlier manager started it
         if name in self.children:
-            code = self.children[name].poll()
+            child = self.children[name]  # which stays there, as the queue's file may not be written this time
+            code = child.poll()
+            if code is None and run.pid is None:  # start() could not record it
+                run.pid, run.start_time = child.pid, process_start(child.pid)
             if code is None:
                 return
-            del self.children[name]
         # the earlier manager may have been killed before it recorded the pid
         elif run.is_alive() or is_busy(run.out_dir) or run.pid is None and time.time() < run.started + AT_ONCE:
             return
@@ -141,13 +156,14 @@ class Manager:
             self.busy.add(name)
             return False
         from_scratch = not run.started
+        self.children.pop(name, None)
         run.start(State.RUNNING, experiment)
         run.pid, run.slot = None, slot
         try:
             if from_scratch:
                 experiment_list.begin(experiment)
             return True
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             self.failed(name, run, f'not started: {error}')
             return False
 
@@ -158,12 +174,13 @@ class Manager:
             os.makedirs(out_dir, exist_ok=True)
             words = experiment_list.command(experiment, self.root, self.processes, run.anew)
             env = dict(os.environ, **({'CUDA_VISIBLE_DEVICES': slot} if slot else {}))
-            with open(os.path.join(out_dir, 'log.txt'), 'a', encoding='utf-8') as log:
-                print(f'$ {shlex.join(words)}', file=log, flush=True)
+            with open(os.path.join(out_dir, 'log.txt'), 'ab', buffering=0) as log:
+                with contextlib.suppress(OSError):  # a full disk: the run is worth more than its log
+                    log.write(f'$ {shlex.join(words)}\n'.encode())
                 child = self.children[name] = subprocess.Popen(
                     [sys.executable, *words[1:]], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env,
                     start_new_session=True)  # Ctrl-C here does not reach it
-        except OSError as error:
+        except (OSError, ValueError) as error:
             with self.queue.changing() as runs:
                 return self.failed(name, runs[name], f'not started: {error}')
         with self.queue.changing() as runs:
@@ -190,10 +207,9 @@ def overlap(slot, other):
 
 
 def print_over(text, end='\n'):
-    """Print over the line of progress. A terminal that is gone (EIO) or a closed pipe does not end the manager."""
+    """Print over the line of progress."""
     width = shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else 0
-    with contextlib.suppress(OSError):
-        print(text.ljust(width), end=end, flush=True)
+    print(text.ljust(width), end=end, flush=True)
 
 
 def say(text):

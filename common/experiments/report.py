@@ -3,12 +3,16 @@ import contextlib
 import http.server
 import json
 import os
+import shlex
 import statistics
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from common import files
 from common.console import SEPARATOR, duration, perplexity
+from common.experiments.runs import is_figure, whole_lines
 
 # settings that do not make a run a different experiment
 ASIDE = {'out_dir', 'seed', 'wandb_log', 'wandb_project', 'wandb_run_name', 'tensorboard_log', 'log_interval', 'device',
@@ -43,21 +47,25 @@ class Point(NamedTuple):
 
 
 def read_run(folder):
-    """The Record of the run in a folder. FileNotFoundError if there is none."""
-    lines, samples, settings = [], {}, {}
-    with open(os.path.join(folder, 'metrics.jsonl'), encoding='utf-8') as f:
-        for line in f:
-            with contextlib.suppress(ValueError):  # the last line, while it is being written
-                lines.append(json.loads(line))
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        settings = json.loads(Path(folder, 'settings.json').read_text(encoding='utf-8'))
+    """The Record of the run in a folder, from what is whole there. OSError if its metrics.jsonl cannot be read."""
+    samples, settings = {}, {}
+    with open(os.path.join(folder, 'metrics.jsonl'), encoding='utf-8', errors='replace') as f:
+        lines = list(whole_lines(f))
+    counted = [line for line in lines if None not in (line.get('tokens'), line.get('train_s'))]
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(Path(folder, 'settings.json').read_text(encoding='utf-8'))
+        settings = found if isinstance(found, dict) else {}
+    if not is_figure(settings.get('parameters')):
+        settings.pop('parameters', None)
     for path in sorted(Path(folder, 'samples').glob('iter_*.txt')):
         number = path.stem.removeprefix('iter_')
-        if number.isdecimal():
-            samples[int(number)] = path.read_text(encoding='utf-8').rstrip('\n').split(SEPARATOR)
-    return Record(os.path.basename(folder), settings, steps=[line for line in lines if 'loss' in line],
-                  evaluations=[line for line in lines if 'val_loss' in line],
-                  done=any('done' in line for line in lines), samples=samples)
+        with contextlib.suppress(OSError):
+            if number.isdecimal():
+                text = path.read_text(encoding='utf-8', errors='replace')
+                samples[int(number)] = text.rstrip('\n').split(SEPARATOR)
+    return Record(os.path.basename(folder), settings, steps=[line for line in counted if 'loss' in line],
+                  evaluations=[line for line in counted if 'val_loss' in line],
+                  done=any(line.get('done') for line in lines), samples=samples)
 
 
 def differing(runs):
@@ -138,7 +146,7 @@ def curves(runs):
             here = evaluations[at]
             tokens, seconds = here[0]['tokens'], statistics.mean(line['train_s'] for line in here)
             for kind, key in (('validation loss', 'val_loss'), ('accuracy', 'val_acc')):
-                values = [line[key] for line in here if line[key] is not None]
+                values = [line[key] for line in here if line.get(key) is not None]
                 if values:
                     points.append(Point(label, kind, '', at, tokens, seconds, statistics.mean(values), min(values),
                                         max(values)))
@@ -163,10 +171,11 @@ def page(runs, target=None, live=False):
                 samples=[dict(iter=at, texts=texts) for at, texts in sorted(samples.items())])
     template = Path(__file__).with_name('report.html').read_text(encoding='utf-8')
     as_json = json.dumps(data, ensure_ascii=False).replace('<', '\\u003c')  # no sample may end the script
+    as_json = as_json.encode(errors='backslashreplace').decode()  # bytes in a folder's name that are not UTF-8
     return template.replace('/*VEGA*/', vl_convert.javascript_bundle()).replace('/*DATA*/', as_json)
 
 
-def picture(runs, path, target=None):
+def picture(runs, file, target=None):
     """Validation loss against tokens and against seconds, as a PNG."""
     from matplotlib.figure import Figure  # pyplot would look for a display
     figure = Figure(figsize=(12, 4.5), layout='tight')
@@ -185,10 +194,10 @@ def picture(runs, path, target=None):
         axis.grid(alpha=0.3)
     axes[0].set(ylabel='validation loss')
     axes[1].legend()
-    figure.savefig(path, dpi=110)
+    figure.savefig(file, format='png', dpi=110)
 
 
-def serve(folders, target, port):
+def serve(find_runs, target, port):
     """Serve the page to this machine only, until Ctrl-C. It is made again for each request."""
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -197,7 +206,10 @@ def serve(folders, target, port):
                 return self.send_error(403)
             if self.path.partition('?')[0] != '/':
                 return self.send_error(404)
-            content = page(read_all(folders()), target, live=True).encode()
+            try:
+                content = page(find_runs(), target, live=True).encode()
+            except (ValueError, OSError) as error:  # a mistake in the list, as it is now; or its runs have gone
+                return self.send_error(503, explain=str(error))
             self.send_response(200)
             self.send_header('Content-Type', 'text/html; charset=utf-8')
             self.send_header('Content-Length', str(len(content)))
@@ -207,8 +219,13 @@ def serve(folders, target, port):
         def log_message(self, *args):
             pass
 
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, request, client_address):
+            if not isinstance(sys.exception(), ConnectionError):  # which is a reader that went away
+                super().handle_error(request, client_address)
+
     try:
-        server = http.server.ThreadingHTTPServer(('127.0.0.1', port), Handler)
+        server = Server(('127.0.0.1', port), Handler)
     except (OSError, OverflowError) as error:
         raise ValueError(f'--port={port}: {error}; --port=0 takes one that is free') from None
     with server:
@@ -218,32 +235,64 @@ def serve(folders, target, port):
 
 
 def read_all(folders):
-    """The Records of the folders that hold a run. If two have the same name, all are named by their paths."""
-    folders = [folder for folder in dict.fromkeys(map(os.path.normpath, folders))
-               if os.path.exists(os.path.join(folder, 'metrics.jsonl'))]
-    runs = [read_run(folder) for folder in folders]
-    if len({run.name for run in runs}) < len(runs):
-        for run, folder in zip(runs, folders):
+    """
+    The Records of the folders that hold a run. If two have the same name, all are named by their paths. What cannot be
+    read is left out, with a line that says so.
+    """
+    runs = {}
+    for folder in dict.fromkeys(map(os.path.normpath, folders)):
+        try:
+            runs[folder] = read_run(folder)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            print(f'left out: {error}', file=sys.stderr)
+    if len({run.name for run in runs.values()}) < len(runs):
+        for folder, run in runs.items():
             run.name = folder
-    return runs
+    return list(runs.values())
 
 
-def main(folders, options):
-    """Print the table; write the page and the picture, or serve the page. folders() returns the runs' folders."""
+def check_out(out):
+    """ValueError unless OUT.html and OUT.png, for the value of --out, can be written. Makes their folder."""
+    folder, name = os.path.split(out)
+    if not name:
+        raise ValueError(f'--out={out!r} names no file; leave it out, or give a name, as in --out=report')
+    files.check_folder(folder or '.', '--out')
+    for path in (f'{out}.html', f'{out}.png'):
+        if os.path.isdir(path):
+            raise ValueError(f'--out={out!r}: {path} is a folder; give another name, as in --out={out}-2')
+    os.makedirs(folder or '.', exist_ok=True)
+
+
+def main(folders, options, hint):
+    """
+    Print the table; write the page and the picture, or serve the page. folders() returns the runs' folders; `hint` says
+    in a command which list is meant.
+    """
     missing = [folder for folder in options.out_dir if not os.path.exists(os.path.join(folder, 'metrics.jsonl'))]
     if missing:
-        raise ValueError(f'no metrics.jsonl in {", ".join(missing)}; give the out_dir of a run')
-    runs = read_all(folders())
-    if not runs:
-        raise ValueError(f'nothing in {options.list} has run yet; start it with python run_manager.py run, or name '
-                         'another --list=FILE, or the out_dir of a run')
+        raise ValueError(f'no metrics.jsonl in {", ".join(map(shlex.quote, missing))}; give the out_dir of a run')
+
+    def find_runs():
+        runs = read_all(folders())
+        if not runs:
+            raise ValueError(f'nothing in {options.list} has run yet; start it with python run_manager.py run{hint}, '
+                             'or name another --list=FILE, or the out_dir of a run')
+        return runs
+
+    if not options.serve:
+        check_out(options.out)
+    runs = find_runs()
     print('\n'.join(table(runs, options.target)))
     try:
         content = page(runs, options.target)
         if options.serve:
-            return serve(folders, options.target, options.port)
-        Path(f'{options.out}.html').write_text(content, encoding='utf-8')
-        picture(runs, f'{options.out}.png', options.target)
+            return serve(find_runs, options.target, options.port)
+        with files.write_whole(f'{options.out}.html') as f:
+            f.write(content)
+        with files.write_whole(f'{options.out}.png', 'wb') as f:
+            picture(runs, f, options.target)
     except ImportError as error:
         package = {'vl_convert': 'vl-convert-python'}.get(error.name, error.name)
         raise ValueError(f'this needs a package that is not here: pip install {package}') from None

@@ -84,18 +84,17 @@ class Run:
         return (errors or lines[first:] or ['it printed nothing'])[-1]
 
     def ended(self, how):
-        """Whether the last line of metrics.jsonl says `how`, done or stopped, and is newer than the last start."""
+        """Whether the last whole line of metrics.jsonl says `how`, done or stopped, and is newer than the start."""
         path = os.path.join(self.out_dir, 'metrics.jsonl')
-        with contextlib.suppress(IndexError, ValueError):
-            return how in json.loads(tail(path)[-1]) and os.path.getmtime(path) >= self.started
+        with contextlib.suppress(IndexError, OSError):
+            return bool(list(whole_lines(tail(path)))[-1].get(how)) and os.path.getmtime(path) >= self.started
         return False
 
     def progress(self):
         """The newest figures in metrics.jsonl, and left_s, the seconds that are left; None where not known."""
         values = {}
-        for line in tail(os.path.join(self.out_dir, 'metrics.jsonl')):
-            with contextlib.suppress(ValueError):  # half a line: cut off by tail(), or still being written
-                values.update(json.loads(line))
+        for line in whole_lines(tail(os.path.join(self.out_dir, 'metrics.jsonl'))):
+            values.update(line)
         if values.get('ms') and (self.state == State.RUNNING or self.slurm == 'RUNNING'):
             values['left_s'] = max(0.0, (self.max_iters - values['iter'] - 1) * values['ms'] / 1000)
         keys = 'iter', 'loss', 'val_loss', 'tok_s', 'best_val_loss', 'train_s', 'left_s'
@@ -213,16 +212,36 @@ def process_start(pid):
 
 
 def is_busy(out_dir):
-    """Whether a process is training in this folder."""
-    return files.is_locked(os.path.join(out_dir, '.lock'))
+    """Whether a process is training in this folder. False if that cannot be seen now: train.py looks again."""
+    with contextlib.suppress(OSError):
+        return files.is_locked(os.path.join(out_dir, '.lock'))
+    return False
 
 
 def tail(path):
-    """The lines in the last 64 KiB of a file; [] if there is no file."""
-    with contextlib.suppress(FileNotFoundError), open(path, 'rb') as f:
+    """The lines in the last 64 KiB of a file; [] if it is not there, or cannot be read now."""
+    with contextlib.suppress(OSError), open(path, 'rb') as f:
         f.seek(max(0, os.path.getsize(path) - 2**16))
         return f.read().decode(errors='replace').splitlines()
     return []
+
+
+def is_figure(value):
+    """Whether a value is a number that a run can reach: neither NaN, nor infinite, nor of a thousand digits."""
+    return isinstance(value, (int, float)) and abs(value) < 1e18
+
+
+def whole_lines(lines):
+    """
+    The lines of a metrics.jsonl as {key: figure or None}, each with an `iter`. A line that a crash damaged, or that
+    another program wrote, is left out, and so is what is no figure in the others.
+    """
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            values = json.loads(line)
+            values = values if isinstance(values, dict) else {}
+            if is_figure(values.get('iter')):
+                yield {key: value for key, value in values.items() if value is None or is_figure(value)}
 
 
 def status_lines(names, runs):

@@ -37,8 +37,8 @@ def write(to, folder, format, config, about, prompt, source):
              f'A {kind} of {config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels and a context of '
              f'{config.block_size} tokens, in float32, made with nanoGPT-V100.', '', '```python', use, '```', '']
     if settings:
-        data = os.path.basename(os.path.normpath(settings.get('dataset', 'not known')))
-        data += f' ({os.path.basename(meta["source"])})' if meta.get('source') else ''
+        data = os.path.basename(os.path.normpath(str(settings.get('dataset', 'not known'))))
+        data += f' ({os.path.basename(str(meta["source"]))})' if meta.get('source') else ''
         data += f', {meta["train_tokens"]:,} tokens' if meta.get('train_tokens') else ''
         lines += ['## Training', '', f'- data: {data}', f'- iterations: {about.get("iter_num", 0):,}']
         if loss < 100:

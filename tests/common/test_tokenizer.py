@@ -125,7 +125,13 @@ def test_no_part_of_a_stop_string_is_shown():
 
 def test_an_unknown_tokenizer_is_named():
     with pytest.raises(ValueError, match="'words'"):
-        tokenizer.from_meta({'tokenizer': 'words'})
+        tokenizer.check_meta({'tokenizer': 'words', 'vocab_size': 4})
+
+
+def test_a_vocabulary_that_cannot_encode_a_text_says_so():
+    learned = tokenizer.BPETokenizer(tokenizer.train_bpe(['a b'], 257))
+    with pytest.raises(ValueError, match='the text cannot be encoded'):
+        learned.encode('half a character: \udce0')
 
 
 def test_vocabularies_are_padded_for_tensor_cores_but_characters_are_not():

@@ -1,6 +1,7 @@
 """The checks of a machine, on pretended machines: each check finds its fault and names the remedy."""
 import os
 import shutil
+import tempfile
 from unittest.mock import Mock
 
 import pytest
@@ -145,3 +146,9 @@ def test_no_kernel_for_attention_is_an_error(gpus, monkeypatch):
     assert row.state == ERROR and 'PyTorch build' in row.remedy
     monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention', lambda q, k, v, is_causal: q)
     assert readiness.attention().state == OK
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, 'TemporaryFile', Mock(side_effect=PermissionError(13, 'Permission denied')))
+    row = readiness.disk(str(tmp_path))
+    assert row.state == ERROR and row.found == f'{tmp_path} cannot be written: Permission denied' and row.remedy

@@ -1,10 +1,12 @@
 """The report: its figures on hand-made runs, and its page in a real browser that must not use a network."""
 import base64
+import http.server
 import json
 import os
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -103,6 +105,46 @@ def test_what_is_half_written_or_foreign_is_left_out(runs):
     assert report.figures(read)['parameters'][0] == '-'
 
 
+@pytest.mark.parametrize('settings', ['[]', '{}', '5', 'null', '{"parameters": "many", "n_layer": {"a": [1]}}', '\xff',
+                                      '{"dataset": "\\udcff", "parameters": NaN}', '[' * 100_000])
+def test_damaged_files_are_shown_as_far_as_they_are_whole(runs, settings):
+    pytest.importorskip('vl_convert')
+    damage = ['12', 'null', '[1]', '{"a": 1}', '{"iter": 0, "val_loss": 1.0}', '{"iter": 0, "loss": 0.5}', '{"iter": 3',
+              '{"iter": 100, "val_loss": 0.1, "tokens": "1", "train_s": 1.0}', '\udcff\0\0', '"val_loss"']
+    metrics = Path(runs[0], 'metrics.jsonl')
+    text = metrics.read_text()
+    metrics.write_bytes('\n'.join([*damage, text, *damage]).encode(errors='surrogateescape'))
+    Path(runs[0], 'settings.json').write_bytes(settings.encode('latin-1'))
+    Path(runs[0], 'samples', 'iter_000000.txt').write_bytes(b'ROM\xff')
+    Path(runs[0], 'samples', 'iter_000300.txt').mkdir()
+    read = report.read_all(runs)
+    columns = report.figures(read, target=2.5)
+    assert columns['best val loss'][0] == '2.0000' and columns['time to 2.5'][0] == '20s (1.00x)'
+    assert columns['parameters'][0] == '-' and columns['run'][0] == 'slow' and columns['tokens'][0] == '2,010'
+    assert read[0].samples[0] == ['ROM\ufffd'] and sorted(read[0].samples) == [0, 100, 200]
+    assert len(list(report.table(read))) == 4 and b'slow' in report.page(read).encode()
+    assert len([point for point in report.curves(read) if point.label == 'slow']) == 9
+
+
+def test_a_run_that_cannot_be_read_now_is_left_out_with_a_line(runs, capsys):
+    Path(runs[0], 'metrics.jsonl').unlink()
+    Path(runs[0], 'metrics.jsonl').mkdir()
+    assert [run.name for run in report.read_all(runs)] == ['fast', 'fast-2']
+    assert f"left out: [Errno 21] Is a directory: '{runs[0]}/metrics.jsonl'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('out, expected', [
+    ('', "--out='' names no file"), ('there/', "--out='there/' names no file"), ('file/x', 'is a file, not a folder'),
+    ('link/x', 'link is a link to'), ('taken', 'taken.html is a folder')])
+def test_a_place_that_cannot_be_written_is_refused_at_once(run, runs, tmp_path, out, expected):
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'link').symlink_to('gone')
+    (tmp_path / 'taken.html').mkdir()
+    done = run('run_manager.py', 'report', *runs, f'--out={out}')
+    assert done.returncode == 2 and expected in done.stderr and '--out=' in done.stderr and not done.stdout
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_report_writes_a_table_a_page_and_a_picture(run, runs, tmp_path):
     pytest.importorskip('vl_convert')
     pytest.importorskip('matplotlib')
@@ -117,6 +159,13 @@ def test_a_package_that_is_missing_is_named(run, runs, tmp_path):
     (tmp_path / 'vl_convert.py').write_text('raise ModuleNotFoundError("gone", name="vl_convert")')
     done = run('run_manager.py', 'report', *runs, PYTHONPATH=str(tmp_path))
     assert done.returncode == 2 and 'pip install vl-convert-python' in done.stderr and 'n_layer' in done.stdout
+
+
+def test_a_home_folder_in_a_path_is_meant_and_a_new_folder_is_made(run, runs, tmp_path):
+    (tmp_path / 'vl_convert.py').write_text('def javascript_bundle(): return ""')
+    (tmp_path / 'matplotlib.py').write_text('raise ModuleNotFoundError("gone", name="matplotlib")')
+    done = run('run_manager.py', 'report', '~/slow', '--out=~/new/er/x', HOME=str(tmp_path), PYTHONPATH=str(tmp_path))
+    assert 'pip install matplotlib' in done.stderr and (tmp_path / 'new' / 'er' / 'x.html').exists()
 
 
 def test_the_live_page_is_for_this_machine_alone(runs, tmp_path):
@@ -141,6 +190,43 @@ def test_the_live_page_is_for_this_machine_alone(runs, tmp_path):
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_reader_that_goes_away_and_runs_that_have_gone_do_not_end_the_server(monkeypatch, capsys):
+    servers, gone, answers = [], threading.Event(), iter([['run'], ValueError('a mistake <in> the list'), ['run']])
+
+    class InOrder(http.server.HTTPServer):  # when it answers the next request, the one before is over
+        def __init__(self, *args):
+            super().__init__(*args)
+            servers.append(self)
+
+    def find_runs():
+        assert gone.wait(HANG)
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(http.server, 'ThreadingHTTPServer', InOrder)
+    monkeypatch.setattr(report, 'page', lambda runs, target, live: f'page of {runs}')
+    thread = threading.Thread(target=report.serve, args=(find_runs, None, 0))
+    thread.start()
+    while not servers:
+        time.sleep(0.01)
+    try:
+        with socket.create_connection(servers[0].server_address) as reader:
+            reader.sendall(b'GET / HTTP/1.1\r\nHost: localhost\r\n\r\n')
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))  # close it with a reset
+        gone.set()
+        address = f'http://127.0.0.1:{servers[0].server_address[1]}/'
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(address)
+        assert error.value.code == 503 and b'a mistake &lt;in&gt; the list' in error.value.read()
+        assert urllib.request.urlopen(address).read() == b"page of ['run']"
+    finally:
+        servers[0].shutdown()
+        thread.join()
+    assert 'Traceback' not in capsys.readouterr().err
 
 
 class Browser:

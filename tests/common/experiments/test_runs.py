@@ -2,12 +2,18 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from common.experiments.manager import Manager
 from common.experiments.runs import Queue, Run, State, process_start
 from running import HANG
+
+
+DAMAGED = ['12', 'null', '[1]', '"done"', '{"a": 1}', '{"iter": "7", "done": true}', '{"iter": 7, "do', '[' * 20_000,
+           '{"iter": 1' + 400 * '0' + ', "done": true}', '{"iter": NaN, "done": true}', '\0\0\0', '\udcff\udcfe', '']
 
 
 @pytest.fixture
@@ -27,6 +33,44 @@ def test_a_process_is_known_by_its_start_too():
     assert not run.is_alive(), 'a zombie, as nobody has fetched its exit code yet'
     process.wait()
     assert not run.is_alive() and not Run(pid=None).is_alive()
+
+
+@pytest.mark.parametrize('damage', DAMAGED)
+def test_what_a_run_has_come_to_is_read_from_the_lines_that_are_whole(tmp_path, damage):
+    run = Run(state=State.RUNNING, started=0, max_iters=10, out_dir=str(tmp_path))
+    last = ['{"iter": 4, "loss": 2.0, "ms": 500.0, "tok_s": 9.0}', '{"iter": 5, "stopped": true}']
+    for lines, loss, stopped in (([damage], None, False), ([damage, last[0], damage], 2.0, False),
+                                 ([damage, *last, damage], 2.0, True), ([*last, last[0], damage], 2.0, False)):
+        text = '\n'.join(lines)
+        (tmp_path / 'metrics.jsonl').write_bytes(text.encode(errors='surrogateescape'))
+        assert run.progress()['loss'] == loss and run.ended('stopped') == stopped and not run.ended('done')
+        assert 'loss 2.000' in run.brief() if loss else run.brief() == 'starting'
+        assert run.outcome().startswith('best val loss not known')
+
+
+def test_a_figure_that_is_none_is_not_shown(tmp_path):
+    run = Run(state=State.RUNNING, started=0, max_iters=10, out_dir=str(tmp_path))
+    line = '{"iter": 4, "loss": "2.0", "tok_s": [1], "ms": Infinity, "train_s": 1e999}'
+    (tmp_path / 'metrics.jsonl').write_text(line)
+    assert run.brief() == '4 of 10' and run.progress()['train_s'] is None
+
+
+def test_files_that_cannot_be_read_now_say_nothing_of_a_run(tmp_path):
+    for name in ('metrics.jsonl', 'log.txt', '.lock'):
+        (tmp_path / name).mkdir()
+    run = Run(state=State.QUEUED, started=1, out_dir=str(tmp_path))
+    assert run.describe({'a': run}) == (State.QUEUED, 'nothing saved') and not run.ended('done')
+    assert run.last_line() == 'it printed nothing'
+
+
+def test_a_process_whose_start_could_not_be_recorded_is_recorded_later():
+    manager = Manager.__new__(Manager)  # without its signal handlers
+    manager.children = {'a': subprocess.Popen(['sleep', str(HANG)])}
+    with manager.children['a'] as process:
+        run = Run(state=State.RUNNING, started=time.time())
+        manager.update('a', run)
+        assert run.pid == process.pid and run.is_alive()
+        process.kill()
 
 
 def test_the_file_of_an_earlier_version_is_read(queue):
