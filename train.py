@@ -284,7 +284,9 @@ def train_step(iter_num):
     loss, told = distributed.mean_over_ranks(loss_sum, stop_signal.told())  # of a signal to stop, too
     grad_norm = grad_norm.full_tensor() if fsdp else grad_norm
     skip = step_guard.check_update(iter_num, loss, told, grad_norm, scaled=scaler.is_enabled())
-    guard.step_unless(skip, optimizer, scaler)
+    if guard.lets_step(skip, optimizer, scaler):
+        scaler.step(optimizer)
+    scaler.update()
     optimizer.zero_grad(set_to_none=world_size == 1 or fsdp)  # DDP's gradients must stay in its buckets
     return lr, loss, grad_norm
 

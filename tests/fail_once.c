@@ -70,7 +70,7 @@ static int fails(const char *call, const char *path, int fd)
     return -1;
 }
 
-/* A function of glibc, noted as `call`. It is about `path`, or `fd` if that is NULL, and returns `failed` if it fails. */
+/* A function of glibc, noted as `call`, which is about `path`, or `fd` if that is NULL, and may return `failed`. */
 #define FUNCTION(type, name, call, parameters, arguments, path, fd, failed) \
     type name parameters \
     { \

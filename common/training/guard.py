@@ -2,6 +2,7 @@
 What keeps a run from harm: settings that cannot work, signals to stop, harmful updates, a disk that is too small. It
 detects and reports; train.py decides what to do.
 """
+import contextlib
 import math
 import os
 import signal
@@ -174,24 +175,23 @@ class StepGuard:
             sys.exit(1)
 
 
-def step_unless(skip, optimizer, scaler):
+def lets_step(skip, optimizer, scaler):
     """
-    Update the weights, unless `skip` (a bool tensor). A fused optimizer reads found_inf on the device and changes
-    nothing where it is 1: no host sync. With loss scaling GradScaler overwrites found_inf, and other optimizers ignore
-    it: then the host must read `skip`, which waits.
+    Whether the optimizer should step, as this update is not to be skipped, or as it skips it by itself. A fused one
+    reads found_inf on the device and changes nothing where it is 1: no host sync. With loss scaling GradScaler
+    overwrites found_inf, and other optimizers ignore it: then the host must read `skip` (a bool tensor), which waits.
     """
     skips_by_itself = optimizer.defaults['fused'] and not scaler.is_enabled()
     optimizer.found_inf = skip.float() if skips_by_itself else None
-    if skips_by_itself or not skip:
-        scaler.step(optimizer)
-    scaler.update()
+    return skips_by_itself or not skip
 
 
 def check_disk(out_dir, config, vocab_size):
     """Print a warning if the disk is too small for the checkpoints of a run with the settings `config`."""
-    needed = settings.disk_bytes(config, vocab_size)
-    replaced = sum(entry.stat().st_size for entry in os.scandir(out_dir) if entry.name.endswith('.pt'))
-    free = files.free_bytes(out_dir) + replaced
+    needed, free = settings.disk_bytes(config, vocab_size), math.inf
+    with contextlib.suppress(OSError):  # it cannot be told just now
+        replaced = sum(entry.stat().st_size for entry in os.scandir(out_dir) if entry.name.endswith('.pt'))
+        free = files.free_bytes(out_dir) + replaced
     if free < needed:
         print0(f'warning: this run may write {needed / 1e9:.1f} GB into {out_dir}, whose disk has '
                f'{free / 1e9:.1f} GB free')

@@ -59,11 +59,11 @@ class RunLog:
         self.first_iter = run.iter_num
         self.last_iter, self.last_s = run.iter_num, run.train_s  # at the last line of an iteration
         self.s_per_iter, self.shown_at = None, 0.0  # of the progress line
+        for name in ('metrics', 'spikes'):  # first: an OSError here ends a run that has changed nothing yet
+            cut(os.path.join(self.out_dir, f'{name}.jsonl'), run)
+        write_settings(os.path.join(self.out_dir, 'settings.json'), config)
         self.wandb = start_wandb(config) if config['wandb_log'] else None
         self.board = start_tensorboard(self.out_dir, run.iter_num) if config['tensorboard_log'] else None
-        write_settings(os.path.join(self.out_dir, 'settings.json'), config)
-        for name in ('metrics', 'spikes'):
-            cut(os.path.join(self.out_dir, f'{name}.jsonl'), run)
         self.file, self.unwritten = None, ''  # metrics.jsonl, and lines that could not be written yet
 
     def iteration(self, run, loss, lr, grad_norm, mem_gb):
