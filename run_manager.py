@@ -15,27 +15,23 @@ import argparse
 import contextlib
 import json
 import os
-import re
 import select
 import shlex
 import subprocess
 import sys
 import time
 
-from common.console import exit_on_error, protect_output
+from common.console import exit_on_error, forget_torchrun, protect_output
 from common.experiments import experiment_list, report, slurm
 from common.experiments.manager import Manager, say
 from common.experiments.runs import DEFAULT_LIST, Queue, Run, State, status_lines
 
 root = os.path.dirname(os.path.abspath(__file__))
-# what torchrun sets: left over in a shell, it would make an experiment one rank of a run that is not there
-OF_TORCHRUN = re.compile(r'(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_\w+|TORCHELASTIC_\w+')
 
 
 def main():
     protect_output()
-    for name in filter(OF_TORCHRUN.fullmatch, list(os.environ)):
-        del os.environ[name]
+    forget_torchrun()
     options = parse_command_line()
     with exit_on_error():
         if not options.list:
@@ -140,7 +136,7 @@ def submit_all(experiments, queue, options):
                 job = slurm.submit(one.name, words, one.out_dir, [other.job for other in before], options.sbatch)
                 run.job, run.slurm = job, 'PENDING'
                 run.start(State.SUBMITTED, one)
-        except OSError:
+        except BaseException:  # Ctrl-C, too
             if job:  # which is not recorded, and would be submitted again
                 slurm.call('scancel', job)
             raise

@@ -91,7 +91,7 @@ def read_prompt():
     try:
         if start == '-':
             return sys.stdin.read().removeprefix('\ufeff').removesuffix('\n')  # of echo, or of the last Enter
-        with open(os.path.expanduser(start.removeprefix('FILE:')), encoding='utf-8-sig') as f:
+        with open(start.removeprefix('FILE:'), encoding='utf-8-sig') as f:
             return f.read()
     except OSError as error:
         raise ValueError(f'start={start!r} cannot be read: {error.strerror}') from None

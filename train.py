@@ -201,9 +201,9 @@ def estimate_loss():
                 logits, loss = compiled_model(x, y)
             counted = (y >= 0).sum()
             sums.append(torch.stack((loss * counted, (logits.argmax(dim=-1) == y).sum(), counted)))
-        sums = [*torch.stack(sums).cpu().double().sum(dim=0), stop_signal.told()]
-        loss, correct, counted, told = distributed.all_reduce(sums, device)
-        stop_signal.listen(told)
+        sums = [*torch.stack(sums).cpu().double().sum(dim=0), stop_signal.requested()]
+        loss, correct, counted, requests = distributed.all_reduce(sums, device)
+        stop_signal.update(requests)
         scores[split] = guard.mean_scores(split, loss, correct, counted)
     raw_model.train()
     return scores['train'][0], *scores['val']
@@ -281,10 +281,10 @@ def train_step(iter_num):
     if grad_clip > 0.0:
         torch.nn.utils.clip_grads_with_norm_(raw_model.parameters(), grad_clip, grad_norm)
     handle_skipped_update()  # of the iteration before, now, while the device is busy with this one
-    loss, told = distributed.mean_over_ranks(loss_sum, stop_signal.told())  # of a signal to stop, too
+    loss, requests = distributed.mean_over_ranks(loss_sum, stop_signal.requested())
     grad_norm = grad_norm.full_tensor() if fsdp else grad_norm
-    skip = step_guard.check_update(iter_num, loss, told, grad_norm, scaled=scaler.is_enabled())
-    if guard.lets_step(skip, optimizer, scaler):
+    skip = step_guard.check_update(iter_num, loss, requests, grad_norm, scaled=scaler.is_enabled())
+    if guard.prepare_step(skip, optimizer, scaler):
         scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=world_size == 1 or fsdp)  # DDP's gradients must stay in its buckets

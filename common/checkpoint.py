@@ -13,6 +13,7 @@ meta.json), format.
 import contextlib
 import errno
 import json
+import math
 import os
 import pickle
 import sys
@@ -25,6 +26,10 @@ from common.distributed import rank
 from common.tokenizer import check_meta
 
 FORMAT = 1  # raised when the layout of a checkpoint changes so that older code cannot read it
+
+
+class NewerFormat(OSError):
+    """A newer version of this project wrote this checkpoint: it is whole, and no older one may take its place."""
 
 
 def save(checkpoint, path):
@@ -49,13 +54,18 @@ def load(path):
     try:
         with open(path, 'rb') as f:
             checkpoint = load_safetensors(path) if path.endswith('.safetensors') else read(f)
+        if isinstance(checkpoint.get('format'), int) and checkpoint['format'] > FORMAT:
+            raise NewerFormat(errno.ENOTSUP, 'a newer version of this project wrote this checkpoint: update it', path)
         check(checkpoint)
         return checkpoint
+    except NewerFormat:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f'no checkpoint {path}') from None
     except Exception as error:  # what random bytes raise has no common base class
         cause = error if isinstance(error, OSError) else error.__context__  # zipfile hides it
-        if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):  # EINVAL: a damaged offset
+        # EINVAL: a damaged offset; EISDIR: a folder of that name
+        if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL, errno.EISDIR):
             reason = f'this checkpoint cannot be read now: {os.strerror(cause.errno)}'
             raise OSError(cause.errno, reason, path) from None
         reason = str(error).strip().split('\n')[0]
@@ -85,20 +95,26 @@ def check(checkpoint):
     """ValueError unless a checkpoint has what all scripts rely on, in the right types, and finite weights of a GPT."""
     if not isinstance(checkpoint.get('model_args'), dict):
         raise ValueError('it has no model and model_args')
-    number = int, float, torch.Tensor
-    types = {'optimizer': dict, 'scaler': dict, 'config': dict, 'recent_losses': list, 'iter_num': int, 'tokens': int,
-             'evaluated_at': int, 'since_best': int, 'format': int, 'train_s': number, 'best_val_loss': number}
+    types = {'optimizer': dict, 'scaler': dict, 'config': dict, 'recent_losses': list, 'format': int, 'iter_num': int,
+             'tokens': int, 'since_best': int, 'train_s': (int, float), 'evaluated_at': int}
     for key, expected in types.items():
-        if key in checkpoint and not isinstance(checkpoint[key], expected):
-            raise ValueError(f'its {key} is a {type(checkpoint[key]).__name__}')
-        if isinstance(checkpoint.get(key), torch.Tensor) and checkpoint[key].numel() != 1:
-            raise ValueError(f'its {key} is no single number')
-    if checkpoint.get('format', 0) > FORMAT:
-        raise ValueError(f'it was written by a newer version of this project, format {checkpoint["format"]}')
+        value = checkpoint.get(key, expected() if isinstance(expected, type) else 0)
+        if not isinstance(value, expected):
+            raise ValueError(f'its {key} is a {type(value).__name__}')
+        lowest = -1 if key == 'evaluated_at' else 0  # -1: none yet
+        if isinstance(value, (int, float)) and not lowest <= value < math.inf:
+            raise ValueError(f'its {key} is {value}')
+    for value in [checkpoint.get('best_val_loss', 0.0), *checkpoint.get('recent_losses', [])]:
+        if isinstance(value, torch.Tensor) and value.numel() == 1 and not value.is_complex():
+            value = value.item()  # best_val_loss of the original
+        if not isinstance(value, (int, float)) or math.isnan(value):
+            raise ValueError(f'{value!r:.80} is no loss')
     weights, shape = checkpoint['model'], checkpoint['model_args']
     for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'vocab_size'):
         if type(shape.get(key)) is not int or shape[key] < 1:
             raise ValueError(f'its model_args have {key}={shape.get(key)!r}')
+    if shape['n_embd'] % (shape['n_head'] * (2 if shape.get('modern') else 1)):
+        raise ValueError(f'its model_args have n_head={shape["n_head"]} for n_embd={shape["n_embd"]}')
     for key, expected in (('bias', bool), ('modern', bool), ('activation', str), ('dropout', (int, float))):
         if key in shape and (not isinstance(shape[key], expected) or key == 'dropout' and not 0 <= shape[key] < 1):
             raise ValueError(f'its model_args have {key}={shape[key]!r}')
@@ -161,20 +177,27 @@ def weights_path(path):
         return path
     names = ['ckpt.pt', 'last.pt', 'prev.pt', 'model.safetensors']
     best, newest = (peek(os.path.join(path, name)) for name in names[:2])
-    if best and newest and rank() == 0:
-        come = f'the run has come to iteration {newest["iter_num"]}'
-        if best['iter_num'] == 0 < newest['iter_num'] and best['config']['init_from'] in ('scratch', 'auto', 'resume'):
-            names.remove('ckpt.pt')
-            print(f'{path}: the newest weights, as the best are still those of the untrained model; {come}',
-                  file=sys.stderr)
-        else:
-            print(f'{path}: the best weights, of iteration {best["iter_num"]}; {come}', file=sys.stderr)
+    come = f'; the run has come to iteration {newest["iter_num"]}' if newest else ''
+    untrained = best and best['iter_num'] == 0 and best['config']['init_from'] in ('scratch', 'auto')
+    if untrained and newest and newest['iter_num'] > 0:
+        names.remove('ckpt.pt')
+        tell(f'{path}: the newest weights, as the best are still those of the untrained model{come}')
+    elif best:
+        tell(f'{path}: the best weights, of iteration {best["iter_num"]}{come}')
+    elif newest and not files.exists(os.path.join(path, 'ckpt.pt')):
+        tell(f'{path}: the newest weights, as there are no best ones yet{come}')
     for name in names:
         if files.exists(os.path.join(path, name)):
             return os.path.join(path, name)
     if files.exists(os.path.join(path, 'model.onnx')):
         raise ValueError(f'{path} is an export for onnxruntime, which is not read here; name the folder of the run')
     raise FileNotFoundError(f'no checkpoint in {path} (looked for ckpt.pt, last.pt and prev.pt)')
+
+
+def tell(line):
+    """Print a line on stderr, once for all ranks: stdout may be for the text of a model."""
+    if rank() == 0:
+        print(line, file=sys.stderr)
 
 
 def peek(path):

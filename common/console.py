@@ -3,6 +3,7 @@ import contextlib
 import io
 import math
 import os
+import re
 import sys
 import time
 
@@ -48,8 +49,10 @@ def protect_output():
     """
     From here on a print cannot fail, whatever becomes of stdout and stderr. Each line is written at once, even to a
     file. A character that the terminal does not know becomes an escape. Streams that are closed become /dev/null, or
-    the next file that is opened would take their place.
+    the next file that is opened would take their place. A Ctrl-C that nothing handles ends the script without a
+    traceback.
     """
+    sys.excepthook = hide_interrupt
     for number in range(3):
         try:
             os.fstat(number)
@@ -63,6 +66,21 @@ def protect_output():
         raw = io.FileIO(number, 'w', closefd=False) if stream is None else stream.buffer
         setattr(sys, name, io.TextIOWrapper(SafeOutput(getattr(raw, 'raw', raw)), getattr(stream, 'encoding', 'utf-8'),
                                             'backslashreplace', line_buffering=True))
+
+
+def hide_interrupt(kind, error, traceback):
+    """As sys.excepthook, without a traceback for Ctrl-C."""
+    if issubclass(kind, KeyboardInterrupt):
+        print('stopped', file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+def forget_torchrun():
+    """Remove what torchrun has set around this process, which is no rank of a run, nor are those that it starts."""
+    for name in list(os.environ):
+        if re.fullmatch(r'(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_\w+|TORCHELASTIC_\w+', name):
+            del os.environ[name]
 
 
 def script_name():

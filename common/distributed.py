@@ -2,7 +2,9 @@
 The processes of a run, as torchrun starts them: ranks, collectives, and FSDP. Without torchrun there is one process,
 and everything here does nothing or returns its argument. It knows no model and no settings.
 """
+import contextlib
 import os
+import signal
 import sys
 from datetime import timedelta
 
@@ -78,10 +80,20 @@ def start_processes(backend, device):
                             timeout=timedelta(hours=1))
 
 
+@contextlib.contextmanager
+def with_all_ranks():
+    """A collective before a run begins: ValueError if another rank has ended, which has said why."""
+    try:
+        yield
+    except RuntimeError:
+        raise ValueError('another process of this run has ended, see its message') from None
+
+
 def barrier():
-    """Wait for all ranks."""
+    """Wait for all ranks. ValueError if one has ended."""
     if world_size() > 1:
-        dist.barrier()
+        with with_all_ranks():
+            dist.barrier()
 
 
 def once_per_disk(action):
@@ -93,18 +105,21 @@ def once_per_disk(action):
 
 
 def differing(numbers, device):
-    """Which of `numbers`, {name: number}, are not the same on all ranks."""
+    """Which of `numbers`, {name: number}, are not the same on all ranks. ValueError if one has ended."""
     if world_size() == 1:
         return []
     lowest = torch.tensor([float(number) for number in numbers.values()], dtype=torch.float64, device=device)
     highest = lowest.clone()
-    dist.all_reduce(lowest, dist.ReduceOp.MIN)
-    dist.all_reduce(highest, dist.ReduceOp.MAX)
+    with with_all_ranks():
+        dist.all_reduce(lowest, dist.ReduceOp.MIN)
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
     return [name for name, low, high in zip(numbers, lowest.tolist(), highest.tolist()) if low != high]
 
 
 def shut_down(code):
-    """Wait for all ranks, destroy the process group, exit."""
+    """Wait for all ranks, destroy the process group, exit. From here on no signal changes the exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     if world_size() > 1:
         dist.barrier()  # or the first rank to leave closes connections that the others still use
         dist.destroy_process_group()

@@ -98,9 +98,13 @@ def check_folder(path, setting):
 
 
 def free_name(path):
-    """`path` itself, or path-2, path-3, ... if that exists."""
-    return next(name for number in itertools.count(1)
-                if not os.path.lexists(name := path if number == 1 else f'{path}-{number}'))
+    """`path` itself, or path-2, path-3, ... if that exists. OSError if that cannot be told just now."""
+    for number in itertools.count(1):
+        name = path if number == 1 else f'{path}-{number}'
+        try:
+            os.lstat(name)
+        except FileNotFoundError:
+            return name
 
 
 def existing_parent(path):

@@ -96,8 +96,9 @@ def check(settings, world_size):
         below = steps // world_size * world_size
         most = LARGEST['gradient_accumulation_steps']
         fitting = [count for count in (below, below + world_size) if 0 < count <= most]
+        remedy = ' or '.join(f'--gradient_accumulation_steps={count}' for count in fitting) or 'fewer processes'
         raise ValueError(f'gradient_accumulation_steps={steps} is not divisible by the {world_size} processes that '
-                         'share it; try ' + ' or '.join(f'--gradient_accumulation_steps={count}' for count in fitting))
+                         f'share it; try {remedy}')
     check_learning_rate(settings)
     keep, interval = settings['keep_interval'], settings['eval_interval']
     if keep % interval != 0:

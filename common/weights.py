@@ -5,6 +5,7 @@ safetensors in a folder or a repository), which is also written here. It knows t
 import difflib
 import json
 import os
+import shlex
 
 from common import checkpoint
 from common.files import exists
@@ -24,7 +25,14 @@ def load(source):
         raise ValueError("init_from='' names no model")
     is_run = os.path.isdir(source) and not os.path.exists(os.path.join(source, 'config.json'))
     if is_run or os.path.isfile(source) or source.endswith('.pt'):
-        return checkpoint.load(checkpoint.weights_path(source))
+        path = checkpoint.weights_path(source)
+        try:
+            return checkpoint.load(path)
+        except (ValueError, OSError) as error:
+            newest = os.path.join(source, 'last.pt')
+            if path == os.path.join(source, 'ckpt.pt') and checkpoint.peek(newest):
+                raise ValueError(f'{error}; for the newest weights: {shlex.quote(f"--init_from={newest}")}') from None
+            raise
     is_path = os.path.isabs(source) or source.startswith('.') or source.count('/') > 1 or os.path.islink(source)
     if is_path and not os.path.isdir(source):  # and no name on Hugging Face
         raise FileNotFoundError(f'no file or folder {source!r}')
@@ -46,6 +54,10 @@ def load_gpt2(name):
         if key not in theirs:
             raise ValueError(f'{name} is not a GPT-2: it has no {key}')
         ours[f'transformer.{key}'] = theirs[key].transpose(0, -1) if key.endswith(TRANSPOSED) else theirs[key]
+    left = [key for key in theirs if key.startswith('h.') and f'transformer.{key}' not in ours
+            and not key.endswith(('.attn.bias', '.attn.masked_bias'))]  # attention masks in older files
+    if left:
+        raise ValueError(f'{name} is not the GPT-2 that its config.json describes: it has {left[0]}')
     ours['lm_head.weight'] = theirs.get('lm_head.weight', ours['transformer.wte.weight'])  # GPT-2 has one for both
     found = {'model': ours, 'model_args': model_args, 'meta': read_meta(folder)}
     try:

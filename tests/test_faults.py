@@ -220,6 +220,11 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, capsys):
     assert capsys.readouterr().out.count('not saved: the weights are no longer finite') == 2
 
 
+def test_moments_that_are_not_finite_are_never_saved(tmp_path):
+    state = tiny_state(1, best_val_loss=1.0, optimizer={'state': {0: {'exp_avg': torch.tensor([math.nan])}}})
+    assert states.save_run(str(tmp_path), state, state, best=True, keep_interval=0) == (False, False)
+
+
 def test_a_spike_of_the_loss_is_skipped_where_that_was_asked_for(hooked, tmp_path):
     spoil = SPOIL.format(condition='forwards in (231, 232)', factor='30')
     args = ['--max_iters=125', '--lr_decay_iters=125', '--eval_interval=50']

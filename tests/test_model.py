@@ -142,7 +142,7 @@ def test_a_damaged_folder_of_weights_is_named(huggingface, tmp_path, name, conte
     ('lm_head.weight differs', {}, {'lm_head.weight': torch.zeros(96, 48)}, None),
     ('ln_f.bias is not finite', {}, {'transformer.ln_f.bias': torch.full((48,), math.nan)}, None),
     ('wte.weight is .96, 48., and should be .97, 48.', {'vocab_size': 97}, {}, None),
-    ('c_fc.weight', {}, {'transformer.h.0.mlp.c_fc.weight': torch.zeros(3)}, None),
+    ('it has h.2', {'n_layer': 2}, {}, None), ('c_fc.weight', {}, {'transformer.h.0.mlp.c_fc.weight': torch.zeros(3)}, None),
     ("n_layer='2'", {'n_layer': '2'}, {}, None), ('n_embd=None', {'n_embd': None}, {}, None),
     ("activation_function=..gelu", {'activation_function': ['gelu']}, {}, None),
     ('meta.json is damaged .*chars', {}, {}, '{"tokenizer": "char", "vocab_size": 4}'),

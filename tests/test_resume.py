@@ -76,6 +76,15 @@ def test_told_to_stop_it_saves_and_goes_on_later(hooked, uninterrupted, tmp_path
     assert_same_run(tmp_path / 'out', uninterrupted)
 
 
+def test_a_closed_terminal_does_not_end_a_run(hooked, hooked_ranks, tmp_path):
+    """Under torchrun, which ends its processes then, it saves."""
+    hang_up = "when_printed('iter 2:', lambda: os.kill(os.getpid(), signal.SIGHUP))"
+    ok(hooked(hang_up, '--max_iters=4'))
+    assert read_metrics(tmp_path / 'out')[2]['done']
+    told = hooked_ranks(hang_up, '--out_dir=two', '--max_iters=9')
+    assert [one.returncode for one in told] == [75, 75], told[0].stderr
+
+
 def test_a_second_ctrl_c_stops_at_once(hooked):
     """In the middle of an evaluation. Two of them within a second are one: torchrun passes on what all have seen."""
     done = hooked('''

@@ -392,6 +392,12 @@ def test_a_state_is_saved_only_on_improvement_where_that_was_asked_for(train, tm
         assert checkpoint_file.load(str(tmp_path / folder / 'last.pt'))['iter_num'] == 6
 
 
+def test_the_end_says_when_nothing_was_better_than_the_untrained_model(train, tmp_path):
+    said = ok(train('--out_dir=out', '--learning_rate=9.0', '--max_iters=10')).stdout
+    assert not (tmp_path / 'out' / 'ckpt.pt').exists()
+    assert 'wrote last.pt, metrics.jsonl in out (last.pt has the newest weights: no evaluation was better' in said
+
+
 def test_an_untrained_model_is_not_saved_and_is_never_the_best_one_to_sample_from(hooked, tmp_path):
     told = hooked("when_printed('iter 3:', lambda: os.kill(os.getpid(), signal.SIGTERM))", '--max_iters=5')
     assert told.returncode == 75 and sorted(os.listdir(tmp_path / 'out')) == [
@@ -805,17 +811,16 @@ device.resolve_dtype = lambda *args, **options: 'bfloat16' if os.environ['RANK']
 
 def test_a_mistake_that_one_process_alone_sees_is_told_by_it(hooked_ranks):
     alone = """
-from common import console, device
+from common import console, dataset
 console.OTHERS_FAIL = 0.0
-def resolve_device(name, original=device.resolve_device):
-    if os.environ['RANK'] == '1': raise ValueError('no such GPU')
-    return original(name)
-device.resolve_device = resolve_device
-from common import distributed
-distributed.start_processes = lambda *args: sys.exit(3)  # for torchrun, which would end the other process"""
+def find(root, name, original=dataset.find):
+    if os.environ['RANK'] == '1': raise ValueError('no such dataset here')
+    return original(root, name)
+dataset.find = find"""
     first, other = hooked_ranks(alone)
-    assert (other.returncode, other.stderr) == (2, 'train.py (rank 1): no such GPU\n')
-    assert (first.returncode, first.stderr) == (3, '')
+    assert (other.returncode, other.stderr) == (2, 'train.py (rank 1): no such dataset here\n')
+    assert first.returncode == 2 and first.stderr.endswith(
+        'train.py: another process of this run has ended, see its message\n') and 'Traceback' not in first.stderr
 
 
 @pytest.mark.parametrize('variables, said', [

@@ -277,6 +277,8 @@ def main(folders, options, hint):
     def find_runs():
         runs = read_all(folders())
         if not runs:
+            if options.out_dir:
+                raise ValueError('none of these runs can be read now')
             raise ValueError(f'nothing in {options.list} has run yet; start it with python run_manager.py run{hint}, '
                              'or name another --list=FILE, or the out_dir of a run')
         return runs

@@ -49,8 +49,9 @@ def check_same_on_all_ranks(iter_num, data_size, dtype, device, out_dir):
     problems = {'iteration': f'found different states in {out_dir}; it must be on a disk that all share',
                 'train': 'have different datasets', 'val': 'have different datasets',
                 'dtype': f'have GPUs of different kinds (dtype={dtype} on this one); try --dtype=float16'}
-    for name in differing(numbers, device):
-        raise ValueError(f'the processes {problems[name]}')
+    different = differing(numbers, device)
+    if different:
+        raise ValueError(f'the processes {problems[different[0]]}')
 
 
 def check_model(config, device, dtype, gradient_checkpointing):
@@ -90,6 +91,8 @@ class StopSignal:
         for name in ('SIGTERM', 'SIGINT', 'SIGUSR1'):
             if hasattr(signal, name):  # Windows has no SIGUSR1
                 signal.signal(getattr(signal, name), self.note if saves else signal.SIG_DFL)
+        if saves and hasattr(signal, 'SIGHUP'):  # the terminal was closed. torchrun ends its processes then
+            signal.signal(signal.SIGHUP, signal.SIG_IGN if world_size() == 1 else self.note)
 
     def note(self, number, frame):
         """The signal handler."""
@@ -106,13 +109,13 @@ class StopSignal:
             again = ' (Ctrl-C again: stop at once)' if number == signal.SIGINT else ''
             print0(f'{self.name}: saving after {when}{again}')
 
-    def told(self):
+    def requested(self):
         """1.0 if this rank has been told to stop, else 0.0: what the ranks add up."""
         return float(self.name is not None)
 
-    def listen(self, told):
-        """Learn what told() gives on all ranks together. All ranks must call it in the same place."""
-        self.on_any_rank = self.on_any_rank or told > 0
+    def update(self, requests):
+        """Learn what requested() gives on all ranks together. All ranks must call it in the same place."""
+        self.on_any_rank = self.on_any_rank or requests > 0
 
 
 class StepGuard:
@@ -124,15 +127,15 @@ class StepGuard:
 
     def __init__(self, spike_z, losses, stop_signal):
         self.spike_z, self.losses, self.stop_signal = spike_z, losses, stop_signal
-        self.pending = None  # of the last update: iteration, [skip, loss, told] on their way to the host, a CUDA event
+        self.pending = None  # of the last update: iteration, [skip, loss, requests] on the way to the host, CUDA event
         self.last_loss = None
         self.in_a_row = 0    # skipped updates
 
-    def check_update(self, iter_num, loss, told, grad_norm, scaled):
+    def check_update(self, iter_num, loss, requests, grad_norm, scaled):
         """
         Whether to skip this update: a bool tensor on the device. Reading it on the host waits for the device, so
         fetch_skipped() does that one iteration later. With loss scaling (`scaled`) overflowing gradients are left to
-        GradScaler. `told`: above 0 if any rank has been told to stop.
+        GradScaler. `requests`: above 0 if any rank has been told to stop.
         """
         skip = ~torch.isfinite(loss)
         if not scaled:
@@ -141,7 +144,7 @@ class StepGuard:
             mean = sum(self.losses) / WINDOW
             deviation = math.sqrt(sum((x - mean)**2 for x in self.losses) / WINDOW)
             skip = skip | (loss > mean + self.spike_z * deviation)
-        values = torch.stack((skip.float(), loss.float(), told.float())).to('cpu', non_blocking=loss.is_cuda)
+        values = torch.stack((skip.float(), loss.float(), requests.float())).to('cpu', non_blocking=loss.is_cuda)
         arrival = torch.cuda.Event() if loss.is_cuda else None
         self.pending = iter_num, values, arrival
         if arrival is not None:
@@ -156,8 +159,8 @@ class StepGuard:
         self.pending = None
         if arrival is not None:
             arrival.synchronize()  # waits for the last update, not for what was queued after it
-        skip, self.last_loss, told = values.tolist()
-        self.stop_signal.listen(told)
+        skip, self.last_loss, requests = values.tolist()
+        self.stop_signal.update(requests)
         if skip:
             self.in_a_row += 1
             return iter_num
@@ -175,10 +178,10 @@ class StepGuard:
             sys.exit(1)
 
 
-def lets_step(skip, optimizer, scaler):
+def prepare_step(skip, optimizer, scaler):
     """
-    Whether the optimizer should step, as this update is not to be skipped, or as it skips it by itself. A fused one
-    reads found_inf on the device and changes nothing where it is 1: no host sync. With loss scaling GradScaler
+    Tell the optimizer whether to skip this update. False if it cannot skip one by itself, and so must not step. A fused
+    one reads found_inf on the device and changes nothing where it is 1: no host sync. With loss scaling GradScaler
     overwrites found_inf, and other optimizers ignore it: then the host must read `skip` (a bool tensor), which waits.
     """
     skips_by_itself = optimizer.defaults['fused'] and not scaler.is_enabled()

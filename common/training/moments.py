@@ -52,10 +52,13 @@ def match_moments(saved, groups, params):
                  if i in saved['state'].keys()}  # none before the first update
         fits = len(found) in (0, len(params))
         for name, moments in found.items():
-            kinds = ['momentum_buffer'] if 'momentum_buffer' in moments else ['exp_avg', 'exp_avg_sq']  # Muon's, AdamW's
-            fits = fits and all(moments[kind].shape == params[name].shape for kind in kinds)
+            # Muon's, AdamW's
+            kinds = ['momentum_buffer'] if 'momentum_buffer' in moments else ['exp_avg', 'exp_avg_sq']
             if len(kinds) == 2:
                 moments['step'] = torch.as_tensor(moments['step'], dtype=torch.float32).reshape(())
+                fits = fits and moments['step'] >= 0 and (moments['exp_avg_sq'] >= 0).all()
+            fits = fits and all(moments[kind].shape == params[name].shape and moments[kind].layout == torch.strided
+                                and torch.isfinite(moments[kind]).all() for kind in kinds)
         if fits:
             return found
     return None

@@ -8,13 +8,14 @@ import json
 import math
 import os
 import shlex
+import stat
 import sys
 import time
 import uuid
 
 from common.console import SEPARATOR, duration, perplexity
 from common.device import synchronize
-from common.files import exists, write_whole
+from common.files import exists, free_name, write_whole
 
 
 class TrainingClock:
@@ -47,7 +48,7 @@ class RunLog:
 
     def __init__(self, config, run, tokens_per_iter, flops_per_token, peak_flops):
         """
-        config: a dict of all settings. run: the checkpoint.Progress of the run, which its methods read, too.
+        config: a dict of all settings. run: the states.Progress of the run, which its methods read, too.
         peak_flops: FLOP/s of all devices together, None if not known.
         """
         self.out_dir = config['out_dir']
@@ -75,7 +76,7 @@ class RunLog:
         mfu = tok_s * self.flops_per_token / self.peak_flops if self.peak_flops else None
         left = duration(seconds * (self.max_iters - run.iter_num))
         print(f'iter {iter_num}: loss {loss:.4f}, time {1000 * seconds:.2f}ms, '
-                    f'mfu {"n/a" if mfu is None else f"{100 * mfu:.2f}%"}, {tok_s:,.0f} tok/s, {left} left')
+              f'mfu {"n/a" if mfu is None else f"{100 * mfu:.2f}%"}, {tok_s:,.0f} tok/s, {left} left')
         self.write(iter=iter_num, loss=loss, lr=lr, grad_norm=None if grad_norm is None else float(grad_norm),
                    ms=1000 * seconds, tok_s=tok_s, mfu=mfu, mem_gb=mem_gb, tokens=run.tokens, train_s=run.train_s)
 
@@ -107,7 +108,7 @@ class RunLog:
             print(f'not decoded: {error}')
             texts = None
         print(f'iter {iter_num}: loss {loss:.4f}, update skipped (a spike, or not finite); see '
-                    f'{self.out_dir}/spikes.jsonl')
+              f'{self.out_dir}/spikes.jsonl')
         values = dict(iter=iter_num, loss=loss if math.isfinite(loss) else None, starts=starts, texts=texts)
         with warn_on_error(), open(os.path.join(self.out_dir, 'spikes.jsonl'), 'a', encoding='utf-8') as f:
             f.write(json.dumps(values, ensure_ascii=False) + '\n')
@@ -130,19 +131,21 @@ class RunLog:
         best = f'best val loss {run.best_val_loss:.4f}'
         if not done:
             print(f'stopped and saved after {run.iter_num} iterations; continue with the same command and '
-                        '--init_from=auto')
+                  '--init_from=auto')
         elif run.iter_num == self.first_iter > 0:
             print(f'nothing is left to do: this run ended after {run.iter_num} iterations, {best}; to '
-                        'continue, raise --max_iters or --patience')
+                  'continue, raise --max_iters or --patience')
         else:
             if self.texts:
                 print('\nin its own words:\n\n' + SEPARATOR.join(self.texts))
             written = [name for name in ('ckpt.pt', 'last.pt', 'metrics.jsonl', 'samples')
                        if os.path.exists(os.path.join(self.out_dir, name))]
             early = '; ended by --patience, as nothing better came' if run.iter_num < self.max_iters else ''
+            what = ('ckpt.pt has the best weights, last.pt resumes' if 'ckpt.pt' in written else
+                    'last.pt has the newest weights: no evaluation was better than that of the untrained model')
             print(f'\ntrained {run.iter_num} iterations in {duration(run.train_s)}, {best}{early}\n'
-                        f'wrote {", ".join(written)} in {self.out_dir} (ckpt.pt has the best weights, last.pt resumes)'
-                        f'\nsample more: {shlex.join(["python", "sample.py", f"--out_dir={self.out_dir}"])}')
+                  f'wrote {", ".join(written)} in {self.out_dir} ({what})'
+                  f'\nsample more: {shlex.join(["python", "sample.py", f"--out_dir={self.out_dir}"])}')
 
     def write(self, **values):
         """Add a line. What is not finite becomes null, as JSON cannot express it."""
@@ -169,8 +172,13 @@ def write_settings(path, config):
     with warn_on_error():
         if config.get('init_from') in ('auto', 'resume'):
             config = {**config, 'init_from': 'scratch'}
-            with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError), open(path, 'rb') as f:
-                config['init_from'] = json.load(f)['init_from']
+            try:
+                with open(path, 'rb') as f:
+                    config['init_from'] = json.load(f)['init_from']
+            except FileNotFoundError:
+                pass
+            except (ValueError, KeyError, TypeError):
+                print(f'{path} is damaged and written anew; what init_from was at the beginning is lost')
         with write_whole(path) as f:
             json.dump(config, f, indent=1)
 
@@ -191,6 +199,10 @@ def cut(path, run):
     """
     if not exists(path):
         return
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a folder, or a pipe, which would wait for a reader
+        os.replace(path, free_name(f'{path}.damaged'))
+        print(f'{path} was no file; it is now {path}.damaged')
+        return
     kept, damaged = [], []
     with open(path, 'rb') as f:
         for line in f:
@@ -201,7 +213,7 @@ def cut(path, run):
                 kept.append(line)
     if damaged:
         aside = path.replace('.jsonl', '-damaged.jsonl')
-        print(f'{path}: {len(damaged)} damaged lines, which are now in {aside}')
+        print(f'{path}: damaged lines, now in {aside}: {len(damaged)}')
         with open(aside, 'ab') as f:
             f.writelines(damaged)
     with write_whole(path, 'wb') as f:

@@ -13,7 +13,7 @@ def encode_prompts(meta, prompts):
         return []
     if prompts.startswith('FILE:'):
         try:
-            with open(prompts.removeprefix('FILE:'), encoding='utf-8') as f:
+            with open(prompts.removeprefix('FILE:'), encoding='utf-8-sig') as f:
                 texts = f.read().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f'sample_prompts={prompts!r} cannot be read: {error}') from None

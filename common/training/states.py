@@ -1,16 +1,18 @@
 """
 The states of a run in its out_dir: saving them, finding the one to resume, and keeping what an earlier run left.
 """
+import contextlib
 import math
 import os
 import re
+import shlex
 import tempfile
 from dataclasses import dataclass, field, fields
 
 import torch
 
 from common import files, settings
-from common.checkpoint import load, save
+from common.checkpoint import load, peek, save
 
 STATES = 'last.pt', 'last.pt.new', 'prev.pt'  # from the newest; last.pt.new was about to become last.pt
 
@@ -34,8 +36,10 @@ class Progress:
         progress = cls(**{one.name: state[one.name] for one in fields(cls) if one.name in state})
         progress.best_val_loss = float(progress.best_val_loss)  # a tensor in the original's
         if 'tokens' not in state:  # an older state, or the original's
-            sizes = ('gradient_accumulation_steps', 'batch_size', 'block_size')
-            progress.tokens = progress.iter_num * math.prod(state.get('config', {}).get(size, 0) for size in sizes)
+            config = state.get('config', {})
+            sizes = [config.get(key) for key in ('gradient_accumulation_steps', 'batch_size', 'block_size')]
+            known = all(isinstance(size, int) for size in sizes)
+            progress.tokens = progress.iter_num * math.prod(sizes) if known else 0
         return progress
 
 
@@ -54,7 +58,8 @@ def save_run(out_dir, weights, state, best, keep_interval):
     whether last.pt and ckpt.pt were written. On a full disk, or if the weights are not finite, the old files stay and a
     line is printed.
     """
-    if not all(torch.isfinite(value).all() for value in state['model'].values()):
+    moments = [value for values in state['optimizer'].get('state', {}).values() for value in values.values()]
+    if not all(torch.isfinite(value).all() for value in [*state['model'].values(), *moments]):
         print(f'not saved: the weights are no longer finite; the last good state stays in {out_dir}')
         return False, False
     best_saved = False
@@ -66,10 +71,12 @@ def save_run(out_dir, weights, state, best, keep_interval):
             save(weights, os.path.join(out_dir, f'iter_{weights["iter_num"]:06d}.pt'))
         save_last(state, out_dir)  # last: a resume from it repeats neither the evaluation nor the other two files
     except OSError as error:
-        shape = state['model_args']
+        shape, room = state['model_args'], ''
         needed = sum(settings.state_bytes(shape, shape['vocab_size'], state['config']['optimizer']))
-        print(f'not saved: {error} (a full state needs about {needed / 1e6:.1f} MB, the disk of {out_dir} has '
-              f'{files.free_bytes(out_dir) / 1e6:.1f} MB free); earlier checkpoints are intact')
+        with contextlib.suppress(OSError):  # a disk that is gone does not tell
+            room = f', the disk of {out_dir} has {files.free_bytes(out_dir) / 1e6:.1f} MB free'
+        print(f'not saved: {error} (a full state needs about {needed / 1e6:.1f} MB{room}); earlier checkpoints are '
+              'intact')
         return False, best_saved
     return True, best_saved
 
@@ -101,7 +108,9 @@ def load_to_resume(init_from, out_dir):
         if {'optimizer', 'iter_num', 'best_val_loss'} <= state.keys():
             return state, path
     if damaged:
-        raise ValueError('nothing to resume: ' + '; '.join(damaged))
+        best = os.path.join(out_dir, 'ckpt.pt')
+        remedy = f'; to begin with its best weights: {shlex.join([f"--init_from={best}", f"--out_dir={out_dir}-2"])}'
+        raise ValueError('nothing to resume: ' + '; '.join(damaged) + remedy * (peek(best) is not None))
     if init_from == 'auto':
         return None, None
     raise FileNotFoundError(f'nothing to resume: {out_dir} has no last.pt (with --init_from=auto a run starts from '
@@ -153,7 +162,7 @@ def set_aside(out_dir):
     that is started over by mistake loses nothing. Returns that folder; None if there was nothing to move.
     """
     checkpoints = r'(ckpt|last|prev|iter_\d+)\.pt(\.new)?(\.damaged(-\d+)?)?'
-    logs = r'(metrics|spikes)(-damaged)?\.jsonl|settings\.json|wandb_id|samples|tensorboard'
+    logs = r'(metrics|spikes)(-damaged)?\.jsonl(\.damaged(-\d+)?)?|settings\.json|wandb_id|samples|tensorboard'
     exports = 'hf|onnx|safetensors'
     names = [name for name in sorted(os.listdir(out_dir)) if re.fullmatch(f'{checkpoints}|{logs}|{exports}', name)]
     if not names:

@@ -4,11 +4,10 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)  # for common/
-from common.console import protect_output
+from common.console import forget_torchrun, protect_output
 
 
 def begin():
     """First thing in a script: a print cannot fail, and it is no rank of a run, whatever torchrun has set around it."""
     protect_output()
-    for name in ('RANK', 'LOCAL_RANK', 'WORLD_SIZE'):
-        os.environ.pop(name, None)
+    forget_torchrun()

@@ -5,7 +5,7 @@ import pickle
 import pytest
 import torch
 
-from common import checkpoint as checkpoint_file
+from common import checkpoint as checkpoint_file, weights
 from conftest import tiny_state as state
 
 class Bomb:
@@ -93,10 +93,14 @@ def put(*path):
     ('should be .10000000000, 4.', put('model_args', 'vocab_size', 10**10)),
     ('should be .10000000000, 4.', put('model_args', 'block_size', 10**10)),
     ('its config is a str', put('config', 'text')), ('its iter_num is a str', put('iter_num', '7')),
-    ('best_val_loss is no single number', put('best_val_loss', torch.ones(2))),
+    ('is no loss', put('best_val_loss', torch.ones(2))), ('is no loss', put('best_val_loss', torch.tensor(1j))),
+    ('is no loss', put('best_val_loss', float('nan'))), ('is no loss', put('recent_losses', ['a'])),
+    ('its iter_num is -5', put('iter_num', -5)), ('its train_s is nan', put('train_s', float('nan'))),
+    ('its tokens is -1', put('tokens', -1)), ('its evaluated_at is -2', put('evaluated_at', -2)),
+    ('n_head=3 for n_embd=4', put('model_args', 'n_head', 3)), ('n_head=1000', put('model_args', 'n_head', 10**9)),
     ('dropout=nan', put('model_args', 'dropout', float('nan'))),
     ('wpe.weight is no tensor', put('model', 'transformer.wpe.weight', torch.ones(4, 4).to_sparse())),
-    ('newer version', put('format', 99)), ('the meta is a str', put('meta', 'text')),
+    ('the meta is a str', put('meta', 'text')),
     ('no vocab_size', lambda checkpoint: checkpoint['meta'].pop('vocab_size')),
     ('vocab_size=.4., a str', put('meta', 'vocab_size', '4')),
     ('0 chars for', lambda checkpoint: checkpoint['meta'].pop('chars')),
@@ -108,6 +112,11 @@ def put(*path):
 def test_a_checkpoint_that_no_script_could_use_says_what_is_wrong(tmp_path, reason, spoil):
     with pytest.raises(ValueError, match=f'ckpt.pt is damaged or not a checkpoint.*{reason}'):
         checkpoint_file.load(spoilt(tmp_path, spoil))
+
+
+def test_a_checkpoint_of_a_newer_version_is_whole_and_cannot_be_read_yet(tmp_path):
+    with pytest.raises(OSError, match='a newer version of this project wrote this checkpoint'):
+        checkpoint_file.load(spoilt(tmp_path, put('format', 99)))
 
 
 def test_what_is_unusual_but_whole_loads(tmp_path):
@@ -142,6 +151,12 @@ def test_the_best_weights_are_told_with_their_iteration(tmp_path, capsys):
         checkpoint_file.save(state(newest, config={'init_from': 'scratch'}), str(tmp_path / 'last.pt'))
         assert checkpoint_file.weights_path(str(tmp_path)) == str(tmp_path / taken)
         assert said in capsys.readouterr().err
+    (tmp_path / 'ckpt.pt').write_bytes(b'damaged')
+    with pytest.raises(ValueError, match='ckpt.pt is damaged.*; for the newest weights: --init_from=.*last.pt'):
+        weights.load(str(tmp_path))
+    (tmp_path / 'ckpt.pt').unlink()
+    assert checkpoint_file.weights_path(str(tmp_path)) == str(tmp_path / 'last.pt')
+    assert 'there are no best ones yet; the run has come to iteration 0' in capsys.readouterr().err
     checkpoint_file.save(state(0, config={'init_from': 'gpt2'}), str(tmp_path / 'ckpt.pt'))  # no better ones came
     checkpoint_file.save(state(5, config={'init_from': 'gpt2'}), str(tmp_path / 'last.pt'))
     assert checkpoint_file.weights_path(str(tmp_path)) == str(tmp_path / 'ckpt.pt')

@@ -1,4 +1,6 @@
 """The processes of a run: what the environment says of them, and what they do together."""
+import signal
+
 import pytest
 
 from common import distributed
@@ -59,3 +61,12 @@ def test_processes_that_cannot_meet_are_told_what_is_missing(environment, monkey
             monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f'MASTER_PORT={port or ""!r} .* no place'):
         distributed.start_processes('auto', 'cpu')
+
+
+def test_at_its_end_no_signal_changes_the_exit_code_of_a_run(environment, monkeypatch):
+    """As Python restores the default handlers while it ends, a second Ctrl-C would."""
+    environment()
+    handlers = {}
+    monkeypatch.setattr(signal, 'signal', handlers.__setitem__)
+    distributed.shut_down(0)
+    assert handlers == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}

@@ -1,5 +1,6 @@
 """The moments of an optimizer find the parameters that they belong to, or are refused."""
 import copy
+import math
 
 import pytest
 import torch
@@ -54,6 +55,10 @@ def test_the_moments_of_any_age_of_the_original_go_to_their_parameters(model, or
 
 @pytest.mark.parametrize('spoil', [
     lambda state: state['state'][0].update(exp_avg=torch.ones(3)),
+    lambda state: state['state'][0]['exp_avg'].fill_(math.nan),
+    lambda state: state['state'][0]['exp_avg_sq'].fill_(-1.0),
+    lambda state: state['state'][0].update(step=math.nan),
+    lambda state: state['state'][0].update(exp_avg=state['state'][0]['exp_avg'].to_sparse()),
     lambda state: state['state'][0].pop('exp_avg_sq'), lambda state: state['state'][0].update(exp_avg=1.0),
     lambda state: state['state'][0].pop('step'), lambda state: state['state'][0].update(step='seven'),
     lambda state: state['state'].update({0: None}), lambda state: state.update(state=[]),

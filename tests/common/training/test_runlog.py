@@ -88,14 +88,22 @@ def test_damaged_lines_are_kept_aside_and_never_prevent_a_resume(tmp_path, capsy
         runlog.cut(str(tmp_path / f'{name}.jsonl'), after(3, 3.0))
         assert (tmp_path / f'{name}.jsonl').read_bytes() == b''.join(whole[:3])
         assert (tmp_path / f'{name}-damaged.jsonl').read_bytes() == b''.join(DAMAGED)
-        assert f'{name}.jsonl: 12 damaged lines, which are now in' in capsys.readouterr().out
+        assert f'damaged lines, now in {tmp_path}/{name}-damaged.jsonl: 12' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('make', [os.mkdir, os.mkfifo])
+def test_what_is_no_file_is_set_aside_and_never_prevents_a_resume(tmp_path, capsys, make):
+    make(tmp_path / 'metrics.jsonl')
+    make_log(tmp_path, after(3, 3.0)).iteration(after(4, 4.0), loss=1.0, lr=0.1, grad_norm=1.0, mem_gb=None)
+    assert [line['iter'] for line in lines(tmp_path)] == [3] and (tmp_path / 'metrics.jsonl.damaged').exists()
 
 
 @pytest.mark.parametrize('content', [b'', b'{}', b'[]', b'null', b'{"init_from": ', b'\xff', b'"text"'])
-def test_damaged_settings_never_prevent_a_resume(tmp_path, content):
+def test_damaged_settings_never_prevent_a_resume(tmp_path, capsys, content):
     (tmp_path / 'settings.json').write_bytes(content)
     runlog.write_settings(str(tmp_path / 'settings.json'), {'init_from': 'resume', 'seed': 7})
     assert json.loads((tmp_path / 'settings.json').read_text()) == {'init_from': 'scratch', 'seed': 7}
+    assert 'settings.json is damaged and written anew' in capsys.readouterr().out
 
 
 def test_a_line_that_could_not_be_written_comes_with_the_next_one(tmp_path, capsys, monkeypatch):

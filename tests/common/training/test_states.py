@@ -28,7 +28,8 @@ def test_the_state_before_the_newest_is_kept_and_used_if_the_newest_is_damaged(t
     last.write_bytes(b'')
     assert states.load_to_resume('resume', out_dir)[0]['iter_num'] == 2
     (tmp_path / 'prev.pt').write_bytes(b'')
-    with pytest.raises(ValueError, match='last.pt is damaged.*prev.pt is damaged'):
+    checkpoint_file.save(state(config={'init_from': 'scratch'}), str(tmp_path / 'ckpt.pt'))
+    with pytest.raises(ValueError, match='last.pt is damaged.*prev.pt is damaged.*--init_from=.*ckpt.pt --out_dir='):
         states.load_to_resume('resume', str(tmp_path))
 
 
@@ -48,6 +49,26 @@ def test_a_damaged_state_keeps_a_name_of_its_own(tmp_path, capsys):
     assert [(tmp_path / name).read_bytes() for name in kept] == contents
     assert f'{tmp_path}/last.pt is damaged; it is now {tmp_path}/last.pt.damaged-2' in capsys.readouterr().out
     assert states.set_aside(str(tmp_path)) and os.listdir(tmp_path) == ['.lock', 'previous-1']
+
+
+def test_a_state_of_a_newer_version_is_not_replaced_by_an_older_one(tmp_path, monkeypatch):
+    states.save_last(full_state(1), str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_file, 'FORMAT', 2)
+        states.save_last(full_state(2), str(tmp_path))
+    with pytest.raises(OSError, match='newer version'):
+        states.load_to_resume('auto', str(tmp_path))
+
+
+def test_a_disk_that_is_gone_costs_the_save_and_not_the_run(tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise OSError(5, 'Input/output error')
+    state = full_state(1) | dict(config={'optimizer': 'adamw'})
+    state['model_args']['modern'] = False
+    for place in ('torch.save', 'shutil.disk_usage', 'os.replace'):  # each from here on
+        monkeypatch.setattr(place, fail)
+        assert states.save_run(str(tmp_path), state, state, best=True, keep_interval=0) == (False, False)
+        assert 'not saved: [Errno 5] Input/output error' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('init_from', ['auto', 'resume'])
