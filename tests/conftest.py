@@ -29,6 +29,11 @@ TOY = ['--device=cpu', '--dtype=float32', '--compile=False', '--n_layer=2', '--n
        '--warmup_iters=2', '--learning_rate=1e-2', '--eval_interval=10', '--eval_iters=5']
 
 
+def slow(*values):
+    """A case of a parametrized test that takes long, and another case of which stays in the short command."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def pytest_collection_modifyitems(items):
     """What takes long and seldom breaks is marked `slow`, and not a part of the short command (CONTRIBUTING.md)."""
     if os.environ.get('NANOGPT_TESTS') != 'all':

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from common.benchmark import roofline, sweep
+from conftest import slow
 from running import QUICK, hook, ok
 
 FULL = 'os.dup2(os.open("/dev/full", os.O_WRONLY), 1)\n'  # code for hook(): stdout is on a full disk
@@ -40,15 +41,16 @@ def test_a_step_is_measured(bench, args):
     assert sum(shares.values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize('size', [50304, 2**17])
+@pytest.mark.parametrize('size', [2**17, slow(50304)])
 def test_a_large_vocabulary_is_measured(bench, size):
     row = json.loads(ok(bench(f'--vocab_size={size}', '--json=True', '--n_embd=2')).stdout.splitlines()[-1])
     assert row['vocab_size'] == size and row['parameters'] > 2 * size
 
 
 @pytest.mark.parametrize('args', [
-    [], ['--json=True'], ['--profile=True'], ['--mode=check'], ['--mode=plan', '--gpu=h100'],
-    ['--mode=sample', '--rounds=1', '--max_new_tokens=2', '--prompt_tokens=2']])
+    ['--json=True'], ['--mode=plan', '--gpu=h100'], *map(slow, (
+        [], ['--profile=True'], ['--mode=check'],
+        ['--mode=sample', '--rounds=1', '--max_new_tokens=2', '--prompt_tokens=2']))])
 def test_output_that_cannot_be_written_ends_nothing(bench, args):
     done = ok(bench(*args, code=FULL))
     assert not done.stdout and done.stderr.count('output is lost from here on') == 1 and 'Trace' not in done.stderr

@@ -11,7 +11,7 @@ import torch
 
 from common import checkpoint as checkpoint_file
 from common.tokenizer import GPT2Tokenizer, from_meta
-from conftest import TOY, make_dataset
+from conftest import TOY, make_dataset, slow
 from model import GPT, GPTConfig, load_weights
 from running import ROOT, hook, ok, python
 
@@ -79,7 +79,7 @@ def test_sample_and_train_take_what_was_exported(runs, run, tmp_path, corpus_dir
     assert ok(done).stdout.startswith('the ')
 
 
-@pytest.mark.parametrize('name', ['bpe', 'modern'])  # the modern one in characters
+@pytest.mark.parametrize('name', ['modern', slow('bpe')])  # the modern one in characters
 def test_onnxruntime_computes_the_same_logits_whatever_the_shape(runs, run, tmp_path, name):
     pytest.importorskip('onnxscript')
     onnxruntime = pytest.importorskip('onnxruntime')
@@ -169,8 +169,8 @@ def hooked_export(tmp_path):
     return lambda code, *args: hook(code, 'export.py', *args, cwd=tmp_path)
 
 
-@pytest.mark.parametrize('name, format, code', [('char', 'hf', BREAK), ('modern', 'onnx', BREAK),
-                                                ('char', 'hf', SHUFFLE)], ids=['hf', 'onnx', 'tokenizer'])
+@pytest.mark.parametrize('name, format, code', [('char', 'hf', BREAK), slow('modern', 'onnx', BREAK),
+                                                slow('char', 'hf', SHUFFLE)], ids=['hf', 'onnx', 'tokenizer'])
 def test_a_wrong_export_is_found_out(runs, hooked_export, tmp_path, name, format, code):
     pytest.importorskip({'hf': 'transformers', 'onnx': 'onnxscript'}[format])
     done = hooked_export(code, f'--out_dir={runs[name]}', f'--format={format}', '--to=out')

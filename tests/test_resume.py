@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common import checkpoint as checkpoint_file
-from conftest import DEMANDING, assert_same_run, read_metrics
+from conftest import DEMANDING, assert_same_run, read_metrics, slow
 from running import HOOKED, TRAIN, ok
 
 
@@ -159,7 +159,8 @@ guard.StepGuard.check_update = check_update
     assert_same_run(tmp_path / 'out', tmp_path / 'whole')
 
 
-@pytest.mark.parametrize('recipe', [['--modern=True', '--optimizer=muon'], ['--modern=False', '--optimizer=adamw']])
+@pytest.mark.parametrize('recipe', [['--modern=True', '--optimizer=muon'],
+                                    slow(['--modern=False', '--optimizer=adamw'])])
 def test_split_by_fsdp_it_is_the_same_run_with_the_same_files(hooked, hooked_ranks, tmp_path, recipe):
     plain = [*DEMANDING, *recipe, '--dropout=0.0', '--max_iters=10', '--init_from=auto']
     for args in (['--out_dir=whole'], ['--out_dir=out_of', '--fsdp=True', '--max_iters=5'], ['--out_dir=out_of'],

@@ -15,6 +15,7 @@ from common import generate
 from common.sampling import completion
 from common.tokenizer import from_meta
 from model import GPT, GPTConfig, load_weights
+from conftest import slow
 from running import HANG, ROOT, hook, ok
 
 
@@ -223,6 +224,7 @@ def test_output_that_cannot_be_written_is_told_in_a_line(command, tmp_path, args
         assert (done.returncode, messages(done), done.stdout) == (code, expected, '')
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_else_to_say_at_the_end_of_the_process(command, tmp_path):
     with open('/dev/full', 'w') as full:
         done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
@@ -260,8 +262,8 @@ def overflow(after):
     return change
 
 
-@pytest.mark.parametrize('args', [[], ['--temperature=0'], ['--use_cache=False'], ['--num_beams=2'], ['--json=True'],
-                                  ['--quantize=int8'], ['--analyze=True']])
+@pytest.mark.parametrize('args', [[], ['--num_beams=2'], *map(slow, (
+    ['--temperature=0'], ['--use_cache=False'], ['--json=True'], ['--quantize=int8'], ['--analyze=True']))])
 def test_numbers_too_large_for_float16_are_told_in_a_line(run, tmp_path, args):
     write_model(tmp_path / 'out', '\nab', overflow(None))
     command = ['sample.py', '--out_dir=out', '--device=cpu', '--start=a', *args]

@@ -10,7 +10,7 @@ import torch
 
 from common import checkpoint as checkpoint_file
 from common import settings
-from conftest import DEMANDING, TOY, assert_same_run, learned, make_dataset, read_metrics
+from conftest import DEMANDING, TOY, assert_same_run, learned, make_dataset, read_metrics, slow
 from model import GPT
 from running import ROOT, TRAIN, ok, python, ranks
 
@@ -347,8 +347,8 @@ when_printed('compile: done', lambda: print('graphs:', counters['stats']['unique
 
 
 @pytest.mark.parametrize('options, tolerance', [
-    (['--optimizer=muon'], 1e-4), (['--gradient_checkpointing=True'], 1e-4),
-    (['--dtype=bfloat16', '--gradient_checkpointing=True', '--modern=True'], 0.03)])
+    (['--optimizer=muon'], 1e-4), slow(['--gradient_checkpointing=True'], 1e-4),
+    slow(['--dtype=bfloat16', '--gradient_checkpointing=True', '--modern=True'], 0.03)])
 def test_split_by_fsdp_and_compiled_it_trains_as_one_does(hooked, hooked_ranks, tmp_path, options, tolerance):
     """The graphs are what torch.compile makes of it; what they compile to is left to PyTorch (aot_eager)."""
     done = hooked_ranks(COMPILE, '--out_dir=two', '--fsdp=True', '--compile=True', '--max_iters=8', *options)
