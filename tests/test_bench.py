@@ -41,7 +41,8 @@ def test_a_step_is_measured(bench, args):
     assert sum(shares.values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize('size', [2**17, slow(50304)])
+@pytest.mark.slow
+@pytest.mark.parametrize('size', [2**17, 50304])
 def test_a_large_vocabulary_is_measured(bench, size):
     row = json.loads(ok(bench(f'--vocab_size={size}', '--json=True', '--n_embd=2')).stdout.splitlines()[-1])
     assert row['vocab_size'] == size and row['parameters'] > 2 * size

@@ -13,6 +13,7 @@ from collections import Counter
 import pytest
 import torch
 
+from conftest import slow
 from running import HOOKED, QUICK, ROOT, ok, python
 
 SCRIPTS = ('train.py', 'sample.py', 'bench.py', 'export.py')
@@ -132,7 +133,8 @@ def execute(words, place):
     return python(*before, os.path.join(place, script), *words, cwd=place)
 
 
-@pytest.mark.parametrize('path', [path for path in DOCS if path != 'README.ko.md' and any(commands(path))])
+@pytest.mark.parametrize('path', [slow(path) if path == 'docs/v100.md' else path for path in DOCS
+                                  if path != 'README.ko.md' and any(commands(path))])
 def test_every_command_works(path, world, tmp_path):
     place = tmp_path / 'project'
     shutil.copytree(world, place)

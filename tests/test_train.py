@@ -328,6 +328,7 @@ def test_where_adamw_is_not_fused_a_harmful_update_is_skipped_too(hooked, tmp_pa
     assert done.stdout.count('update skipped') == 1 and learned(tmp_path / 'out')
 
 
+@pytest.mark.slow
 def test_compiled_code_trains_as_eager_code_does(train, tmp_path):
     small = ['--modern=True', '--n_layer=1', '--max_iters=4', '--eval_interval=4']
     done = ok(train('--out_dir=out', '--compile=True', *small))

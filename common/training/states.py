@@ -137,12 +137,14 @@ def claim_out_dir(out_dir, resumed=None):
         previous = set_aside(out_dir)
         if previous:
             print(f'{out_dir} held a run already; it is now in {previous}')
-    elif name in STATES[1:]:
-        for damaged in [os.path.join(out_dir, one) for one in STATES[:STATES.index(name)]]:
-            if files.exists(damaged):
-                aside = files.free_name(f'{damaged}.damaged')
-                os.replace(damaged, aside)
-                print(f'{damaged} is damaged; it is now {aside}')
+        return lock
+    newer = STATES[:STATES.index(name)] if name in STATES else STATES
+    for damaged in [os.path.join(out_dir, one) for one in newer]:
+        if files.exists(damaged):
+            aside = files.free_name(f'{damaged}.damaged')
+            os.replace(damaged, aside)
+            print(f'{damaged} is damaged; it is now {aside}')
+    if name in STATES[1:]:
         print(f'last.pt is damaged or not there: {resumed} takes its place')
         os.replace(resumed, last)
     return lock

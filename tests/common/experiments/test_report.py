@@ -80,6 +80,7 @@ def test_a_run_without_settings_or_losses_is_shown_as_far_as_it_is_known(tmp_pat
     assert columns['best val loss'] == ['-'] and columns['time to 1'] == ['not reached']
 
 
+@pytest.mark.slow
 def test_many_long_runs_make_a_page_below_1500_kb(tmp_path):
     pytest.importorskip('vl_convert')
     losses = [3.0 + j / 1e4 for j in range(2000)]

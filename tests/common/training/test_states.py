@@ -51,6 +51,15 @@ def test_a_damaged_state_keeps_a_name_of_its_own(tmp_path, capsys):
     assert states.set_aside(str(tmp_path)) and os.listdir(tmp_path) == ['.lock', 'previous-1']
 
 
+def test_a_damaged_state_is_kept_where_that_of_the_original_takes_its_place(tmp_path):
+    checkpoint_file.save(full_state(1), str(tmp_path / 'ckpt.pt'))  # with an optimizer, as the original's
+    (tmp_path / 'last.pt').write_bytes(b'damaged')
+    path = states.load_to_resume('auto', str(tmp_path))[1]
+    states.claim_out_dir(str(tmp_path), path).release()
+    assert path.endswith('ckpt.pt') and (tmp_path / 'last.pt.damaged').read_bytes() == b'damaged'
+    assert sorted(os.listdir(tmp_path)) == ['.lock', 'ckpt.pt', 'last.pt.damaged']
+
+
 def test_a_state_of_a_newer_version_is_not_replaced_by_an_older_one(tmp_path, monkeypatch):
     states.save_last(full_state(1), str(tmp_path))
     with monkeypatch.context() as patch:
