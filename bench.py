@@ -288,7 +288,7 @@ def show_decoding():
         except ImportError:
             print("transformers is not installed: Hugging Face's generate is left out")
     print(f'{prompt_tokens} + {max_new_tokens} tokens, top_k {top_k}, by a new model of {n_layer} layers, {n_embd} '
-          f'wide, on {device}: {len(ways)} ways in turn, medians of {rounds}', flush=True)
+          f'wide, on {device}: {len(ways)} ways in turn, medians of {rounds}')
     speeds, bandwidth = decoding.measure(ways, max_new_tokens, rounds, device)
     print('\n'.join(decoding.table(ways, speeds, bandwidth)))
     if json:

@@ -151,7 +151,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is output to keep, C
 import torch
 
 from common import dataset, inference
-from common.device import resolve_device, resolve_dtype
+from common.device import is_out_of_memory, resolve_device, resolve_dtype
 from common.sampling import analysis, completion
 from common.sampling.chat import Chat
 from common.sampling.speaker import Speaker
@@ -274,7 +274,7 @@ except KeyboardInterrupt:  # for example while a step was compiled
 except (ValueError, OSError) as error:
     console.stop(error)
 except (RuntimeError, MemoryError) as error:
-    if not inference.is_out_of_memory(error):
+    if not is_out_of_memory(error):
         raise
     console.stop('out of memory: try fewer num_samples, num_beams or max_new_tokens, --dtype=bfloat16, or --device=cpu '
                  f'({str(error).partition(chr(10))[0]})', code=1)

@@ -281,7 +281,7 @@ def train_step(iter_num):
     if grad_clip > 0.0:
         torch.nn.utils.clip_grads_with_norm_(raw_model.parameters(), grad_clip, grad_norm)
     handle_skipped_update()  # of the iteration before, now, while the device is busy with this one
-    loss, requests = distributed.mean_over_ranks(loss_sum, stop_signal.requested())
+    loss, requests = distributed.mean_over_ranks(loss_sum, stop_signal.requested())  # of ranks that want to stop
     grad_norm = grad_norm.full_tensor() if fsdp else grad_norm
     skip = step_guard.check_update(iter_num, loss, requests, grad_norm, scaled=scaler.is_enabled())
     if guard.prepare_step(skip, optimizer, scaler):
@@ -327,7 +327,7 @@ elif is_script:
                 saved = save(best)
             if not saved and (done or stopping):
                 sys.exit(1)
-        elif best is not None:
+        elif best is not None:  # of an untrained model: it counts, but is not kept
             run.best_val_loss = best
         if done or stopping:
             break

@@ -22,6 +22,7 @@ import zipfile
 import torch
 
 from common import files
+from common.device import is_out_of_memory
 from common.distributed import rank
 from common.tokenizer import check_meta
 
@@ -69,7 +70,7 @@ def load(path):
             reason = f'this checkpoint cannot be read now: {os.strerror(cause.errno)}'
             raise OSError(cause.errno, reason, path) from None
         reason = str(error).strip().split('\n')[0]
-        if isinstance(error, MemoryError) or "can't allocate memory" in reason:  # Python's, PyTorch's
+        if is_out_of_memory(error):
             raise OSError(errno.ENOMEM, 'there is not enough memory to load this checkpoint', path) from None
         if isinstance(error, pickle.UnpicklingError):  # its text advises to load the file unsafely
             reason = 'it holds more than plain values, or none that can be read'

@@ -209,13 +209,18 @@ def peak_flops(device, dtype):
     return 1e12 * gpu.tflops * world_size() if gpu else None
 
 
+def is_out_of_memory(error):
+    """Whether an exception says that the memory is full, of a GPU or of the machine."""
+    on_cpu = "can't allocate memory"  # a RuntimeError of PyTorch
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or on_cpu in str(error)
+
+
 def explain_out_of_memory(batch_size, gradient_accumulation_steps, gradient_checkpointing):
     """From here on, running out of memory ends the process with advice on what to change instead of a traceback."""
     usual = sys.excepthook
 
     def explain(kind, error, traceback):
-        on_cpu = issubclass(kind, MemoryError) or "can't allocate memory" in str(error)  # NumPy's, PyTorch's
-        if not on_cpu and not issubclass(kind, torch.OutOfMemoryError):
+        if not is_out_of_memory(error):
             return usual(kind, error, traceback)
         allocated = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         smaller = (f'--batch_size={batch_size // 2} --gradient_accumulation_steps={gradient_accumulation_steps * 2} '
@@ -224,5 +229,5 @@ def explain_out_of_memory(batch_size, gradient_accumulation_steps, gradient_chec
               + f'{allocated / 1e9:.1f} GB were allocated at most; ' * (allocated > 0)
               + f'{str(error).split(chr(10))[0]}\n'
               f'try {smaller}{"" if gradient_checkpointing else "--gradient_checkpointing=True, "}'
-              'or a smaller --block_size', file=sys.stderr, flush=True)
+              'or a smaller --block_size', file=sys.stderr)
     sys.excepthook = explain

@@ -94,12 +94,6 @@ def convert(model, device, dtype):
         raise ValueError('the weights of this model are too large for float16; try --dtype=float32')
 
 
-def is_out_of_memory(error):
-    """Whether an exception says that the memory is full, of a GPU or of the machine."""
-    on_cpu = "can't allocate memory"  # a RuntimeError of PyTorch
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or on_cpu in str(error)
-
-
 @torch.no_grad()
 def quantize(model, ids):
     """

@@ -23,7 +23,7 @@ def run(command, values, sequences, out=''):
             done = subprocess.run([*command, *words({**row, 'gradient_accumulation_steps': steps})],
                                   capture_output=True, text=True, errors='replace')
         except KeyboardInterrupt:
-            print('stopped; this is what was measured so far', flush=True)
+            print('stopped; this is what was measured so far')
             break
         if done.returncode == 0:
             row.update(json.loads(done.stdout.splitlines()[-1]))

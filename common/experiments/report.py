@@ -229,7 +229,7 @@ def serve(find_runs, target, port):
     except (OSError, OverflowError) as error:
         raise ValueError(f'--port={port}: {error}; --port=0 takes one that is free') from None
     with server:
-        print(f'http://127.0.0.1:{server.server_address[1]}/ shows the runs as they go on; Ctrl-C ends it', flush=True)
+        print(f'http://127.0.0.1:{server.server_address[1]}/ shows the runs as they go on; Ctrl-C ends it')
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
 

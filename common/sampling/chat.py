@@ -7,7 +7,8 @@ import sys
 
 import torch
 
-from common import files, inference
+from common import files
+from common.device import is_out_of_memory
 from common.sampling import analysis
 
 HELP = '''Type something; the model answers. Ctrl-C ends an answer, quit or Ctrl-D leaves.
@@ -56,7 +57,7 @@ def describe_error(error):
     """What an exception says, for a person."""
     if isinstance(error, (ValueError, OSError)):  # meant for the user
         return str(error)
-    kind = 'out of memory' if inference.is_out_of_memory(error) else type(error).__name__
+    kind = 'out of memory' if is_out_of_memory(error) else type(error).__name__
     return f'{kind}: {str(error).strip().partition(chr(10))[0]}'
 
 

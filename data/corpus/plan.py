@@ -118,7 +118,7 @@ def dataset_folder(name):
 def find_vocabulary(job, plan, read):
     """The part of meta.json that says what the ids mean. The characters of a text are known only at its end."""
     if job.vocab_size:
-        print(f'learning a vocabulary of {job.vocab_size:,} tokens', flush=True)
+        print(f'learning a vocabulary of {job.vocab_size:,} tokens')
         before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # or Ctrl-C would wait until everything is learned
         content = train_bpe(train_texts(plan, read), job.vocab_size)
         signal.signal(signal.SIGINT, before)

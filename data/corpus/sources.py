@@ -121,5 +121,5 @@ def wait(error, waits, failure):
     status = getattr(error, 'code', None) or getattr(getattr(error, 'response', None), 'status_code', 500)
     if not waits or isinstance(error, FileNotFoundError) or (status < 500 and status not in (408, 429)):
         raise ValueError(failure) from None
-    print(f'{type(error).__name__}: {str(error)[:300]}; trying again in {waits[0]} s', flush=True)
+    print(f'{type(error).__name__}: {str(error)[:300]}; trying again in {waits[0]} s')
     time.sleep(waits.pop(0))

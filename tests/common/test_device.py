@@ -8,8 +8,8 @@ import torch
 
 from common.training import guard
 from common.compile import compile_or_eager, training_trial
-from common.device import (autocast, check_architecture, find_gpu, muon_dtype, native_bf16, peak_flops, resolve_device,
-                           resolve_dtype)
+from common.device import (autocast, check_architecture, find_gpu, is_out_of_memory, muon_dtype, native_bf16,
+                           peak_flops, resolve_device, resolve_dtype)
 from common.distributed import start_processes
 from model import GPT, GPTConfig
 
@@ -277,3 +277,11 @@ def test_heads_that_no_fused_attention_takes_are_named(capsys, n_embd, device, d
     guard.check_model(GPTConfig(n_embd=n_embd, n_head=2), device, dtype, gradient_checkpointing=True)
     out = capsys.readouterr().out
     assert said in out and (out == '') == (said == '')
+
+
+@pytest.mark.parametrize('error, expected', [
+    (MemoryError(), True), (torch.OutOfMemoryError('CUDA out of memory'), True), (ValueError('x'), False),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."), True),
+    (RuntimeError('CUDA error: device-side assert triggered'), False)])
+def test_a_full_memory_is_told_from_other_errors(error, expected):
+    assert is_out_of_memory(error) == expected

@@ -128,14 +128,6 @@ def test_int8_of_a_model_that_computes_no_finite_numbers_is_refused(model):
         inference.quantize(large.half(), ids)
 
 
-@pytest.mark.parametrize('error, expected', [
-    (MemoryError(), True), (torch.OutOfMemoryError('CUDA out of memory'), True), (ValueError('x'), False),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes."), True),
-    (RuntimeError('CUDA error: device-side assert triggered'), False)])
-def test_a_full_memory_is_told_from_other_errors(error, expected):
-    assert inference.is_out_of_memory(error) == expected
-
-
 @pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
 def test_a_compiled_step_is_compiled_once_and_writes_the_same(model, monkeypatch, backend):
     torch._dynamo.reset()
