@@ -8,6 +8,7 @@ import sys
 import time
 
 SEPARATOR = '\n---------------\n'  # between sample texts
+CONTROL = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f]')  # C0 and C1 without \t and \n
 OTHERS_FAIL = 5.0  # seconds in which torchrun ends all processes once one has failed
 
 
@@ -113,6 +114,28 @@ def exit_on_error():
 def perplexity(loss):
     """exp(loss); infinity where a float cannot hold it, NaN for NaN."""
     return math.inf if loss > 700 else math.exp(loss)
+
+
+def bits_per_byte(loss, bytes_per_token):
+    """
+    A loss in nats a token as bits a byte of UTF-8, which can be compared between vocabularies that score the same text.
+    None where the bytes are not known.
+    """
+    return loss / math.log(2) / bytes_per_token if bytes_per_token else None
+
+
+def visible(text):
+    """
+    A text as a terminal may show it: of its control characters only line ends and tabs act, others become escapes such
+    as \\x1b. Otherwise a text from elsewhere could clear the screen, set the title or write the clipboard.
+    """
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text.replace('\r\n', '\n'))
+
+
+def pad(text, columns):
+    """`text` with spaces up to so many columns of a terminal, of which Hangul and emoji take two a character."""
+    from wcwidth import wcswidth
+    return text + ' ' * (columns - max(wcswidth(text), 0))
 
 
 def duration(seconds):

@@ -103,6 +103,18 @@ def read_tokenizer(folder, meta):
     return content.decode()
 
 
+def bytes_per_token(meta, split):
+    """
+    Bytes of UTF-8 that a token of a split stands for, on average over what counts in the loss: meta['scored'] has the
+    sums, {split: {'tokens': n, 'bytes': n}}. None if the dataset was made before these were counted.
+    """
+    try:
+        scored = meta['scored'][split]
+        return scored['bytes'] / scored['tokens'] or None
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
 def meta_of(root, checkpoint, vocab_size):
     """The meta.json that a model's checkpoint (a dict, or None) has, or GPT-2's, or its dataset's; else ValueError."""
     checkpoint = checkpoint or {}
