@@ -216,6 +216,8 @@ def run_sweep():
     fast = ['bfloat16'] * native_bf16(device) + ['float16' if device.startswith('cuda') else 'float32']
     sizes = sweep_batch_size or sorted({max(1, batch_size * n // 4) for n in (1, 2, 4, 8, 16)})
     values = [sweep_dtype or fast, sweep_compile, sizes, sweep_gradient_checkpointing]
+    for name in values[0]:
+        resolve_dtype(name, device)  # ValueError for one that can never train here
     sequences = gradient_accumulation_steps * batch_size  # in an iteration of the run
     own = {key: globals()[key] for key in config_keys if globals()[key] != defaults[key] and not key.startswith('sweep')
            and key not in ('out', 'json', 'mode', 'profile', 'gradient_accumulation_steps', *sweeps.KEYS)}
@@ -322,6 +324,11 @@ def contradictions():
          f'batch_sizes={batch_sizes} must be numbers from 1 up, as in [1, 4]'),
         (sweep and not (sweep_compile and sweep_gradient_checkpointing),
          'a list of the sweep is empty: each needs at least one value'),
+        *((not all(isinstance(value, bool) for value in globals()[key]),
+           f'{key}={globals()[key]} must be a list of True and False')
+          for key in ('sweep_compile', 'sweep_gradient_checkpointing')),
+        (not all(type(size) is int and 0 < size <= settings.LARGEST['batch_size'] for size in sweep_batch_size),
+         f'sweep_batch_size={sweep_batch_size} must be numbers from 1 up, as in [4, 8]'),
         (sweep and out.endswith('.png'), f'out={out!r} is where the picture goes; name a file for the figures, as in '
                                          '--out=sweep.jsonl')]
 

@@ -29,6 +29,7 @@ import importlib.util
 import itertools
 import shutil
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 
@@ -56,8 +57,6 @@ sacks of grain ashore; "Hurry up," said the old captain, "the rain won't wait fo
 
 def check_packages():
     """ValueError, with the line to type, if a package is missing."""
-    if format not in PACKAGES:
-        raise ValueError(f'format={format!r} is not one of {", ".join(PACKAGES)}')
     to_write, to_verify = PACKAGES[format]
     missing = [name for name in to_write + (to_verify if verify else []) if importlib.util.find_spec(name) is None]
     if missing:
@@ -71,12 +70,17 @@ def find_places():
         raise ValueError(f'no folder {out_dir!r} with a trained model here; --out_dir=FOLDER names one')
     name = os.path.basename(os.path.normpath(source)).removesuffix('.pt').removesuffix('.safetensors')
     folder = to or (os.path.join(out_dir, format) if init_from == 'resume' else f'{name}-{format}')
-    if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
-        raise ValueError(f'{folder} is not an empty folder; --to=FOLDER names another one')
+    check_empty(folder)
     check_folder(folder, 'to')
     if not os.access(existing_parent(folder), os.W_OK):
         raise ValueError(f'{folder} cannot be written in {existing_parent(folder)}; --to=FOLDER names another one')
     return source, os.path.normpath(folder)
+
+
+def check_empty(folder):
+    """ValueError if something is there that an export would replace."""
+    if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
+        raise ValueError(f'{folder} is not an empty folder; --to=FOLDER names another one')
 
 
 def real_text(model, tokenizer, meta, settings):
@@ -168,17 +172,15 @@ class Transformers:
     """A folder opened by transformers, with the same methods."""
 
     def __init__(self, folder):
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, DynamicCache
         from transformers.utils import logging
         logging.disable_progress_bar()
-        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.model, self.new_cache = AutoModelForCausalLM.from_pretrained(folder).eval(), DynamicCache
 
     def logits(self, pieces):
-        past = None
+        cache = self.new_cache()
         for piece in pieces:
-            found = self.model(piece, past_key_values=past, use_cache=True)
-            past = found.past_key_values
-            yield found.logits
+            yield self.model(piece, cache, use_cache=True).logits  # by place: its name depends on the version
 
     def greedy(self, ids, count):
         return self.model.generate(ids, max_new_tokens=count, do_sample=False, eos_token_id=None)[0].tolist()
@@ -204,42 +206,51 @@ def same_tokens(folder, tokenizer, text):
     return same
 
 
-def write(folder, model, tokenizer, about, prompt, source):
-    """Write the export into a folder of its own, which becomes `folder` when it is complete."""
-    begin, partial = time.perf_counter(), f'{folder}.partial'
-    shutil.rmtree(partial, ignore_errors=True)  # from an export that was interrupted
-    os.makedirs(partial)
+def write(folder, model, tokenizer, about, text, source):
+    """Write the export into a new folder beside `folder`, whose place it takes when it is complete."""
+    begin, (parent, name) = time.perf_counter(), os.path.split(os.path.abspath(folder))
+    os.makedirs(parent, exist_ok=True)
+    partial = tempfile.mkdtemp('.partial', f'{name}.', parent)  # its name is new: nothing of the user's is touched
     try:
-        if format == 'hf':
-            weights.write_gpt2(model, tokenizer, about['meta'], partial)
-        elif format == 'onnx':
-            print('writing the graph; this takes up to a minute')
-            onnx_graph.write(model, tokenizer.vocab_size, partial)
-            weights.write_tokenizer(tokenizer, about['meta'], model.config.block_size, partial)
-        else:
-            checkpoint.save_safetensors(model, about, os.path.join(partial, 'model.safetensors'))
-        modelcard.write(partial, folder, format, model.config, about, prompt, source)
-    except KeyboardInterrupt:
-        shutil.rmtree(partial)
-        raise
-    except Exception as error:  # SafetensorError, for a full disk, and the errors of ONNX have no common base
-        raise ValueError(f'{partial} could not be written ({type(error).__name__}: {error})') from None
-    for entry in os.scandir(partial):
-        os.chmod(entry.path, 0o644)  # safetensors makes its files readable by their owner alone
-    os.replace(partial, folder)
+        write_files(partial, model, tokenizer, about['meta'], about)
+        modelcard.write(partial, folder, format, model.config, about, tokenizer, text, source)
+        os.chmod(partial, 0o755)
+        check_empty(folder)  # another export may have been faster
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     size = sum(entry.stat().st_size for entry in os.scandir(folder))
     print(f'wrote {folder}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s')
 
 
+def write_files(folder, model, tokenizer, meta, about):
+    """The files of the format, readable by everyone. ValueError if that fails."""
+    try:
+        if format == 'hf':
+            weights.write_gpt2(model, tokenizer, meta, folder)
+        elif format == 'onnx':
+            print('writing the graph; this takes up to a minute')
+            onnx_graph.write(model, tokenizer.vocab_size, folder)
+            weights.write_tokenizer(tokenizer, meta, model.config.block_size, folder)
+        else:
+            checkpoint.save_safetensors(model, about, os.path.join(folder, 'model.safetensors'))
+        for entry in os.scandir(folder):
+            os.chmod(entry.path, 0o644)  # safetensors makes its files readable by their owner alone
+    except Exception as error:  # SafetensorError, for a full disk, and the errors of ONNX have no common base
+        raise ValueError(f'the export could not be written ({type(error).__name__}: {error})') from None
+
+
 def export():
     """Write the folder, and verify it. False if it is not the same model."""
-    check_packages()
+    if format not in PACKAGES:
+        raise ValueError(f'format={format!r} is not one of {", ".join(PACKAGES)}')
     source, folder = find_places()
     model, saved = load_weights(source)
     config = model.config
     if format == 'hf' and config.modern:
         raise ValueError('a modern model fits no architecture of transformers exactly (each embedding has a share of '
                          'the one before, queries and keys have LayerNorm); --format=onnx and safetensors take it')
+    check_packages()
     meta = dataset.meta_of(root, saved, config.vocab_size)
     check_same(meta, None, config.vocab_size)
     tokenizer = from_meta(meta)
@@ -252,7 +263,7 @@ def export():
         raise ValueError(f'{folder} needs about {needed / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB free')
     text = real_text(model, tokenizer, meta, about.get('config', {}))
     ours = probe(Ours(model, tokenizer.vocab_size), text) if verify else None
-    write(folder, model, tokenizer, about, tokenizer.decode(text[0, :4].tolist()), source)
+    write(folder, model, tokenizer, about, text[0].tolist(), source)
     if not verify:
         return True
     del model

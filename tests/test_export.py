@@ -5,11 +5,13 @@ for, and its own comparison must fail for a wrong export.
 import itertools
 import json
 import os
+import re
 
 import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
+from common.exporting import modelcard
 from common.tokenizer import GPT2Tokenizer, from_meta
 from conftest import TOY, make_dataset, slow
 from model import GPT, GPTConfig, load_weights
@@ -314,3 +316,50 @@ metric_list: [{{metric: acc}}]
     right = [likelihood(query, choices[gold]) > likelihood(query, choices[1 - gold])
              for query, choices, gold in questions]
     assert found['acc,none'] == pytest.approx(sum(right) / len(right))
+
+
+@pytest.mark.parametrize('format', ['hf', 'safetensors', slow('onnx')])
+@pytest.mark.parametrize('name', ['char', slow('bpe'), slow('modern')])
+def test_the_code_on_the_card_runs(runs, run, tmp_path, monkeypatch, capsys, name, format):
+    if name == 'modern' and format == 'hf':
+        return  # no such export
+    for package in {'hf': ['transformers'], 'onnx': ['onnxscript', 'onnxruntime']}.get(format, []):
+        pytest.importorskip(package)
+    export(run, f'--out_dir={runs[name]}', f'--format={format}', "--to=it's mine", '--verify=False')
+    monkeypatch.chdir(tmp_path)
+    exec((tmp_path / "it's mine" / 'README.md').read_text().split('```')[1].removeprefix('python\n'), {})
+
+
+@pytest.mark.parametrize('block_size', [1, 2, 8])
+def test_the_card_asks_for_no_more_tokens_than_the_context_holds(tmp_path, block_size):
+    tokenizer = from_meta({'tokenizer': 'char', 'vocab_size': 3, 'chars': 'abc'})
+    config = GPTConfig(block_size=block_size, vocab_size=3, n_layer=1, n_head=1, n_embd=4)
+    about = {'meta': {}}
+    modelcard.write(tmp_path, 'there', 'hf', config, about, tokenizer, [0, 1, 2, 0, 1, 2, 0, 1], 'run')
+    card = (tmp_path / 'README.md').read_text()
+    new, prompt = int(re.search(r'max_new_tokens=(-?\d+)', card)[1]), re.search(r"tokenizer\('(.*?)'", card)[1]
+    assert new >= 1 and len(prompt) >= 1 and len(prompt) + new <= max(2, block_size)
+
+
+def test_an_export_touches_no_folder_of_the_user(runs, run, tmp_path):
+    precious = tmp_path / 'mine.partial' / 'thesis.txt'
+    precious.parent.mkdir()
+    precious.write_text('precious')
+    export(run, f'--out_dir={runs["char"]}', '--format=safetensors', '--to=mine')
+    assert precious.read_text() == 'precious'
+    assert sorted(os.listdir(tmp_path)) == ['mine', 'mine.partial']
+
+
+def test_of_two_exports_to_one_folder_the_second_says_so_and_leaves_nothing(runs, hooked_export, tmp_path):
+    meanwhile = """
+from common.exporting import modelcard
+write = modelcard.write
+def slow_write(*args):
+    os.makedirs('mine')
+    open('mine/theirs', 'w').close()
+    write(*args)
+modelcard.write = slow_write
+"""
+    done = hooked_export(meanwhile, f'--out_dir={runs["char"]}', '--format=safetensors', '--to=mine')
+    assert done.returncode == 2 and 'mine is not an empty folder' in done.stderr
+    assert os.listdir(tmp_path) == ['mine'] and os.listdir(tmp_path / 'mine') == ['theirs']

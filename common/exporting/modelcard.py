@@ -5,31 +5,36 @@ from common.console import perplexity
 
 USES = {
     'hf': '''from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained('{folder}')
-model = AutoModelForCausalLM.from_pretrained('{folder}')
+tokenizer = AutoTokenizer.from_pretrained({folder!r})
+model = AutoModelForCausalLM.from_pretrained({folder!r})
 ids = tokenizer({prompt!r}, return_tensors='pt').input_ids
 print(tokenizer.decode(model.generate(ids, max_new_tokens={new_tokens}, do_sample=True)[0]))''',
     'onnx': '''import numpy as np, onnxruntime
-session = onnxruntime.InferenceSession('{folder}/model.onnx')
+session = onnxruntime.InferenceSession({path!r})
 # no tokens before these; the present_* that come back are the past_* of the next token
 past = dict(past_keys=np.zeros(({n_layer}, 1, {n_head}, 0, {head_dim}), np.float32),
             past_values=np.zeros(({n_layer}, 1, {n_head}, 0, {head_dim}), np.float32),
             past_embedding=np.zeros((1, 1, {n_embd}), np.float32))
-logits, keys, values, embedding = session.run(None, dict(past, input_ids=np.array([[1, 2, 3]])))''',
+feeds = dict(past, input_ids=np.array([{ids}]))  # {prompt!r}
+inputs = {{one.name: feeds[one.name] for one in session.get_inputs()}}  # past_embedding is a modern model's
+logits, keys, values, embedding = session.run(None, inputs)''',
     'safetensors': '''from model import GPT  # of nanoGPT-V100
-model = GPT.from_checkpoint('{folder}/model.safetensors')''',
+model = GPT.from_checkpoint({path!r})''',
 }
 SETTINGS = ('optimizer', 'learning_rate', 'muon_lr', 'schedule', 'warmup_iters', 'max_iters', 'batch_size',
             'gradient_accumulation_steps', 'weight_decay', 'dropout', 'seed', 'dtype')
 
 
-def write(to, folder, format, config, about, prompt, source):
+def write(to, folder, format, config, about, tokenizer, text, source):
     """
     Write to/README.md for an export that will be in `folder`. config: a GPTConfig. about: what the run saved with the
-    weights. prompt: a few words that the model knows. source: where the weights come from.
+    weights. text: ids that the model knows, of which the example takes the first. source: where the weights come from.
     """
     settings, meta, loss = about.get('config', {}), about['meta'], float(about.get('best_val_loss', 'inf'))
-    use = USES[format].format(folder=folder, prompt=prompt, new_tokens=min(64, config.block_size - len(prompt)),
+    ids = text[:max(1, min(4, config.block_size // 2))]
+    path = os.path.join(folder, 'model.onnx' if format == 'onnx' else 'model.safetensors')
+    use = USES[format].format(folder=folder, path=path, ids=ids, prompt=tokenizer.decode(ids),
+                              new_tokens=max(1, min(64, config.block_size - len(ids))),
                               head_dim=config.n_embd // config.n_head, **vars(config))
     kind = 'modern nanoGPT-V100 model' if config.modern else 'GPT-2'
     lines = ['---', f'library_name: {"transformers" if format == "hf" else format}', 'pipeline_tag: text-generation',
