@@ -84,7 +84,7 @@ from tqdm import tqdm
 
 from common import dataset as datasets, device as devices, distributed, settings, tokenizer
 from common.compile import compile_or_eager, training_trial
-from common.console import exit_on_error
+from common.console import bits_per_byte, exit_on_error
 from common.distributed import print0
 from common.training import batches, guard, moments, runlog, samples, states
 from model import GPT, GPTConfig, load_weights
@@ -158,8 +158,9 @@ if is_script:
         if rank == 0 and not eval_only:
             lock = states.claim_out_dir(out_dir, path)  # held until the process ends
             guard.check_disk(out_dir, {**config, **model_args}, raw_model.config.vocab_size)
-            log = runlog.RunLog({**config, **model_args, 'parameters': raw_model.get_num_params()}, run,
-                                tokens_per_iter, raw_model.flops_per_token(), devices.peak_flops(device, dtype))
+            about = {**config, **model_args, 'parameters': raw_model.get_num_params(), 'data': datasets.identity(meta)}
+            log = runlog.RunLog(about, run, tokens_per_iter, raw_model.flops_per_token(),
+                                devices.peak_flops(device, dtype))
     print0(f'data: {dataset}, {data_size["train"]:,} tokens to train on, {data_size["val"]:,} to validate')
     print0(f'model: {raw_model.get_num_params() / 1e6:.2f}M parameters')
     print0(f'run: {device}, {dtype}, processes: {world_size}, tokens per iteration will be: {tokens_per_iter:,}')
@@ -189,13 +190,12 @@ def get_batch(split, starts):
 
 @torch.no_grad()
 def estimate_loss():
-    """(train_loss, val_loss, val_acc): means over all scored targets of all ranks."""
+    """(train_loss, val_loss, val_acc, val_bits_per_byte): means over all scored targets of all ranks."""
     raw_model.eval()
     scores = {}
     for split in datasets.SPLITS:
         sums = [torch.zeros(3, device=device)]
-        starts = eval_starts[split][rank::world_size]
-        for at in tqdm(starts, f'evaluating {split}', delay=5, leave=False, disable=rank > 0 or None):
+        for at in tqdm(eval_starts[split][rank::world_size], split, delay=5, leave=False, disable=rank > 0 or None):
             x, y = get_batch(split, at)
             with ctx:
                 logits, loss = compiled_model(x, y)
@@ -206,12 +206,12 @@ def estimate_loss():
         stop_signal.update(requests)
         scores[split] = guard.mean_scores(split, loss, correct, counted)
     raw_model.train()
-    return scores['train'][0], *scores['val']
+    return scores['train'][0], *scores['val'], bits_per_byte(scores['val'][0], datasets.bytes_per_token(meta, 'val'))
 
 
 def evaluate():
     """Evaluate, print, sample and log. Returns the validation loss if it is the best so far, else None."""
-    scores = train_loss, val_loss, val_acc = estimate_loss()
+    scores = _, val_loss, *_ = estimate_loss()
     print0(runlog.evaluation_line(run.iter_num, *scores))
     is_best = val_loss < run.best_val_loss
     run.evaluated_at = run.iter_num

@@ -115,6 +115,13 @@ def bytes_per_token(meta, split):
         return None
 
 
+def identity(meta):
+    """What two runs must have in common for their losses, or at least their bits per byte, to be comparable."""
+    bytes_of_val = round(meta['scored']['val']['bytes']) if bytes_per_token(meta, 'val') else None
+    return {'tokenizer': meta['tokenizer'], 'vocab_size': meta['vocab_size'],
+            'val_sha256': meta.get('sha256', {}).get('val.bin'), 'val_bytes': bytes_of_val}
+
+
 def meta_of(root, checkpoint, vocab_size):
     """The meta.json that a model's checkpoint (a dict, or None) has, or GPT-2's, or its dataset's; else ValueError."""
     checkpoint = checkpoint or {}

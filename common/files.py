@@ -15,8 +15,9 @@ class Locked(ValueError):
 def write_whole(path, mode='w'):
     """
     Open a file that replaces `path` when the block ends. At every moment `path` is the old file or the new one, whole:
-    the content goes to a temporary file beside it. If the block raises, the old file stays.
+    the content goes to a temporary file beside it. If the block raises, the old file stays. A link stays a link.
     """
+    path = os.path.realpath(path)
     temporary = f'{path}.tmp'
     try:
         with open(temporary, mode, encoding=None if 'b' in mode else 'utf-8') as f:
@@ -38,12 +39,18 @@ def sync(file):
 def lock(path, wait=False):
     """
     Lock the file `path`, which is created if needed. Returns a filelock.FileLock, held until release() or the end of
-    the process. Locked if another process holds it, unless told to `wait`; OSError if it cannot be locked.
+    the process. Locked if another process holds it for half a second, unless told to `wait`; OSError if it cannot be
+    locked.
     """
+    return acquire(path, -1 if wait else 0.5)  # is_locked() of another process holds it for an instant
+
+
+def acquire(path, timeout):
+    """lock() within so many seconds; -1: however long it takes."""
     # no fallback: a soft lock, which is only a file, outlives a process that is killed
-    held = filelock.FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False)
+    held = filelock.FileLock(path, fallback_to_soft=False)
     try:
-        held.acquire()
+        held.acquire(timeout, poll_interval=0.01)
     except filelock.Timeout:
         raise Locked(f'another process holds {path}') from None
     return held
@@ -60,11 +67,11 @@ def lock_if_possible(path, advice):
 
 
 def is_locked(path):
-    """Whether a process holds the lock at `path`."""
+    """Whether a process holds the lock at `path`. It is taken for an instant, which another is_locked() waits for."""
     if not os.path.exists(path):
         return False
     try:
-        lock(path).release()
+        acquire(path, 0.1).release()
     except Locked:
         return True
     except PermissionError:

@@ -1,5 +1,6 @@
 """train.py as a user runs it, at toy size: what it promises, and what it refuses."""
 import json
+import math
 import os
 import re
 import shutil
@@ -39,7 +40,8 @@ def test_a_run_leaves_what_the_design_promises(trained):
     assert [line['iter'] for line in training] == list(range(20))
     assert [line['iter'] for line in evaluations] == [0, 10, 20]
     assert set(training[0]) == {'iter', 'loss', 'lr', 'grad_norm', 'ms', 'tok_s', 'mfu', 'mem_gb', 'tokens', 'train_s'}
-    assert set(evaluations[0]) == {'iter', 'train_loss', 'val_loss', 'val_ppl', 'val_acc', 'tokens', 'train_s'}
+    assert set(evaluations[0]) == {'iter', 'train_loss', 'val_loss', 'val_ppl', 'val_acc', 'bits_per_byte', 'tokens',
+                                   'train_s'}
     assert end['done'] and end['iter'] == 20 and end['best_val_loss'] == min(e['val_loss'] for e in evaluations)
     assert training[-1]['tokens'] == 20 * 2 * 4 * 16 and training[-1]['mfu'] is None
     assert learned(trained)
@@ -101,6 +103,22 @@ def test_starting_over_sets_the_earlier_run_aside(train, tmp_path):
 
 
 # the same run, however it is cut
+
+@pytest.mark.parametrize('scored, per_token', [({'val': {'tokens': 600, 'bytes': 1500}}, 2.5), (None, None)])
+def test_bits_per_byte_follow_from_the_bytes_that_were_counted(run, corpus_dir, tmp_path, scored, per_token):
+    shutil.copytree(corpus_dir, tmp_path / 'data')
+    meta = json.loads((tmp_path / 'data' / 'meta.json').read_text())
+    (tmp_path / 'data' / 'meta.json').write_text(json.dumps({**meta, 'scored': scored}))
+    done = ok(run('train.py', *TOY, f'--dataset={tmp_path}/data', '--max_iters=1', '--out_dir=out'))
+    _, evaluations, _ = read_metrics(tmp_path / 'out')
+    for line in evaluations:
+        expected = line['val_loss'] / math.log(2) / per_token if per_token else None
+        assert line['bits_per_byte'] == expected
+        assert f'bits per byte {expected:.3f}' in done.stdout if per_token else 'bits per byte' not in done.stdout
+    data = json.loads((tmp_path / 'out' / 'settings.json').read_text())['data']
+    assert data == {'tokenizer': 'char', 'vocab_size': meta['vocab_size'], 'val_sha256': meta['sha256']['val.bin'],
+                    'val_bytes': 1500 if scored else None}
+
 
 def test_evaluating_changes_nothing(train, tmp_path):
     assert train('--out_dir=out', '--dropout=0.1', '--eval_interval=3', '--sample_prompts=a dog').returncode == 0

@@ -88,10 +88,10 @@ class RunLog:
         left = duration(self.s_per_iter * (self.max_iters - run.iter_num))
         print(f'{run.iter_num:,} of {self.max_iters:,} iterations, {left} left'.ljust(60), end='\r')
 
-    def evaluation(self, run, train_loss, val_loss, val_acc, texts):
+    def evaluation(self, run, train_loss, val_loss, val_acc, bits_per_byte, texts):
         """One evaluation after run.iter_num updates. The sample texts go to samples/iter_000500.txt."""
         self.write(iter=run.iter_num, train_loss=train_loss, val_loss=val_loss, val_ppl=perplexity(val_loss),
-                   val_acc=val_acc, tokens=run.tokens, train_s=run.train_s)
+                   val_acc=val_acc, bits_per_byte=bits_per_byte, tokens=run.tokens, train_s=run.train_s)
         self.texts = texts
         if texts:
             with warn_on_error():
@@ -229,10 +229,11 @@ def parse(line):
         return None
 
 
-def evaluation_line(iter_num, train_loss, val_loss, val_acc):
+def evaluation_line(iter_num, train_loss, val_loss, val_acc, bits_per_byte):
     """The line of an evaluation on stdout: the original's, with more at its end."""
+    bits = '' if bits_per_byte is None else f', bits per byte {bits_per_byte:.3f}'
     return (f'step {iter_num}: train loss {train_loss:.4f}, val loss {val_loss:.4f}, '
-            f'perplexity {perplexity(val_loss):.2f}, accuracy {100 * val_acc:.1f}%')
+            f'perplexity {perplexity(val_loss):.2f}, accuracy {100 * val_acc:.1f}%{bits}')
 
 
 def start_tensorboard(out_dir, first_iter):
@@ -244,7 +245,7 @@ def start_tensorboard(out_dir, first_iter):
 def read_env(path='.env'):
     """Lines such as WANDB_API_KEY=... in a file become environment variables, unless these are set already."""
     if os.path.isfile(path):
-        with open(path, encoding='utf-8') as f:
+        with open(path, encoding='utf-8-sig', errors='replace') as f:
             for line in f:
                 key, equals, value = line.strip().removeprefix('export ').partition('=')
                 if equals and key.startswith('WANDB_'):

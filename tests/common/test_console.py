@@ -1,6 +1,7 @@
 """Output that cannot be written is dropped, and never ends a run."""
 import fcntl
 import itertools
+import math
 import os
 import struct
 import subprocess
@@ -203,3 +204,20 @@ def test_a_users_mistake_is_a_line_and_a_fault_of_ours_a_traceback(capsys, error
     assert capsys.readouterr().err.endswith(': why\n')
     with pytest.raises(KeyError), console.exit_on_error():
         raise KeyError('why')
+
+
+def test_a_text_from_elsewhere_cannot_command_the_terminal():
+    assert console.visible('a\x1b]0;title\x07\x1b[2J\x9b5m\x00\x7f') == (
+        'a\\x1b]0;title\\x07\\x1b[2J\\x9b5m\\x00\\x7f')
+    assert console.visible('one\n\ttwo\r\nthree\rfour 한국어 é') == 'one\n\ttwo\nthree\\rfour 한국어 é'
+
+
+@pytest.mark.parametrize('text, columns', [('abc', 3), ('한국어', 6), ('👩‍🔬', 2), ('é', 1), ('', 0)])
+def test_columns_are_aligned_whatever_the_characters(text, columns):
+    assert console.pad(text, 8) == text + ' ' * (8 - columns)
+    assert console.pad(text, 0) == text
+
+
+def test_bits_per_byte_are_those_of_the_loss():
+    assert console.bits_per_byte(math.log(2), 0.5) == pytest.approx(2.0)
+    assert console.bits_per_byte(1.0, None) is None and math.isnan(console.bits_per_byte(math.nan, 2.0))

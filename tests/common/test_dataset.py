@@ -255,3 +255,14 @@ def test_a_preparation_that_fails_is_named_with_the_command(tmp_path, capfd):
     shutil.copy(os.devnull, tmp_path / 'mine' / 'prepare.py')
     dataset.prepare(str(tmp_path / 'mine'))
     assert capfd.readouterr().out == ''
+
+
+def test_bytes_per_token_are_known_where_they_were_counted():
+    meta = {'tokenizer': 'char', 'vocab_size': 9, 'sha256': {'val.bin': 'abc'},
+            'scored': {'val': {'tokens': 10, 'bytes': 25}}}
+    assert dataset.bytes_per_token(meta, 'val') == 2.5
+    assert dataset.identity(meta) == {'tokenizer': 'char', 'vocab_size': 9, 'val_sha256': 'abc', 'val_bytes': 25}
+    for scored in (None, {}, [], {'val': None}, {'val': {'tokens': 0, 'bytes': 5}},
+                   {'val': {'tokens': 'x', 'bytes': 5}}, {'val': {'tokens': 5, 'bytes': 0}}):
+        meta['scored'] = scored
+        assert dataset.bytes_per_token(meta, 'val') is None and dataset.identity(meta)['val_bytes'] is None

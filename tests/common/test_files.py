@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and a lock is held by one process."""
 import errno
+import os
 import sys
 
 import pytest
@@ -49,3 +50,11 @@ def test_a_disk_without_locks_is_named_and_used(tmp_path, monkeypatch, capsys, n
 def test_a_lock_in_no_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         files.lock_if_possible(str(tmp_path / 'gone' / '.lock'), '')
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / 'real').write_text('old')
+    (tmp_path / 'link').symlink_to('real')
+    with files.write_whole(tmp_path / 'link') as f:
+        f.write('new')
+    assert os.path.islink(tmp_path / 'link') and (tmp_path / 'real').read_text() == 'new'
