@@ -50,10 +50,10 @@ def protect_output():
     """
     From here on a print cannot fail, whatever becomes of stdout and stderr. Each line is written at once, even to a
     file. A character that the terminal does not know becomes an escape. Streams that are closed become /dev/null, or
-    the next file that is opened would take their place. A Ctrl-C that nothing handles ends the script without a
-    traceback.
+    the next file that is opened would take their place. A Ctrl-C that nothing handles, and a package that is missing,
+    end the script without a traceback.
     """
-    sys.excepthook = hide_interrupt
+    sys.excepthook = explain
     for number in range(3):
         try:
             os.fstat(number)
@@ -69,10 +69,13 @@ def protect_output():
                                             'backslashreplace', line_buffering=True))
 
 
-def hide_interrupt(kind, error, traceback):
-    """As sys.excepthook, without a traceback for Ctrl-C."""
+def explain(kind, error, traceback):
+    """As sys.excepthook, but one line for Ctrl-C, and for a package that is missing."""
     if issubclass(kind, KeyboardInterrupt):
         print('stopped', file=sys.stderr)
+    elif issubclass(kind, ModuleNotFoundError) and error.name and not error.name.startswith(('common', 'corpus')):
+        print(f'{script_name()}: the package {error.name} is not here: pip install -r requirements.txt, in the '
+              f'environment of this Python ({sys.executable})', file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
 

@@ -4,8 +4,6 @@ import itertools
 import os
 import shutil
 
-import filelock
-
 
 class Locked(ValueError):
     """Another process holds the lock."""
@@ -47,6 +45,7 @@ def lock(path, wait=False):
 
 def acquire(path, timeout):
     """lock() within so many seconds; -1: however long it takes."""
+    import filelock  # here, so that a script without it can say so
     # no fallback: a soft lock, which is only a file, outlives a process that is killed
     held = filelock.FileLock(path, fallback_to_soft=False)
     try:

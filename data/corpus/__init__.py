@@ -4,7 +4,9 @@ import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, ROOT)  # for common/
-from common.console import forget_torchrun, protect_output
+from common.console import explain, forget_torchrun, protect_output
+
+sys.excepthook = explain  # before the imports of packages, which may be missing
 
 
 def begin():

@@ -221,3 +221,12 @@ def test_columns_are_aligned_whatever_the_characters(text, columns):
 def test_bits_per_byte_are_those_of_the_loss():
     assert console.bits_per_byte(math.log(2), 0.5) == pytest.approx(2.0)
     assert console.bits_per_byte(1.0, None) is None and math.isnan(console.bits_per_byte(math.nan, 2.0))
+
+
+@pytest.mark.parametrize('script', ['train.py', 'sample.py', 'bench.py', 'export.py', 'data/text/prepare.py'])
+def test_a_missing_package_is_one_line(script, tmp_path):
+    """In a Python that has none, as before `pip install`."""
+    done = subprocess.run([sys.executable, '-S', os.path.join(ROOT, script), *['--input=x'] * ('data' in script)],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and 'pip install -r requirements.txt' in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
