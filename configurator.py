@@ -1,5 +1,6 @@
 # A script's settings, overridden from the command line. Not a module: each script runs it with exec, after its settings
-# and config_keys, the list of their names, so that the settings stay plain globals. It takes, the last one winning,
+# and config_keys, the list of their names, so that the settings stay plain globals. The names of those that it sets go
+# into config_given, if the script has such a set. It takes, the last one winning,
 #
 #     config/some_file.py        Python that assigns settings; it is executed, so trust it like any code
 #     --batch_size=32            also --batch_size 32; --compile alone means --compile=True
@@ -23,6 +24,14 @@ def _configure(settings, keys):
     # A shell expands ~ only where a word begins with it: not in --out_dir=~/run, and config files see no shell.
     PATHS = ('out_dir', 'dataset', 'init_from', 'html', 'to', 'out')
     LARGEST_INT = 2**63 - 1  # what PyTorch and NumPy take
+    # what other programs call our settings: llama.cpp, ollama, vLLM, transformers
+    ELSEWHERE = {'prompt': 'start', 'p': 'start', 'm': 'init_from', 'n_predict': 'max_new_tokens',
+                 'num_predict': 'max_new_tokens', 'max_tokens': 'max_new_tokens', 'max_length': 'max_new_tokens',
+                 'n': 'num_samples', 'num_return_sequences': 'num_samples', 'temp': 'temperature',
+                 'repeat_penalty': 'repetition_penalty', 'interactive': 'chat', 'model': 'init_from',
+                 'checkpoint': 'init_from', 'output_dir': 'out_dir', 'lr': 'learning_rate', 'epochs': 'max_iters',
+                 'num_train_epochs': 'max_iters', 'steps': 'max_iters', 'max_steps': 'max_iters',
+                 'context_length': 'block_size', 'ctx_size': 'block_size', 'seq_len': 'block_size'}
 
     root = os.path.dirname(os.path.abspath(settings['__file__']))
     script = os.path.basename(settings['__file__'])
@@ -33,7 +42,8 @@ def _configure(settings, keys):
 
     def nearest(name):
         name = name.lstrip('-').replace('-', '_')
-        close = difflib.get_close_matches(name, keys, n=2)
+        close = [key for key in (name, ELSEWHERE.get(name)) if key in keys]
+        close = close or difflib.get_close_matches(name, keys, n=2)
         close = close or [key for key in keys if name and key.startswith(name)][:2]
         return f'; did you mean {" or ".join(close)}?' if close else f'; {script} --help lists them all'
 
@@ -45,6 +55,8 @@ def _configure(settings, keys):
         if key not in keys:
             stop(f'unknown setting {key!r} ({where}){nearest(key)}')
         expected = type(settings[key])
+        if key == 'start' and isinstance(value, list) and value and all(isinstance(text, str) for text in value):
+            value = repr(value)  # several prompts of a config file, as they stand on a command line
         if expected is float and type(value) is int:
             try:
                 value = float(value)
@@ -59,9 +71,11 @@ def _configure(settings, keys):
             stop(f'{key}={shown(value)} is above {LARGEST_INT} ({where}); try --{key}={settings[key]}')
         if key in PATHS:
             value = os.path.expanduser(value)
-        elif expected is str and value.startswith('FILE:'):  # a file with prompts
-            value = 'FILE:' + os.path.expanduser(value.removeprefix('FILE:'))
+        elif expected is str and value.startswith(('FILE:', 'LINES:')):  # a file with prompts
+            kind, _, path = value.partition(':')
+            value = f'{kind}:{os.path.expanduser(path)}'
         settings[key] = value
+        settings.get('config_given', set()).add(key)
 
     def shown(value):
         """A value as a message shows it."""
@@ -72,8 +86,8 @@ def _configure(settings, keys):
 
     def literal(key, text):
         """What `text` means as a Python literal, else the text itself. A str setting keeps 123 as '123'."""
-        try:
-            value = ast.literal_eval(text)
+        try:  # a byte that is not UTF-8 stays what Python makes of it, '\\udcff', within quotes, too
+            value = ast.literal_eval(text.encode(errors='backslashreplace').decode())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return text
         return text if isinstance(settings[key], str) and not isinstance(value, str) else value

@@ -4,6 +4,7 @@ Use a trained model: generate text, chat with it, or see how likely it finds a t
 python sample.py --out_dir=out-shakespeare-char                      # the best weights of a run
 python sample.py --out_dir=out-quickstart --start='The ' --num_samples=3
 python sample.py --out_dir=out-quickstart --start=FILE:prompt.txt    # or --start=- for standard input
+python sample.py --out_dir=out-quickstart --start=LINES:prompts.txt  # a prompt a line; or --start="['The ', 'A ']"
 python sample.py --out_dir=out-alpaca --start=FILE:prompt.txt --stop="['###']" --json=True
 python sample.py --init_from=gpt2-xl --start='What is the answer to life, the universe, and everything?'
 python sample.py --chat=True                                         # a conversation; /help lists the commands
@@ -11,8 +12,8 @@ python sample.py --analyze=True --start='The sum of two and two'     # how likel
 """
 import contextlib
 import glob
-import io
 import os
+import random
 import shlex
 import signal
 import subprocess
@@ -29,8 +30,10 @@ init_from = 'resume'   # resume: the best weights in out_dir; a checkpoint file;
                        # or any GPT-2 on Hugging Face or in a folder
 out_dir = 'out'        # the folder of a training run; without an out, the newest out* in the working directory
 # text
-start = '\n'           # the prompt, FILE:name, or - for standard input; '' starts a new text. In a chat it comes first
-num_samples = 10       # texts, generated side by side in one batch
+start = '\n'           # the prompt; '' starts a new text. FILE:name: the whole text of a file; -: standard input.
+                       # Several prompts: "['one', 'two']", or LINES:name of a file with one a line (which is FILE:name
+                       # in train.py). Quotes around the whole are dropped. In a chat it comes first
+num_samples = 10       # texts from each prompt, generated side by side
 max_new_tokens = 500   # in each text, after the prompt; fewer if end-of-text comes first
 temperature = 0.8      # below 1.0 less random, above 1.0 more; 0 always takes the likeliest token
 top_k = 200            # sample from this many of the likeliest tokens; 0: from all
@@ -43,7 +46,8 @@ length_penalty = 1.0   # of beam search: with 0 the likeliest text wins, above 0
 stop = []              # strings that end a sample, as in ['\n\n', '###']; they are not shown
 logprobs = False       # with json: the model's log-probability of each token; otherwise their mean
 json = False           # one JSON object per sample: prompt, text, tokens, finish_reason, tokens_per_second
-seed = 1337
+seed = 1337            # the same texts each time; those of several prompts depend on the other prompts, too. A chat
+                       # has a new seed each time, unless one is given
 # system
 device = 'auto'        # cuda, cuda:1, mps, cpu; auto: the best there is
 dtype = 'auto'         # of the weights: float32, bfloat16, float16; auto: what the GPU is fast in
@@ -52,11 +56,13 @@ use_cache = True       # keep keys and values; False recomputes the whole contex
 compile = False        # torch.compile, where it works: takes up to a minute, pays off on a GPU and for small models
 config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
 defaults = {k: globals()[k] for k in config_keys}
+config_given = set()  # the names of the settings that the user gives
 root = os.path.dirname(os.path.abspath(__file__))
 exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once
 # -----------------------------------------------------------------------------
 
-from common import console, files  # not console's stop by name, which is a setting here
+from common import console, files, prompts  # not console's stop by name, which is a setting here
+from common.tokenizer import check_same, from_meta
 
 results = sys.__stdout__ or sys.stdout  # unlike a message, a text that cannot be written ends the script
 results.reconfigure(errors='backslashreplace')  # a model may generate characters that the terminal cannot show
@@ -83,20 +89,6 @@ IMPOSSIBLE = [  # (when, why)
     (os.path.isdir(html), f'html={html!r} is a folder; name a file in it'),
     (analyze and start == '\n', "analyze needs a text, as in --start='The sum of two and two'"),
     ((chat or compile) and not use_cache, 'with use_cache=False there is no chat, and no step to compile')]
-
-
-def read_prompt():
-    if start != '-' and not start.startswith('FILE:'):
-        return start
-    try:
-        if start == '-':
-            return sys.stdin.read().removeprefix('\ufeff').removesuffix('\n')  # of echo, or of the last Enter
-        with open(start.removeprefix('FILE:'), encoding='utf-8-sig') as f:
-            return f.read()
-    except OSError as error:
-        raise ValueError(f'start={start!r} cannot be read: {error.strerror}') from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f'start={start!r} is not UTF-8 text, at byte {error.start}') from None
 
 
 def find_model():
@@ -140,11 +132,17 @@ with console.exit_on_error():
     for given, reason in IMPOSSIBLE:
         if given:
             raise ValueError(reason)
+    texts = prompts.read(start)
+    for name, values in (('start', texts), ('stop', stop)):
+        for value in values:
+            prompts.check(value, name)
+    if len(texts) > 1 and (chat or analyze):
+        raise ValueError(f'{"chat" if chat else "analyze"} takes one text, but start has {len(texts)}')
+    prompt = texts[0]
     for given, keys, reason in WITHOUT_EFFECT:
         ignored = [f'{key}={globals()[key]!r}' for key in keys if given and globals()[key] != defaults[key]]
         if ignored:
             print(f'{", ".join(ignored)} does nothing here: {reason}', file=sys.stderr)
-    prompt = read_prompt()
     source = find_model()
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is output to keep, Ctrl-C ends the program at once
 
@@ -152,10 +150,9 @@ import torch
 
 from common import dataset, inference
 from common.device import is_out_of_memory, resolve_device, resolve_dtype
-from common.sampling import analysis, completion
+from common.sampling import analysis, completion, terminal
 from common.sampling.chat import Chat
 from common.sampling.speaker import Speaker
-from common.tokenizer import check_same, from_meta
 from model import load_weights
 
 
@@ -190,30 +187,30 @@ def output():
             console.stop(f'the output cannot be written: {error.strerror}', code=1)
 
 
-def known_prompt(tokenizer):
-    """The prompt; '' if it is the default, a newline, which a character vocabulary may lack."""
+def known_prompts(tokenizer):
+    """The prompts; [''] for the default, a newline, which a character vocabulary may lack."""
     if start == defaults['start']:
         try:
-            tokenizer.encode(prompt)
+            tokenizer.encode(start)
         except ValueError:
             print("start='\\n' is not in this vocabulary: starting a new text", file=sys.stderr)
-            return ''
-    return prompt
+            return ['']
+    return texts
 
 
 def complete():
-    """Continue the prompt."""
+    """Continue the prompts."""
     model, tokenizer, _ = load(source)
-    text = known_prompt(tokenizer)
+    known = known_prompts(tokenizer)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     shared = dict(out=results, as_json=json, num_samples=num_samples, max_new_tokens=max_new_tokens, stops=stop,
                   logprobs=logprobs, use_cache=use_cache, compile=compile)
     with output():
         if num_beams == 1:
-            completion.write_samples(model, tokenizer, text, **shared, seed=seed, **options)
+            completion.write_samples(model, tokenizer, known, **shared, seed=seed, **options)
         else:
-            completion.write_beams(model, tokenizer, text, **shared, num_beams=num_beams, length_penalty=length_penalty,
-                                   repetition_penalty=repetition_penalty)
+            completion.write_beams(model, tokenizer, known, **shared, num_beams=num_beams,
+                                   length_penalty=length_penalty, repetition_penalty=repetition_penalty)
 
 
 def talk():
@@ -223,11 +220,14 @@ def talk():
         step = inference.compile_step(model, 1, model.config.block_size, device) if compile else None
         return Speaker(name, model, tokenizer, meta, step)
 
-    conversation = Chat(load_speaker, source, max_new_tokens, stop, seed, '' if start == '\n' else prompt, **options)
+    first_seed = seed
+    if 'seed' not in config_given:
+        first_seed = random.randrange(10**6)
+        print(f'the seed of this chat: --seed={first_seed} brings the same answers to the same lines', file=sys.stderr)
+    conversation = Chat(load_speaker, source, max_new_tokens, stop, first_seed, '' if start == '\n' else prompt,
+                        **options)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    encoding = sys.stdin.encoding
-    # with errors='strict' a byte that is not in this encoding would take the lines around it along
-    sys.stdin = io.TextIOWrapper(sys.stdin.detach(), encoding, 'surrogateescape')
+    terminal.take_utf8()
     sys.stdout = results
     with output():
         conversation.talk()
@@ -236,7 +236,8 @@ def talk():
 def show_analysis():
     """How the model sees the prompt: as a table, as JSON, or as a page."""
     model, tokenizer, _ = load(source)
-    result, failure = analysis.analyze(model, tokenizer, prompt), None
+    text = prompts.encode(tokenizer, texts)[0][0]
+    result, failure = analysis.analyze(model, tokenizer, text), None
     if html:
         # a device or a link, such as /dev/stdout, stays in its place
         in_place = os.path.islink(html) or os.path.exists(html) and not os.path.isfile(html)

@@ -2,6 +2,7 @@
 Text to ids and back, as a dataset's meta.json describes it. It knows no model. A model may have more ids than the
 tokenizer (GPT-2's 50257 are padded to 50304); sampling excludes those.
 """
+import codecs
 import functools
 import hashlib
 import json
@@ -11,6 +12,45 @@ import sys
 import numpy as np
 
 END_OF_TEXT = '<|endoftext|>'
+
+
+def decode_bytes(content):
+    """
+    UTF-8 as a str, whatever the bytes are: those that are no character become escapes such as \\xec, and a character
+    that is not complete at the end is left out.
+    """
+    return codecs.utf_8_decode(content, 'backslashreplace', False)[0]
+
+
+def token_text(tokenizer, i):
+    """The text of one id alone. What is no whole character becomes escapes, so it is never empty for a known id."""
+    return tokenizer.bytes_of(i).decode('utf-8', 'backslashreplace')
+
+
+def quoted(text):
+    """A text in quotes on one line, with escapes for what cannot be printed; unlike repr() it leaves each \\ alone."""
+    mark = '"' if "'" in text else "'"
+    return mark + ''.join(char if char.isprintable() else repr(char)[1:-1] for char in text) + mark
+
+
+def check_text(text, name='the text'):
+    """ValueError that names the first place where a str is no text: half a character, or a byte that was not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        at, code = error.start, ord(text[error.start])
+        # Python reads a byte that is not UTF-8 as one of these (PEP 383)
+        what = (f'the byte \\x{code - 0xdc00:02x}, which is not UTF-8,' if 0xdc80 <= code <= 0xdcff else
+                f'half a character, the surrogate \\u{code:04x},')
+        before = f', after {quoted(text[max(0, at - 20):at])}' if at else ''
+        raise ValueError(f'{name} cannot be encoded: it has {what} at character {at + 1}{before}') from None
+
+
+def examples(chars):
+    """Characters in quotes: all of them, or twenty that are spread over them and how many more there are."""
+    if len(chars) <= 20:
+        return quoted(''.join(chars))
+    return f'{quoted("".join(chars[i * len(chars) // 20] for i in range(20)))} and {len(chars) - 20:,} more'
 
 
 class CharTokenizer:
@@ -23,14 +63,18 @@ class CharTokenizer:
         self.end_id = None
 
     def encode(self, text):
-        """ValueError names the characters that the vocabulary lacks."""
+        """ValueError names the characters that the vocabulary lacks, or what is no text."""
+        check_text(text)
         if unknown := [char for char in dict.fromkeys(text) if char not in self.ids]:
-            raise ValueError(f'the model does not know the characters {"".join(unknown)!r}; '
-                             f'it was trained on {"".join(self.chars)!r}')
+            raise ValueError(f'the model does not know the characters {examples(unknown)}; it was trained on '
+                             f'{examples(self.chars)}')
         return [self.ids[char] for char in text]
 
     def decode(self, ids):
         return ''.join(self.chars[i] for i in ids)
+
+    def bytes_of(self, i):
+        return self.chars[i].encode('utf-8', 'surrogatepass')
 
     def to_json(self):
         """A tokenizer.json of Hugging Face's tokenizers that gives the same ids."""
@@ -72,7 +116,9 @@ class GPT2Tokenizer:
                              ) from None
 
     def encode(self, text):
-        return self.bpe.encode(text, allowed_special={END_OF_TEXT})
+        """ValueError for what is no text."""
+        check_text(text)
+        return self.encode_to_numpy(text, {END_OF_TEXT}).tolist()
 
     def encode_corpus(self, texts):
         """An array of ids for each text, in which <|endoftext|> is ordinary text. Threads can run it in parallel."""
@@ -92,7 +138,10 @@ class GPT2Tokenizer:
             return np.concatenate([encode(text[a:b]) for a, b in zip(cuts, cuts[1:])])
 
     def decode(self, ids):
-        return self.bpe.decode(list(ids))
+        return decode_bytes(self.bpe.decode_bytes(list(ids)))
+
+    def bytes_of(self, i):
+        return self.bpe.decode_single_token_bytes(i)
 
     def to_json(self):
         """A tokenizer.json of Hugging Face's tokenizers that gives the same ids, from OpenAI's two files."""
@@ -121,20 +170,31 @@ class BPETokenizer:
         self.start_id = self.end_id = self.bpe.token_to_id(END_OF_TEXT)
 
     def encode(self, text):
-        try:
-            return self.bpe.encode(text).ids
-        except Exception as error:  # of tokenizers, which has no class for it; TypeError for half a character
-            raise ValueError(f'the text cannot be encoded ({error})') from None
+        """ValueError for what is no text."""
+        check_text(text)
+        return self.bpe.encode(text).ids
 
     def encode_corpus(self, texts):
         """An array of ids for each text, in which <|endoftext|> is ordinary text."""
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in self.corpus_bpe.encode_batch_fast(texts)]
 
     def decode(self, ids):
-        return self.bpe.decode(list(ids), skip_special_tokens=False)
+        return decode_bytes(b''.join(map(self.bytes_of, ids)))
+
+    def bytes_of(self, i):
+        token, alphabet = self.bpe.id_to_token(i) or '', byte_alphabet()
+        return bytes(map(alphabet.get, token)) if alphabet.keys() >= set(token) else token.encode()
 
     def to_json(self):
         return self.content
+
+
+@functools.cache
+def byte_alphabet():
+    """{character: byte}: how the tokens of a byte-level BPE are written, which is GPT-2's way."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
 
 def train_bpe(texts, vocab_size):
@@ -190,11 +250,14 @@ def from_meta(meta):
 
 
 class TextStream:
-    """Decodes ids one by one. It never returns part of a multi-byte character or any part of a stop string."""
+    """
+    Decodes ids one by one, to what decode() gives for all of them. It never returns part of a multi-byte character, any
+    part of a stop string, or half of a line end \\r\\n.
+    """
 
     def __init__(self, tokenizer, stops=()):
         self.tokenizer, self.stops = tokenizer, [stop for stop in stops if stop]
-        self.ids, self.decoded = [], 0  # since the last whole character; how much of their text is returned or held
+        self.decoder = codecs.getincrementaldecoder('utf-8')('backslashreplace')
         self.held = ''  # text that may yet turn out to be a stop string
         self.finished = None  # 'end' after end-of-text, 'stop' after a stop string
 
@@ -205,23 +268,19 @@ class TextStream:
         if token == self.tokenizer.end_id:
             self.finished = 'end'
             return self.rest()
-        self.ids.append(token)
-        text = self.tokenizer.decode(self.ids)
-        certain = text.rstrip('\ufffd')  # an incomplete character decodes to this, too
-        self.held += certain[self.decoded:]
-        self.ids, self.decoded = ([], 0) if certain == text else (self.ids, len(certain))
+        self.held += self.decoder.decode(self.tokenizer.bytes_of(token))
         if found := [self.held.find(stop) for stop in self.stops if stop in self.held]:
             self.finished, self.held = 'stop', self.held[:min(found)]
             return self.rest()
-        beginnings = [n for stop in self.stops for n in range(1, len(stop)) if self.held.endswith(stop[:n])]
+        beginnings = [n for stop in (*self.stops, '\r\n') for n in range(1, len(stop)) if self.held.endswith(stop[:n])]
         certain = len(self.held) - max(beginnings, default=0)
         text, self.held = self.held[:certain], self.held[certain:]
         return text
 
     def rest(self):
         """The text that was held back, after the last id."""
-        text = self.held + ('' if self.finished == 'stop' else self.tokenizer.decode(self.ids)[self.decoded:])
-        self.held, self.ids, self.decoded = '', [], 0
+        text, self.held = self.held, ''
+        self.decoder.reset()  # the beginning of a character is left out
         return text
 
 

@@ -124,8 +124,35 @@ def test_a_tilde_in_a_prompt_stays_but_that_of_its_file_does_not(tmp_path, monke
     monkeypatch.setenv('HOME', str(tmp_path))
     for script, key in (('sample.py', 'start'), ('train.py', 'sample_prompts')):
         assert read(f'--{key}=~', script=script)[key] == '~' and read(f'--{key}=~/x', script=script)[key] == '~/x'
-        assert read(f'--{key}=FILE:~/x', script=script)[key] == f'FILE:{tmp_path}/x'
+        for kind in ('FILE', 'LINES'):
+            assert read(f'--{key}={kind}:~/x', script=script)[key] == f'{kind}:{tmp_path}/x'
         assert read(f'--{key}=FILE:x~', script=script)[key] == 'FILE:x~'
+
+
+def test_several_prompts_are_the_same_in_a_config_file_and_on_the_command_line(tmp_path):
+    (tmp_path / 'mine.py').write_text("start = ['one', 'two']")
+    assert read(str(tmp_path / 'mine.py'), script='sample.py')['start'] == "['one', 'two']"
+    assert read("--start=['one', 'two']", script='sample.py')['start'] == "['one', 'two']"
+    for no_prompts in ([], ['one', 2]):
+        (tmp_path / 'mine.py').write_text(f'start = {no_prompts}')
+        with pytest.raises(ValueError, match='start expects str'):
+            read(str(tmp_path / 'mine.py'), script='sample.py')
+
+
+def test_bytes_that_are_not_utf_8_do_not_hide_what_a_value_is():
+    assert read("--stop=['\udcb0']", script='sample.py')['stop'] == ['\udcb0']
+    assert read('--start="a\udcb0"', script='sample.py')['start'] == 'a\udcb0'
+
+
+@pytest.mark.parametrize('script, word, ours', [
+    ('sample.py', '--prompt=Hi', 'start'), ('sample.py', '-p', 'start'), ('sample.py', '--temp=1', 'temperature'),
+    ('sample.py', '--n_predict=9', 'max_new_tokens'), ('sample.py', '--max-tokens=9', 'max_new_tokens'),
+    ('sample.py', '--num_predict=9', 'max_new_tokens'), ('sample.py', '--top-p=0.9', 'top_p'),
+    ('sample.py', '--repeat-penalty=1.1', 'repetition_penalty'), ('train.py', '--lr=1e-3', 'learning_rate'),
+    ('train.py', '--epochs=3', 'max_iters')])
+def test_what_other_programs_call_a_setting_leads_to_ours(script, word, ours):
+    with pytest.raises(ValueError, match=f'; did you mean {ours}[?]$'):
+        read(word, script=script)
 
 
 @pytest.mark.parametrize('script, key', [('train.py', 'seed'), ('train.py', 'max_iters'), ('sample.py', 'top_k'),

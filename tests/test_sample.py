@@ -118,11 +118,12 @@ def test_a_setting_that_does_nothing_is_named(sample):
 @pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])
 def test_compiling_changes_no_text(sample, command, tmp_path, backend):
     code = f'import functools; torch.compile = functools.partial(torch.compile, backend={backend!r})'
-    done = hook(code, *command, '--start=the cat', '--compile=True', cwd=tmp_path)
+    args = ["--start=['the cat', 'a']", '--temperature=0']
+    done = hook(code, *command, *args, '--compile=True', cwd=tmp_path)
     if backend == 'inductor' and 'running eager instead' in done.stdout:
         pytest.skip('no compiler on this machine: ' + done.stdout)
-    compiled, whole = texts(done), texts(sample('--start=the cat'))
-    assert 'compile: done in' in compiled[0] and compiled[0].endswith(whole[0]) and compiled[1] == whole[1]
+    compiled, whole = texts(done), texts(sample(*args))
+    assert 'compile: done in' in compiled[0] and compiled[0].endswith(whole[0]) and compiled[1:] == whole[1:]
 
 
 def test_the_mean_log_probability_stands_below_a_text(sample):
@@ -164,7 +165,7 @@ def test_more_samples_than_fit_in_memory_are_written_in_several_batches(trained,
     """Each is a different text, in whatever batch."""
     monkeypatch.setattr(completion, 'CACHE_BYTES', 20000)  # a text takes 8192
     (model, checkpoint), out = load_weights(trained), io.StringIO()
-    completion.write_samples(model.eval(), from_meta(checkpoint['meta']), 'the', out, True, 5, 30)
+    completion.write_samples(model.eval(), from_meta(checkpoint['meta']), ['the'], out, True, 5, 30)
     written = [json.loads(line)['text'] for line in out.getvalue().splitlines()]
     assert len(written) == len(set(written)) == 5
 
@@ -195,6 +196,40 @@ def test_a_prompt_file_may_begin_with_a_byte_order_mark_or_its_name_with_a_tilde
     first = texts(sample('--start=FILE:prompt.txt'))
     assert first[0].startswith('my fish') and texts(sample('--start=-', stdin='\ufeffmy fish\n')) == first
     assert texts(sample('--start=FILE:~/prompt.txt', HOME=str(tmp_path))) == first
+
+
+def test_several_prompts_are_continued_in_order(sample, tmp_path):
+    (tmp_path / 'prompts.txt').write_text('the cat\na\n')
+    args = ['--temperature=0', '--max_new_tokens=5']
+    written = texts(sample("--start=['the cat', 'a']", *args))
+    assert [text[:len(text) - 5] for text in written] == ['the cat', 'the cat', 'a', 'a']
+    assert written == [text for start in ('the cat', 'a') for text in texts(sample(f'--start={start}', *args))]
+    done = sample('--start=LINES:prompts.txt', *args, '--json=True', '--num_beams=2', '--num_samples=1')
+    assert [json.loads(line)['prompt'] for line in ok(done).stdout.splitlines()] == ['the cat', 'a']
+
+
+def test_what_of_a_long_prompt_the_model_sees_is_told(sample):
+    done = sample(f'--start={"the cat" * 1000}', '--json=True', '--num_samples=1')
+    assert messages(done) == ['the prompt has 7,000 tokens; the model sees the last 16']
+    assert json.loads(ok(done).stdout)['prompt'] == 'the cat' * 1000
+
+
+def test_a_decomposed_prompt_is_taken_in_nfc(run, tmp_path):
+    write_model(tmp_path / 'out', '\n가é')
+    command = ['sample.py', '--out_dir=out', '--device=cpu', '--start=\u1100\u1161e\u0301']
+    for args in (['--max_new_tokens=5', '--num_samples=1'], ['--analyze=True']):
+        done = run(*command, *args, '--json=True')
+        result = json.loads(ok(done).stdout)
+        assert result.get('prompt', result.get('text')) == '가é' and 'NFD' in done.stderr and len(messages(done)) == 1
+
+
+def test_escape_characters_of_a_model_do_not_reach_the_terminal(run, tmp_path):
+    write_model(tmp_path / 'out', '\x1b\x9b\r\x07')
+    command = ['sample.py', '--out_dir=out', '--device=cpu', '--max_new_tokens=50']
+    for args in ([], ['--num_beams=2']):
+        plain = ok(run(*command, '--num_samples=2', *args)).stdout
+        assert r'\x1b' in plain and not set(plain) & set('\x1b\x9b\r\x07')
+    assert r'\u001b' in run(*command, '--json=True').stdout
 
 
 def test_without_a_newline_in_the_vocabulary_the_default_prompt_is_empty(run, tmp_path):
@@ -249,7 +284,7 @@ def test_each_sample_is_written_when_it_is_done(trained, monkeypatch):
         written.append(raw.getvalue().count(b'\n'))
         return stream(*args, **options)
     monkeypatch.setattr(generate, 'stream', watched)
-    completion.write_samples(model.eval(), from_meta(checkpoint['meta']), 'the', out, True, 3, 5)
+    completion.write_samples(model.eval(), from_meta(checkpoint['meta']), ['the'], out, True, 3, 5)
     assert written == [0, 1, 2]
 
 
@@ -294,7 +329,7 @@ def test_what_was_written_before_an_error_is_shown(trained, monkeypatch, as_json
         return forward(*args, **options)
     monkeypatch.setattr(model, 'forward', fails)
     with pytest.raises(torch.OutOfMemoryError):
-        completion.write_samples(model.eval(), from_meta(checkpoint['meta']), 'the', out, as_json, 2, 30)
+        completion.write_samples(model.eval(), from_meta(checkpoint['meta']), ['the'], out, as_json, 2, 30)
     if as_json:
         objects = [json.loads(line) for line in out.getvalue().splitlines()]
         assert [(len(one['text']), one['finish_reason']) for one in objects] == 2 * [(5, 'interrupted')]
@@ -373,7 +408,16 @@ def test_a_checkpoint_of_the_original_gets_its_tokenizer_from_its_dataset(sample
 
 
 @pytest.mark.parametrize('args, expected', [
-    (['--start=the #cat@'], "'#@'"), (['--start=FILE:none.txt'], "start='FILE:none.txt' cannot be read: No such"),
+    (['--start=the #cat@'], "'#@'"),
+    (["--start=['a', '#@']"], "prompt 2 of 2: the model does not know the characters '#@'"),
+    (["--start=['a', 'b']", '--chat=True'], 'chat takes one text, but start has 2'),
+    (["--start=['a', 'b']", '--analyze=True'], 'analyze takes one text, but start has 2'),
+    (['--start=a\udcb0'], r"start cannot be encoded: it has the byte \xb0, which is not UTF-8, at"),
+    (["--stop=['\udcb0']"], r'stop cannot be encoded: it has the byte \xb0'),
+    (['--start="\\ud83d"', '--chat=True'], r'start cannot be encoded: it has half a character, the surrogate \ud83d,'),
+    (['--start="a\\0"'], 'start has a NUL at character 2'),
+    (['--start=LINES:none.txt'], 'cannot be read: No such file'),
+    (['--start=FILE:none.txt'], "start='FILE:none.txt' cannot be read: No such"),
     (['--start=FILE:.'], "start='FILE:.' cannot be read: Is a directory"),
     (['--start=FILE:/bin/sh'], "start='FILE:/bin/sh' is not UTF-8"),
     (['--analyze=True', '--start=a', '--html=.'], "html='.' is a folder"), (['--device=cuda'], "device='cuda'"),

@@ -1,12 +1,15 @@
 """How likely a model finds each token of a text, and what it expects next: numbers, lines for the terminal, a page."""
+import codecs
 import html
 import math
+from itertools import islice
 
 import torch
 from tqdm import tqdm
 
 from common import console, generate
-from common.tokenizer import TextStream
+from common.console import pad, visible
+from common.tokenizer import END_OF_TEXT, quoted, token_text
 
 # From expected to surprising: the upper limit in bits, the colour in the terminal (of 256), the colour on the page
 SHADES = [(1, 194, '#d9f2d9'), (3, 229, '#fdf6c4'), (6, 222, '#fbdc9a'), (10, 216, '#f7b58a'),
@@ -39,35 +42,56 @@ def score(model, ids, vocab_size=None):
 
 def next_tokens(logits, tokenizer):
     """
-    The ten likeliest ids of logits (V,): a list of {"id", "text", "probability"}. ValueError if a logit is not finite.
+    The ten likeliest ids of logits (V,): a list of {"id", "text", "probability"}, with bytes that are no whole
+    character as \\xec in the text. ValueError if a logit is not finite.
     """
     generate.check_finite(logits, logits.dtype)
     probabilities, ids = logits.float().softmax(dim=-1).topk(min(10, len(logits)))
-    return [{'id': i, 'text': tokenizer.decode([i]), 'probability': p}
+    return [{'id': i, 'text': token_text(tokenizer, i), 'probability': p}
             for i, p in zip(ids.tolist(), probabilities.tolist())]
+
+
+def pieces(tokenizer, tokens):
+    """
+    The tokens as the shortest pieces of whole characters, a list of {"text", "tokens", "surprisal"}: how many tokens a
+    piece has, and the sum of their surprisals in bits.
+    """
+    decoder, found, text, count, surprisal = codecs.getincrementaldecoder('utf-8')('backslashreplace'), [], '', 0, 0.0
+    for token in tokens:
+        text += decoder.decode(tokenizer.bytes_of(token['id']))
+        count, surprisal = count + 1, surprisal + token['surprisal']
+        if not decoder.getstate()[0]:  # no character is left half
+            found.append({'text': text, 'tokens': count, 'surprisal': surprisal})
+            text, count, surprisal = '', 0, 0.0
+    return found
 
 
 @torch.no_grad()
 def analyze(model, tokenizer, text):
     """
-    How the model sees a text that nothing precedes: {"text", "tokens", "perplexity", "bits_per_token",
-    "bits_per_character", "next"}. "tokens" is a list of {"id", "text", "probability", "rank", "surprisal"}, the last in
-    bits; a character of several tokens is the text of the last of them. ValueError for an empty text, or if the model
-    computes numbers that are not finite.
+    How the model sees a text that nothing precedes: {"text", "tokens", "pieces", "perplexity", "accuracy",
+    "bits_per_token", "bits_per_character", "bits_per_byte", "context", "next"}. "tokens" is a list of {"id", "text",
+    "probability", "rank", "surprisal"}, the last in bits, with bytes that are no whole character as \\xec in the text;
+    "pieces" is what pieces() makes of them. "accuracy" is the share of rank 1, "context" what the model sees, in
+    tokens. <|endoftext|> counts as a token, not as characters or bytes; with nothing else those figures are None.
+    ValueError for an empty text, or if the model computes numbers that are not finite.
     """
     ids = torch.tensor([tokenizer.start_id] + tokenizer.encode(text), device=next(model.parameters()).device)
     if len(ids) == 1:
         raise ValueError('there is no text to analyze')
     logprobs, ranks = score(model, ids, tokenizer.vocab_size)
     bits = (-logprobs / math.log(2)).tolist()
-    pieces = TextStream(tokenizer)
-    tokens = [{'id': i, 'text': pieces.push(i) if i != tokenizer.end_id else tokenizer.decode([i]),
-               'probability': p, 'rank': rank, 'surprisal': b}
+    tokens = [{'id': i, 'text': token_text(tokenizer, i), 'probability': p, 'rank': rank, 'surprisal': b}
               for i, p, rank, b in zip(ids[1:].tolist(), logprobs.exp().tolist(), ranks.tolist(), bits)]
-    logits = model(ids[None, -model.config.block_size:])[0][0, -1, :tokenizer.vocab_size]
-    return {'text': text, 'tokens': tokens, 'perplexity': console.perplexity(-logprobs.mean().item()),
-            'bits_per_token': sum(bits) / len(bits), 'bits_per_character': sum(bits) / len(text),
-            'next': next_tokens(logits, tokenizer)}
+    context = model.config.block_size
+    logits = model(ids[None, -context:])[0][0, -1, :tokenizer.vocab_size]
+    written = text if tokenizer.end_id is None else text.replace(END_OF_TEXT, '')
+    return {'text': text, 'tokens': tokens, 'pieces': pieces(tokenizer, tokens),
+            'perplexity': console.perplexity(-logprobs.mean().item()),
+            'accuracy': (ranks == 1).float().mean().item(), 'bits_per_token': sum(bits) / len(bits),
+            'bits_per_character': sum(bits) / len(written) if written else None,
+            'bits_per_byte': sum(bits) / len(written.encode()) if written else None,
+            'context': context, 'next': next_tokens(logits, tokenizer)}
 
 
 def shade(surprisal):
@@ -83,27 +107,34 @@ def bar(probability, width=30):
 
 def table(candidates):
     """The result of next_tokens() as lines of a table."""
-    return [f'{row["probability"]:7.2%}  {row["text"]!r:<16} {bar(row["probability"])}' for row in candidates]
+    return [f'{row["probability"]:7.2%}  {pad(quoted(row["text"]), 16)} {bar(row["probability"])}'
+            for row in candidates]
 
 
 def summary(result):
-    """One line about the whole text."""
-    return (f'Perplexity {result["perplexity"]:.2f} over {len(result["tokens"])} tokens: '
-            f'{result["bits_per_token"]:.2f} bits a token, {result["bits_per_character"]:.2f} a character')
+    """The figures of the whole text, in a sentence or two."""
+    bits = [f'{result[f"bits_per_{unit}"]:.2f}{" bits" * (unit == "token")} a {unit}'
+            for unit in ('token', 'character', 'byte') if result[f'bits_per_{unit}'] is not None]
+    context = result['context']
+    note = (f'. From token {context + 1:,} on the model sees {(context + 1) // 2:,} to {context:,} tokens before each '
+            'one, which slightly overestimates the perplexity' if len(result['tokens']) > context else '')
+    return (f'Perplexity {result["perplexity"]:.2f} over {len(result["tokens"]):,} tokens: {", ".join(bits)}; accuracy '
+            f'{result["accuracy"]:.1%}{note}')
 
 
 def report(result, colour):
     """The result of analyze() as lines for the terminal."""
-    def paint(token, text):
-        return f'\033[30;48;5;{shade(token["surprisal"])[0]}m{text}\033[0m' if colour else text
+    def paint(shown, text):
+        return f'\033[30;48;5;{shade(shown["surprisal"])[0]}m{text}\033[0m' if colour else text
 
     if colour:
-        yield ''.join(paint(token, token['text']).replace('\n', '\033[0m\n') for token in result['tokens']) + '\n'
+        yield ''.join(paint(piece, visible(piece['text'])).replace('\n', '\033[0m\n')
+                      for piece in result['pieces']) + '\n'
     yield 'token             probability    rank  surprisal in bits'
     for token in result['tokens']:
-        name = repr(token['text'] or f'id {token["id"]}')  # the first bytes of a character have no text
-        yield (f'{paint(token, name)}{" " * max(1, 18 - len(name))}{token["probability"]:11.3%} {token["rank"]:7} '
-               f'{token["surprisal"]:7.2f} {bar(min(token["surprisal"] / 20, 1.0))}')
+        name = quoted(token['text'])
+        yield (f'{paint(token, name)}{pad(name, 17).removeprefix(name)} {token["probability"]:11.3%} '
+               f'{token["rank"]:7} {token["surprisal"]:7.2f} {bar(min(token["surprisal"] / 20, 1.0))}')
     yield '\n' + summary(result) + '\n\nwhat comes next:'
     yield from table(result['next'])
 
@@ -127,15 +158,17 @@ td div {{ background: #6a9fd8; height: 1em }}
 
 def page(result, title):
     """The result of analyze() as one HTML file that loads nothing: the text, coloured by surprisal."""
-    text = ''.join(
-        f'<span style="background:{shade(token["surprisal"])[1]}" title="{html.escape(repr(token["text"]))}: '
-        f'{token["probability"]:.3%}, rank {token["rank"]}, {token["surprisal"]:.2f} bits">'
-        f'{html.escape(token["text"])}</span>' for token in result['tokens'])
+    text, tokens = '', iter(result['tokens'])
+    for piece in result['pieces']:
+        details = '; '.join(f'{quoted(token["text"])}: {token["probability"]:.3%}, rank {token["rank"]}, '
+                            f'{token["surprisal"]:.2f} bits' for token in islice(tokens, piece['tokens']))
+        text += (f'<span style="background:{shade(piece["surprisal"])[1]}" title="{html.escape(details)}">'
+                 f'{html.escape(visible(piece["text"]))}</span>')
     legend = ' '.join(
         f'<span style="background:{colour}">&nbsp;{f"up to {limit}" if limit < math.inf else "more"}&nbsp;</span>'
         for limit, _, colour in SHADES)
     rows = ''.join(
-        f'<tr><td>{row["probability"]:.2%}</td><td><code>{html.escape(repr(row["text"]))}</code></td>'
+        f'<tr><td>{row["probability"]:.2%}</td><td><code>{html.escape(quoted(row["text"]))}</code></td>'
         f'<td><div style="width:{row["probability"] * 20:.2f}em"></div></td></tr>\n' for row in result['next'])
     return PAGE.format(title=html.escape(title), summary=html.escape(summary(result)), legend=legend, text=text,
                        rows=rows)

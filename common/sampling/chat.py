@@ -3,235 +3,285 @@ import contextlib
 import difflib
 import math
 import os
+import re
 import sys
+import unicodedata
 
 import torch
 
-from common import files
+from common import console
 from common.device import is_out_of_memory
-from common.sampling import analysis
+from common.sampling import analysis, transcript
+from common.sampling.speaker import Turn
+from common.sampling.terminal import LineEditor
 
-HELP = '''Type something; the model answers. Ctrl-C ends an answer, quit or Ctrl-D leaves.
+HELP = '''Type something; the model answers. Ctrl-C ends an answer, /bye or Ctrl-D leaves.
   """               begins and ends a text of several lines
   /temp 0.8         temperature; 0 always takes the likeliest token
   /tokens 500       the most tokens in an answer
   /topk 200         choose among this many of the likeliest tokens; 0: all
   /topp 0.9         choose among the likeliest tokens that together have this probability; 1: all
+  /minp 0.05        choose among tokens at least this much as likely as the likeliest; 0: all
+  /penalty 1.1      above 1 makes tokens that are already there less likely
   /seed 1           the seed of the next answer; it goes up by 1 with each answer
   /system TEXT      a text before the conversation; /system - removes it
-  /load OUT_DIR     continue with another model
+  /set NAME VALUE   any of these in other words: /set parameter temperature 0.8, /set num_predict 500
+  /show             what is set
+  /load OUT_DIR     continue with another model; /load FILE.json: with a conversation that was saved
   /compare OUT_DIR  let another model answer too, from the same seed; /compare - ends that
   /top              the ten likeliest next tokens; /top TEXT: the ten after TEXT
   /undo             forget the last answer and what you said
-  /retry            answer again, from the next seed
-  /save FILE        write the conversation to a file
-  /reset            start over
+  /retry, /regen    answer again, from the next seed
+  /save FILE        write the conversation to a file; FILE.json can be loaded again
+  /reset, /clear    start over
   /stats            speed, and how full the context is
-  /help             this list
-  /quit             leave'''
+  /help, /?         this list
+  /bye, /quit       leave'''
+
+SETTINGS = {  # command: (what it sets, its type, the lowest and the highest value)
+    'temp': ('temperature', float, 0, math.inf),
+    'tokens': ('max_new_tokens', int, 1, 10**9),
+    'topk': ('top_k', int, 0, math.inf),
+    'topp': ('top_p', float, 0, 1),
+    'minp': ('min_p', float, 0, 1),
+    'penalty': ('repetition_penalty', float, 0.01, 100),
+    'seed': ('seed', int, 0, 2**63 - 1)}
+ALIASES = {  # of nanoGPT, ollama and llama.cpp, without _ and -
+    'temperature': 'temp', 'maxnewtokens': 'tokens', 'numpredict': 'tokens', 'npredict': 'tokens',
+    'repetitionpenalty': 'penalty', 'repeatpenalty': 'penalty',
+    'bye': 'quit', 'exit': 'quit', 'clear': 'reset', 'new': 'reset', 'regen': 'retry', '?': 'help'}
 
 
-def number(name, text, kind, low, high, default):
-    """`text` as a number from `low` to `high`, `default` if it is empty. ValueError if it is no such number."""
+def command_name(word):
+    """The name of a command or a setting, however it is written."""
+    name = word.lower().replace('_', '').replace('-', '')
+    return ALIASES.get(name, name)
+
+
+def number(name, text, kind, low, high):
+    """`text` as a number from `low` to `high`, but not infinite. ValueError if it is no such number."""
     try:
-        value = kind(text) if text else default
+        value = kind(unicodedata.normalize('NFKC', text))  # a Korean keyboard may give digits of double width
     except ValueError:
         value = math.nan
-    if not low <= value <= high:
+    if not low <= value <= high or value == math.inf:
         limits = f'from {low} up' if high == math.inf else f'from {low} to {high}'
-        raise ValueError(f'{name} is a number {limits}, not {text!r}')
+        raise ValueError(f'{name} is {"a whole number" if kind is int else "a number"} {limits}, not {text!r:.80}')
     return value
-
-
-def read_line(prompt):
-    """A line from the user. EOFError at the end of the input, or if it cannot be read any more."""
-    sys.stdout.flush()  # input() would do it, and its error be taken for one of the input
-    try:
-        return input(prompt) if prompt else input()  # which writes nothing then
-    except OSError as error:  # the terminal is gone
-        print(f'the input cannot be read: {error.strerror}', file=sys.stderr)
-        raise EOFError from None
 
 
 def describe_error(error):
     """What an exception says, for a person."""
-    if isinstance(error, (ValueError, OSError)):  # meant for the user
-        return str(error)
-    kind = 'out of memory' if is_out_of_memory(error) else type(error).__name__
-    return f'{kind}: {str(error).strip().partition(chr(10))[0]}'
+    if isinstance(error, OSError) and error.strerror:
+        message = f'{error.filename}: {error.strerror}' if error.filename else error.strerror
+    elif isinstance(error, (ValueError, OSError)) and str(error):  # meant for the user
+        message = str(error)
+    elif is_out_of_memory(error):
+        message = f'out of memory: {str(error).strip().partition(chr(10))[0]}'
+    else:
+        first = str(error).strip().partition('\n')[0]
+        message = f'{type(error).__name__}: {first} (not your mistake; /save keeps the conversation)'
+    return console.visible(message)
 
 
 class Chat:
     """load(name) returns a Speaker, or raises an exception. `options` are those of generate.next_token."""
 
     def __init__(self, load, name, max_new_tokens, stops, seed, system='', **options):
-        self.load, self.options, self.stops = load, options, stops
-        self.max_new_tokens, self.seed, self.system = max_new_tokens, seed, system
-        self.speakers = [load(name)]  # two while models are compared
-        self.speakers[0].begin(system)
+        self.load, self.stops, self.system = load, stops, system
+        self.settings = {**options, 'max_new_tokens': max_new_tokens, 'seed': seed}  # the seed of the next answer
+        self.first_seed = seed
+        speaker = load(name)
+        speaker.begin(system)
+        self.speakers = [speaker]  # two while models are compared; all have the same number of turns
 
     def talk(self):
         """
-        Read and answer until the end of the input or `quit`. After an error in a command or an answer the conversation
-        goes on. OSError if there is no output any more.
+        Read and answer until the end of the input or /bye. After any error in a command or an answer the conversation
+        goes on as it was before. OSError if there is no output any more.
         """
-        at_terminal = sys.stdin.isatty()
-        if at_terminal:
-            with contextlib.suppress(ImportError):  # on Windows
-                import readline  # gives input() line editing and a history
-                readline.parse_and_bind('tab: complete')
-                names = [line.split()[0] for line in HELP.splitlines() if line.startswith('  /')]
-                readline.set_completer_delims(' ')
-                readline.set_completer(lambda text, i: ([n for n in names if n.startswith(text)] + [None])[i])
+        self.editor = LineEditor([line.split()[0].strip(',') for line in HELP.splitlines() if line.startswith('  /')])
+        if self.editor.at_terminal:
             kind = 'answers' if self.speakers[0].template else 'was not taught to answer: it continues what you type'
             print(f'{self.speakers[0].describe()}\nIt {kind}. /help lists what else you can do.')
-        while True:
+        self.over = False
+        while not self.over:
+            with contextlib.suppress(KeyboardInterrupt):  # a second Ctrl-C, while the first one is dealt with
+                self.take_lines()
+
+    def take_lines(self):
+        """Read and answer until the chat is over."""
+        while not self.over:
             try:
-                line = read_line('\n> ' if at_terminal else '')
-                if line.strip() in ('quit', 'exit', '/quit', '/exit'):
-                    return
-                if line.startswith('"""'):
-                    text = line[3:]
-                    while not text.endswith('"""'):
-                        text += '\n' + read_line('. ' if at_terminal else '')
-                    self.say(text[:-3].strip('\n'))
+                line = self.editor.read('\n> ')
+                if line is None or line.strip() in ('quit', 'exit'):
+                    self.over = True
+                elif line.startswith('"""'):
+                    self.say(self.read_block(line[3:]))
                 elif line.startswith('/'):
-                    word, _, value = line.strip().partition(' ')
-                    self.command(word, value.strip())
+                    self.command(line)
                 elif line:
                     self.say(line)
             except KeyboardInterrupt:
-                print('\n(quit or Ctrl-D leaves)' if at_terminal else '', flush=True)
-            except EOFError:
-                print(end='\n' if at_terminal else '')
-                return
-            except Exception as error:  # if it is printing that failed, it fails again, and that ends the chat
-                print(describe_error(error), flush=True)
+                print('\n(/bye or Ctrl-D leaves)' if self.editor.at_terminal else '', flush=True)
+            except BaseException as error:  # what is written in Rust raises some that are no Exceptions
+                print(describe_error(error), flush=True)  # if it is printing that failed, this ends the chat
+
+    def read_block(self, text):
+        """The text up to the closing quotes. ValueError if the input ends before."""
+        while not text.rstrip().endswith('"""'):
+            line = self.editor.read('. ')
+            if line is None:
+                raise ValueError('the text has no """ at its end, and was not sent')
+            text += '\n' + line
+        return text.rstrip()[:-3].strip('\n')
 
     def say(self, text):
-        """Let each speaker answer, from the same seed."""
-        for speaker in self.speakers:
-            speaker.encode(text)  # a ValueError before any of them answers
-        seed, self.seed = self.seed, self.seed + 1
-        for speaker in self.speakers:
-            self.print_name(speaker)
-            generator = torch.Generator(speaker.device).manual_seed(seed)
+        """
+        Let each speaker answer, from the same seed. Returns False if they all failed before they said anything; the
+        conversation is then as it was before.
+        """
+        ids = [speaker.encode(text) for speaker in self.speakers]  # a ValueError before any of them answers
+        options, count = dict(self.settings), len(self.speakers[0].turns)
+        seed, failed = options.pop('seed'), []
+        generators = [torch.Generator(speaker.device).manual_seed(seed) for speaker in self.speakers]
+        for line in filter(None, [speaker.overflow(text) for speaker in self.speakers]):
+            print(line, file=sys.stderr)
+        for speaker, generator in zip(self.speakers, generators):
             try:
-                for piece in speaker.answer(text, self.max_new_tokens, self.stops, generator=generator, **self.options):
-                    print(piece, end='', flush=True)
+                self.print_name(speaker)
+                pieces = speaker.answer(text, stops=self.stops, generator=generator, **options)
+                with contextlib.closing(pieces):  # at once, so that the turn is there
+                    for piece in pieces:
+                        print(console.visible(piece), end='', flush=True)
             except KeyboardInterrupt:
                 print(' [interrupted]', end='')
-            except Exception as error:  # of this speaker; the other one still answers
+            except BaseException as error:  # of this speaker; the other one still answers
                 print(f' [ended: {describe_error(error)}]', end='')
+                failed += [speaker] if not any(turn.answer for turn in speaker.turns[count:]) else []
             print(flush=True)
+        if failed == self.speakers:
+            for speaker in self.speakers:
+                del speaker.turns[count:]
+                speaker.empty_cache()
+            return False
+        for speaker, new in zip(self.speakers, ids):
+            if len(speaker.turns) == count:  # interrupted before it began
+                speaker.turns.append(Turn(text, new, '', [], False))
+        self.settings['seed'] = (seed + 1) % 2**63
+        return True
 
     def print_name(self, speaker):
         """A line that tells compared models apart."""
         if len(self.speakers) > 1:
-            print(f'[{speaker.name}]')
+            print(f'[{speaker.title()}]')
 
-    def command(self, word, value):
-        """Run a line that begins with /, as `word` and `value`. ValueError if there is no such command."""
-        known = ['/' + name.removeprefix('do_') for name in dir(self) if name.startswith('do_')]
-        if word.lower() not in known:
-            close = difflib.get_close_matches(word.lower(), known, n=1)
-            hint = f'did you mean {close[0]}?' if close else '/help lists them; a text within """ can begin with a /'
-            raise ValueError(f'{word} is not a command; {hint}')
-        getattr(self, f'do_{word[1:].lower()}')(value)
+    def command(self, line):
+        """Run a line that begins with /. ValueError if there is no such command."""
+        word, value = re.fullmatch(r'(\S+)\s*(.*?)\s*', line, re.DOTALL).groups()
+        name = command_name(word[1:])
+        commands = {name.removeprefix('do_'): getattr(self, name) for name in dir(self) if name.startswith('do_')}
+        if name in SETTINGS:
+            self.change(name, value)
+        elif name in commands:
+            commands[name](value)
+        else:
+            close = difflib.get_close_matches(name, [*commands, *SETTINGS, *ALIASES], n=1)
+            hint = f'did you mean /{close[0]}?' if close else '/help lists them; a text within """ can begin with a /'
+            raise ValueError(f'{word[:80]} is not a command; {hint}')
 
-    def setting(self, name, value, kind, low, high):
-        """Set a sampling option, if there is a value, and print it."""
-        self.options[name] = number(name, value, kind, low, high, self.options[name])
-        print(f'{name}: {self.options[name]}')
+    def change(self, name, value):
+        """Change a setting, if there is a value, and print it."""
+        key, *limits = SETTINGS[name]
+        if value:
+            self.settings[key] = number(key, value, *limits)
+        print(f'{key}: {self.settings[key]}')
 
-    def do_temp(self, value):
-        self.setting('temperature', value, float, 0, math.inf)
+    def do_set(self, value):
+        name, value = re.fullmatch(r'(?:parameter\b\s*)?([\w-]*)[\s=]*(.*)', value, re.DOTALL).groups()
+        name = command_name(name)
+        if name == 'system':
+            quoted = re.fullmatch(r'"+(.*?)"+', value, re.DOTALL)
+            self.do_system(quoted[1] or '-' if quoted else value)
+        elif name in SETTINGS:
+            self.change(name, value)
+        else:
+            raise ValueError(f'/set knows {", ".join(key for key, *_ in SETTINGS.values())} and system, as in '
+                             '/set temperature 0.3')
 
-    def do_topk(self, value):
-        self.setting('top_k', value, int, 0, math.inf)
-
-    def do_topp(self, value):
-        self.setting('top_p', value, float, 0, 1)
-
-    def do_tokens(self, value):
-        self.max_new_tokens = number('tokens', value, int, 1, math.inf, self.max_new_tokens)
-        print(f'tokens in an answer: up to {self.max_new_tokens}')
-
-    def do_seed(self, value):
-        self.seed = number('seed', value, int, 0, 2 ** 63 - 1, self.seed)
-        print(f'seed of the next answer: {self.seed}')
+    def do_show(self, value):
+        for speaker in self.speakers:
+            print(speaker.describe())
+        for key, value in self.settings.items():
+            print(f'{key}: {value}' + f' for the next answer; the chat began with {self.first_seed}' * (key == 'seed'))
+        print(f'stop: {self.stops}\nsystem: {self.system!r:.300}')
 
     def do_system(self, value):
         if value:
             value = '' if value == '-' else value
-            for speaker in self.speakers:
-                speaker.tokenizer.encode(value)  # a ValueError before anything changes
-            self.system = value
-            for speaker in self.speakers:
-                speaker.replay(value, speaker.turns)
-        print(f'before the conversation: {self.system!r}' if self.system else 'no text before the conversation')
+            self.speakers, self.system = [speaker.replay(value, speaker.turns, speaker.tokenizer)
+                                          for speaker in self.speakers], value
+        print(f'before the conversation: {self.system!r:.300}' if self.system else 'no text before the conversation')
 
     def do_load(self, value):
-        speaker = self.load_named(value, '/load')
-        try:
-            speaker.replay(self.system, self.speakers[0].turns)
-        except ValueError as error:
-            without = '/reset' + ' and /system -' * bool(self.system)
-            raise ValueError(f'{value} cannot take this conversation over: {error}; '
-                             f'/save it, then {without}, then /load again') from None
-        self.speakers[0] = speaker
-        print(speaker.describe())
+        if transcript.is_json(value):
+            system, turns = transcript.read(os.path.expanduser(value))
+            self.speakers, self.system = [speaker.replay(system, turns) for speaker in self.speakers], system
+            print(f'turns: {len(turns)}, from {console.visible(value)}')
+            return
+        self.speakers[0] = self.load_other(value, '/load')
+        print(self.speakers[0].describe())
 
     def do_compare(self, value):
         if value == '-':
             del self.speakers[1:]
             print('one model answers')
-            return
-        speaker = self.load_named(value, '/compare')
-        speaker.replay(self.system, self.speakers[0].turns)  # a ValueError if it cannot encode it
-        self.speakers[1:] = [speaker]
-        print(f'{speaker.describe()}\nBoth answer from now on; /compare - ends that.')
+        else:
+            self.speakers[1:] = [self.load_other(value, '/compare')]
+            print(f'{self.speakers[1].describe()}\nBoth answer from now on; /compare - ends that.')
 
-    def load_named(self, name, word):
+    def load_other(self, name, word):
+        """Another model, with the conversation so far. ValueError if there is none, or it cannot encode that."""
         if not name:
             raise ValueError(f'{word} needs the folder of a model, as in {word} out-quickstart')
-        return self.load(os.path.expanduser(name))
+        speaker = self.load(os.path.expanduser(name))
+        try:
+            return speaker.replay(self.system, self.speakers[0].turns, self.speakers[0].tokenizer)
+        except ValueError as error:
+            raise ValueError(f'{name} cannot take this conversation over: {error}; /save it, then /reset'
+                             f'{" and /system -" * bool(self.system)}, then {word} again') from None
 
     def do_top(self, value):
         for speaker in self.speakers:
-            lines = analysis.table(speaker.next_tokens(value))
+            lines = '\n'.join(analysis.table(speaker.next_tokens(value)))
             self.print_name(speaker)
-            print('\n'.join(lines))
+            print(lines)
 
     def do_undo(self, value):
         if not self.speakers[0].turns:
             raise ValueError('there is nothing to undo')
-        said = [speaker.undo() for speaker in self.speakers if speaker.turns][0]
-        print(f'forgotten: {said!r}; turns left: {len(self.speakers[0].turns)}')
+        said = [speaker.undo().text for speaker in self.speakers][0]
+        print(f'forgotten: {said!r:.300}; turns left: {len(self.speakers[0].turns)}')
 
     def do_retry(self, value):
         if not self.speakers[0].turns:
             raise ValueError('there is nothing to answer again')
-        self.say([speaker.undo() for speaker in self.speakers if speaker.turns][0])
+        turns, answered = [speaker.undo() for speaker in self.speakers], False
+        try:
+            answered = self.say(turns[0].text)
+        finally:
+            if not answered:
+                for speaker, turn in zip(self.speakers, turns):
+                    speaker.turns.append(turn)
 
     def do_save(self, value):
         if not value:
             raise ValueError('/save needs the name of a file')
-        path = os.path.expanduser(value)
-        if os.path.lexists(path):
-            raise ValueError(f'{path} is already there; choose another name')
-        text = '\n'.join([f'[{speaker.name}]\n{self.system}\n' + ''.join(
-            f'\n> {turn.text}\n{turn.answer}\n' for turn in speaker.turns) for speaker in self.speakers])
-        try:
-            with files.write_whole(path, 'wb') as f:
-                f.write(text.encode('utf-8', 'backslashreplace'))
-        except OSError as error:
-            raise ValueError(f'{path} cannot be written ({error.strerror}); choose another name') from None
-        print(f'saved to {path}')
+        transcript.write(os.path.expanduser(value), self.system, self.settings, self.speakers)
+        print(f'saved to {console.visible(os.path.expanduser(value))}')
 
     def do_reset(self, value):
-        for speaker in self.speakers:
-            speaker.begin(self.system)
+        self.speakers = [speaker.replay(self.system, []) for speaker in self.speakers]
         print('a new conversation')
 
     def do_stats(self, value):
@@ -243,8 +293,11 @@ class Chat:
                 tokens, first, seconds = speaker.speed
                 print(f'the last answer: {tokens} tokens in {seconds:.2f} s, {tokens / seconds:.0f} a second; the '
                       f'first after {first:.2f} s')
-        print(f'settings: {", ".join(f"{name}={value}" for name, value in self.options.items())}, '
-              f'tokens={self.max_new_tokens}, seed={self.seed}')
 
     def do_help(self, value):
         print(HELP)
+        if self.editor.history:
+            print(f'What you type is kept for the next chat in {self.editor.history}')
+
+    def do_quit(self, value):
+        self.over = True

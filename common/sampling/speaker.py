@@ -3,13 +3,14 @@ One model in a chat, with the conversation as its token ids. A model that was tu
 it was trained on (the prompt in its dataset's meta.json) and answers; any other model continues the text.
 """
 import contextlib
+import copy
 import os
 import time
 from dataclasses import dataclass
 
 import torch
 
-from common import generate
+from common import console, generate, prompts
 from common.sampling import analysis
 from common.tokenizer import TextStream
 
@@ -23,6 +24,11 @@ class Turn:
     ended: bool       # by end-of-text
 
 
+def vocabulary(tokenizer):
+    """What two tokenizers that give the same ids have in common."""
+    return type(tokenizer), getattr(tokenizer, 'chars', None), getattr(tokenizer, 'content', None)
+
+
 class Speaker:
     """A model and its view of the conversation. `meta`: its dataset's meta.json. `step`: the compiled model or None."""
 
@@ -34,26 +40,34 @@ class Speaker:
             self.newline = tokenizer.encode('\n')
         self.template = meta.get('prompt')  # the form of an instruction; None for a model that continues the text
         self.device = next(model.parameters()).device
-        self.cache = self.new_cache()
+        self.cache = None  # with what the model has seen of ids(); None: nothing
         self.speed = None  # of the last answer: (tokens, seconds to the first, seconds)
         self.begin('')
 
-    def new_cache(self):
-        return generate.KVCache(self.model.config.block_size, static=self.step is not None)
+    def title(self):
+        """Its name as a terminal may show it."""
+        return console.visible(os.path.normpath(self.name))
 
     def describe(self):
         """The model in one sentence."""
         config, weight = self.model.config, self.model.transformer.wte.weight
-        return (f'{os.path.normpath(self.name)}: {config.n_layer} layers, {config.n_embd} wide, a context of '
+        return (f'{self.title()}: {config.n_layer} layers, {config.n_embd} wide, a context of '
                 f'{config.block_size} tokens, {str(weight.dtype).removeprefix("torch.")} on {self.device}.')
 
     def begin(self, system):
         """Forget the conversation; the text `system` precedes the next one. ValueError if it cannot be encoded."""
-        self.system_ids = self.tokenizer.encode(system)
+        self.system_ids = self.encode_given(system)
         if system and self.template:
-            self.system_ids = self.end + self.tokenizer.encode(system + '\n\n')
-        self.turns = []
-        self.cache.begin(0)
+            self.system_ids = self.end + self.encode_given(system + '\n\n')
+        self.turns, self.overflow_told = [], False
+        self.empty_cache()
+
+    def empty_cache(self):
+        """What the model has seen is no longer the beginning of ids()."""
+        cache, self.cache = self.cache, None
+        if cache is not None:
+            cache.begin(0)
+            self.cache = cache
 
     def ids(self):
         """The ids of the whole conversation."""
@@ -64,12 +78,16 @@ class Speaker:
         before = self.ids()
         if not self.template:
             separator = self.newline if before and before[-1:] != self.end else []
-            return separator + self.tokenizer.encode(text) or ([] if before else [self.tokenizer.start_id])
+            return separator + self.encode_given(text) or ([] if before else [self.tokenizer.start_id])
         if self.end:
             separator = self.end if not before or self.turns and before[-1:] != self.end else []
         else:
             separator = 2 * self.newline if self.turns else []
-        return separator + self.tokenizer.encode(self.template.replace('{instruction}', text))
+        return separator + self.encode_given(self.template.replace('{instruction}', text))
+
+    def encode_given(self, text):
+        """The ids of a text from the user. ValueError if it cannot be encoded."""
+        return prompts.encode_one(self.tokenizer, text)[1]
 
     def answer(self, text, max_new_tokens, stops, **options):
         """
@@ -81,9 +99,15 @@ class Speaker:
             stops = [*stops, self.template.partition('{instruction}')[0].strip()]
         pieces = TextStream(self.tokenizer, stops)
         begin, first = time.perf_counter(), None
+        size = self.model.config.block_size
+        cache, self.cache = self.cache, None  # back again after the last token: an error may leave it half updated
         try:
             idx = torch.tensor([self.ids() + text_ids], device=self.device)
-            for token, _ in generate.stream(self.model, idx, max_new_tokens, cache=self.cache, step=self.step,
+            if cache is None:
+                cache = generate.KVCache(size, static=self.step is not None)
+            elif idx.size(1) > size:  # from here on it would depend on all that was before, unlike another model's
+                cache.begin(0)
+            for token, _ in generate.stream(self.model, idx, max_new_tokens, cache=cache, step=self.step,
                                             vocab_size=self.tokenizer.vocab_size, **options):
                 first = first or time.perf_counter() - begin
                 answer_ids.append(token.item())
@@ -92,34 +116,44 @@ class Speaker:
                 yield piece
                 if pieces.finished:
                     break
-        except (Exception, KeyboardInterrupt):
-            self.cache = self.new_cache()  # this one may have a token, or room for it, in some layers only
-            raise
         finally:
             self.speed = len(answer_ids), first, time.perf_counter() - begin
             rest = pieces.rest()
             if pieces.finished == 'stop':  # forget the stop string too
                 answer_ids = self.tokenizer.encode(answer)
-                self.cache.begin(0)
             self.turns.append(Turn(text, text_ids, answer + rest, answer_ids, pieces.finished == 'end'))
+        if pieces.finished == 'stop':
+            cache.begin(0)
+        self.cache = cache
         yield rest
 
     def undo(self):
-        """Forget the last turn, and return its text."""
-        self.cache.begin(0)
-        return self.turns.pop().text
+        """Forget the last turn, and return it."""
+        turn = self.turns.pop()
+        self.empty_cache()
+        return turn
 
-    def replay(self, system, turns):
-        """Take over a conversation, possibly another model's. ValueError if this tokenizer cannot encode it."""
-        before, own = (self.system_ids, self.turns), turns is self.turns
-        try:
-            self.begin(system)
-            for turn in turns:
-                answer_ids = turn.answer_ids if own else self.tokenizer.encode(turn.answer) + self.end * turn.ended
-                self.turns.append(Turn(turn.text, self.encode(turn.text), turn.answer, answer_ids, turn.ended))
-        except BaseException:
-            self.system_ids, self.turns = before
-            raise
+    def overflow(self, text):
+        """A line, once in a conversation, if it no longer fits the context with `text`; else None."""
+        tokens, size = len(self.ids() + self.encode(text)), self.model.config.block_size
+        if tokens <= size or self.overflow_told:
+            return None
+        self.overflow_told = True
+        return f'the conversation has {tokens} tokens; {self.title()} sees the last {size} of them'
+
+    def replay(self, system, turns, tokenizer=None):
+        """
+        A Speaker of the same model with a conversation, possibly another model's. `tokenizer` is that of the turns'
+        ids; a different vocabulary encodes their text anew. ValueError if it cannot.
+        """
+        other = copy.copy(self)
+        other.cache = None
+        other.begin(system)
+        same = tokenizer is not None and vocabulary(tokenizer) == vocabulary(self.tokenizer)
+        for turn in turns:
+            answer_ids = turn.answer_ids if same else self.tokenizer.encode(turn.answer) + self.end * turn.ended
+            other.turns.append(Turn(turn.text, other.encode(turn.text), turn.answer, answer_ids, turn.ended))
+        return other
 
     @torch.no_grad()
     def next_tokens(self, text):

@@ -49,7 +49,9 @@ def test_gpt2_s_words_are_split_as_tiktoken_splits_them(gpt2):
 
 
 def test_a_million_blanks_in_a_row_do_not_break_gpt2(gpt2):
-    ids = gpt2.encode_corpus(['x' + '\n' * 1_500_000 + 'the end', 'more'])
+    text = 'x' + '\n' * 1_500_000 + 'the end'
+    ids = gpt2.encode_corpus([text, 'more'])
+    assert gpt2.decode(gpt2.encode(text)) == text
     assert gpt2.decode(ids[0]) == 'x' + '\n' * 1_500_000 + 'the end' and gpt2.decode(ids[1]) == 'more'
 
 
@@ -74,50 +76,85 @@ def test_learned_bpe_text_comes_back():
     assert bpe.decode(in_corpus) == text and bpe.end_id not in in_corpus, 'there it is ordinary text'
 
 
-class Bytes:
-    """A tokenizer with one id per byte; 256 is end-of-text."""
-    end_id = 256
-
-    def decode(self, ids):
-        return bytes(ids).decode(errors='replace')
+# the ids of a learned vocabulary of single bytes and <|endoftext|>, by byte
+BYTES = tokenizer.BPETokenizer(tokenizer.train_bpe([''], 257))
+IDS = {BYTES.bytes_of(i)[0]: i for i in range(257) if i != BYTES.end_id}
 
 
-def shown(text, *stops, end=True):
-    """What a TextStream returns after each byte of a text and at the end, and why it finished."""
-    stream = tokenizer.TextStream(Bytes(), stops)
-    return [*map(stream.push, [*text.encode(), *[256] * end]), stream.rest()], stream.finished
+def ids_of(content):
+    """An id for each byte."""
+    return [IDS[byte] for byte in content]
+
+
+def shown(content, *stops, end=True):
+    """What a TextStream returns after each byte and at the end, and why it finished."""
+    stream = tokenizer.TextStream(BYTES, stops)
+    return [*map(stream.push, ids_of(content) + [BYTES.end_id] * end), stream.rest()], stream.finished
 
 
 def test_a_character_is_shown_whole_or_not_at_all():
-    pieces, finished = shown('a가🙂é')
+    pieces, finished = shown('a가🙂é'.encode())
     assert [piece for piece in pieces if piece] == ['a', '가', '🙂', 'é'] and finished == 'end'
-    assert ''.join(shown('abc', end=False)[0]) == 'abc' and shown('abc', end=False)[1] is None
+    assert ''.join(shown(b'abc', end=False)[0]) == 'abc' and shown(b'abc', end=False)[1] is None
 
 
-def test_invalid_bytes_do_not_stop_the_stream():
-    stream = tokenizer.TextStream(Bytes())
-    text = ''.join(stream.push(byte) for byte in [0xff, 0xfe, 0xfd, 0xfc, 0xfb, *b'fine'])
-    assert text.endswith('fine') and '\ufffd' in text
-    stream.push(0xea)  # the first byte of three
-    assert stream.rest() == '\ufffd'
+BROKEN = [  # bytes, and their text
+    (b'\xff\xfe fine', r'\xff\xfe fine'), ('가'.encode()[:2], ''), ('나가'.encode()[:-1], '나'), (b'a\xf0\x9f\x99', 'a'),
+    ('가'.encode()[1:] + b'b', r'\xb0\x80b'), ('가'.encode()[:2] + b'b', r'\xea\xb0b'), ('가'.encode()[:1] * 2, r'\xea'),
+    (b'\xed\xa0\x80', r'\xed\xa0\x80'), (b'\xc0\xaf', r'\xc0\xaf'), (b'\xf4\x90', r'\xf4\x90'), (b'\x80', r'\x80'),
+    ('\ufffd'.encode(), '\ufffd'), (b'', '')]
+
+
+@pytest.mark.parametrize('content, text', BROKEN)
+def test_bytes_that_are_no_character_become_escapes_and_a_cut_one_is_left_out(content, text):
+    assert BYTES.decode(ids_of(content)) == text
+    for end in (False, True):
+        assert ''.join(shown(content, end=end)[0]) == text
+
+
+def test_gpt2_shows_no_broken_character_either(gpt2):
+    ids = gpt2.encode('안녕하세요')
+    assert [gpt2.bytes_of(i) for i in ids[:3]] == [b'\xec', b'\x95', b'\x88']
+    assert [gpt2.decode(ids[:n]) for n in (1, 2, 3, 4)] == ['', '', '안', '안']
+    assert gpt2.decode(ids[1:4]) == r'\x95\x88' and gpt2.decode(gpt2.encode('\ufffd')) == '\ufffd'
+
+
+def test_a_token_is_shown_by_its_characters_or_bytes(gpt2):
+    for known, char in ((tokenizer.from_meta(CHAR), '가'), (BYTES, '\n'), (gpt2, ' the')):
+        assert known.bytes_of(known.encode(char)[0]) == char.encode()
+    assert gpt2.bytes_of(gpt2.end_id) == BYTES.bytes_of(BYTES.end_id) == b'<|endoftext|>'
+    broken, whole = ids_of(b'\xec\x95'), gpt2.encode(' the')[0]
+    assert [tokenizer.token_text(BYTES, i) for i in broken] == [r'\xec', r'\x95']
+    assert tokenizer.token_text(gpt2, whole) == ' the'
+
+
+def test_a_quoted_text_is_printable_and_shows_each_backslash_once():
+    for text, expected in ((r' \xec', r"' \xec'"), ("it's", '"it\'s"'), ('\n', r"'\n'"), ('\x1b[2J\r', r"'\x1b[2J\r'"),
+                           ('\u202e가\ufffd\ud800', "'\\u202e가\ufffd\\ud800'"), ('', "''")):
+        assert tokenizer.quoted(text) == expected
 
 
 def test_tokens_that_cross_characters_come_out_right():
-    class Pairs(Bytes):
-        decode = lambda self, ids: b''.join(self.tokens[i] for i in ids).decode(errors='replace')
+    class Pieces:
+        end_id = None
+        bytes_of = lambda self, i: self.tokens[i]
     text = '穡梔ソ嚈荃の嚶按ポ🙂가é' * 3
     content = text.encode()
     for size in (1, 2, 3, 5):
-        pairs = Pairs()
-        pairs.tokens = [content[i:i + size] for i in range(0, len(content), size)]
-        stream = tokenizer.TextStream(pairs)
-        assert ''.join([stream.push(i) for i in range(len(pairs.tokens))] + [stream.rest()]) == text
+        pieces = Pieces()
+        pieces.tokens = [content[i:i + size] for i in range(0, len(content), size)]
+        stream = tokenizer.TextStream(pieces)
+        assert ''.join([stream.push(i) for i in range(len(pieces.tokens))] + [stream.rest()]) == text
+
+
+def test_a_line_end_is_never_cut_in_two():
+    assert [piece for piece in shown(b'a\r\nb\rc\r')[0] if piece] == ['a', '\r\n', 'b', '\rc', '\r']
 
 
 def test_no_part_of_a_stop_string_is_shown():
     for text, stops, expected in (('one ###two', ['###'], 'one '), ('a#b##c###d', ['###'], 'a#b##c'),
                                   ('abcab', ['cab', 'bc'], 'a'), ('ab', ['abc'], 'ab'), ('가나', ['나'], '가')):
-        pieces, finished = shown(text, *stops)
+        pieces, finished = shown(text.encode(), *stops)
         so_far = list(itertools.accumulate(pieces))
         assert all(expected.startswith(part) for part in so_far)
         assert so_far[-1] == expected and finished == ('end' if text == 'ab' else 'stop')
@@ -128,10 +165,24 @@ def test_an_unknown_tokenizer_is_named():
         tokenizer.check_meta({'tokenizer': 'words', 'vocab_size': 4})
 
 
-def test_a_vocabulary_that_cannot_encode_a_text_says_so():
-    learned = tokenizer.BPETokenizer(tokenizer.train_bpe(['a b'], 257))
-    with pytest.raises(ValueError, match='the text cannot be encoded'):
-        learned.encode('half a character: \udce0')
+@pytest.mark.parametrize('text, place', [
+    ('abc\udce0', r"the byte \xe0, which is not UTF-8, at character 4, after 'abc'"),
+    ('\udcb0\udca1', r'the byte \xb0, which is not UTF-8, at character 1'),
+    ('a\ud83d', r"half a character, the surrogate \ud83d, at character 2, after 'a'"),
+    ('\ud83d\ude00', r'half a character, the surrogate \ud83d, at character 1')])
+def test_what_is_no_text_is_named_by_every_vocabulary(gpt2, text, place):
+    for known in (tokenizer.from_meta(CHAR), BYTES, gpt2):
+        with pytest.raises(ValueError) as error:
+            known.encode(text)
+        assert str(error.value) == f'the text cannot be encoded: it has {place}'
+
+
+def test_a_large_alphabet_is_cut_in_a_message():
+    known = tokenizer.CharTokenizer([chr(code) for code in range(0xac00, 0xac00 + 1157)])
+    with pytest.raises(ValueError) as error:
+        known.encode('abcdefghijklmnopqrstuvwxyz')
+    assert ' and 6 more; it was trained on ' in str(error.value) and str(error.value).endswith(' and 1,137 more')
+    assert len(str(error.value)) < 200 and "'가" in str(error.value)
 
 
 def test_vocabularies_are_padded_for_tensor_cores_but_characters_are_not():

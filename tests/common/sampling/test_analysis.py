@@ -1,13 +1,16 @@
 """The analysis of a text: every number against the model's own, and how it is shown."""
 import copy
+import dataclasses
 import json
 import math
+import re
 
 import pytest
 import torch
+from wcwidth import wcswidth
 
 from common.sampling import analysis
-from common.tokenizer import CharTokenizer
+from common.tokenizer import BPETokenizer, CharTokenizer, train_bpe
 
 
 @pytest.mark.parametrize('T', [2, 9, 17, 18, 50])
@@ -38,6 +41,7 @@ def test_the_analysis_is_the_models_probabilities(model):
     loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:]).item()
     assert result['perplexity'] == pytest.approx(math.exp(loss), rel=1e-5)
     assert result['bits_per_token'] == result['bits_per_character'] == pytest.approx(loss / math.log(2), rel=1e-5)
+    assert result['accuracy'] == pytest.approx((logits.argmax(dim=-1) == ids[0, 1:]).float().mean().item())
     for token, row, i in zip(result['tokens'], logits.softmax(dim=-1), ids[0, 1:]):
         assert token['id'] == i and token['probability'] == pytest.approx(row[i].item(), rel=1e-4)
         assert token['surprisal'] == pytest.approx(-math.log2(row[i].item()), abs=1e-4)
@@ -45,6 +49,73 @@ def test_the_analysis_is_the_models_probabilities(model):
     assert [row['id'] for row in result['next']] == best.indices.tolist()
     assert [row['probability'] for row in result['next']] == pytest.approx(best.values.tolist(), rel=1e-4)
     json.dumps(result)
+
+
+# nearly all of its tokens are single bytes
+BYTES = BPETokenizer(train_bpe(['가나 가나다'], 262))
+
+
+def wide(model, vocab_size):
+    """A random model with the shape of another and more ids."""
+    torch.manual_seed(0)
+    return type(model)(dataclasses.replace(model.config, vocab_size=vocab_size)).eval()
+
+
+def test_a_character_of_several_tokens_is_one_piece_with_the_sum_of_their_surprisals(model):
+    text = '안 가녕🙂<|endoftext|>a'
+    result = analysis.analyze(wide(model, BYTES.vocab_size), BYTES, text)
+    tokens, pieces = result['tokens'], result['pieces']
+    assert ''.join(piece['text'] for piece in pieces) == text and '\ufffd' not in json.dumps(result)
+    assert [piece['text'] for piece in pieces if piece['tokens'] > 1][-1] == '🙂' and len(pieces) < len(tokens)
+    begin = 0
+    for piece in pieces:
+        own = tokens[begin:begin + piece['tokens']]
+        assert b''.join(BYTES.bytes_of(token['id']) for token in own) == piece['text'].encode()
+        assert piece['surprisal'] == pytest.approx(sum(token['surprisal'] for token in own))
+        begin += piece['tokens']
+    assert begin == len(tokens) and [token['text'] for token in tokens][:3] == [r'\xec', r'\x95', r'\x88']
+    colour = analysis.shade(pieces[0]['surprisal'])
+    assert f'48;5;{colour[0]}m안\033[0m' in next(analysis.report(result, True))
+    page = analysis.page(result, 'title')
+    assert '>안</span>' in page and '>🙂</span>' in page and r'&#x27;\xec&#x27;: ' in page
+
+
+def test_bits_a_byte_are_the_loss_over_the_bytes_of_the_text(model):
+    text = '가a<|endoftext|>나'
+    result = analysis.analyze(wide(model, BYTES.vocab_size), BYTES, text)
+    bits = sum(token['surprisal'] for token in result['tokens'])
+    assert result['bits_per_byte'] == pytest.approx(bits / 7)
+    assert result['bits_per_character'] == pytest.approx(bits / 3)
+    assert result['bits_per_token'] == pytest.approx(bits / len(result['tokens']))
+    assert (f'{bits / len(result["tokens"]):.2f} bits a token, {bits / 3:.2f} a character, {bits / 7:.2f} a byte; '
+            f'accuracy {result["accuracy"]:.1%}') in analysis.summary(result)
+    alone = analysis.analyze(wide(model, BYTES.vocab_size), BYTES, '<|endoftext|>')
+    assert alone['bits_per_byte'] is alone['bits_per_character'] is None and 'a byte' not in analysis.summary(alone)
+
+
+def test_beyond_the_context_the_figures_are_called_too_high(model):
+    for T, expected in ((16, False), (17, True)):
+        result = analysis.analyze(model, CHARS, 'a' * T)
+        note = '. From token 17 on the model sees 8 to 16 tokens before each one, which slightly overestimates'
+        assert (note in analysis.summary(result)) == (note in analysis.page(result, '')) == expected
+        assert result['context'] == 16
+
+
+def test_the_columns_of_the_tables_stand_below_each_other(model):
+    known = CharTokenizer(['\n', *'가나a\t🙂e\u0301\u1100'])
+    result = analysis.analyze(wide(model, 8), known, '가a\t🙂e\u0301나')
+    lines = list(analysis.report(result, False))
+    assert len({wcswidth(line[:line.index('%')]) for line in lines[1:7]}) == 1
+    assert len({wcswidth(line.rstrip('█▏▎▍▌▋▊▉')) for line in lines[-8:]}) == 1 and lines[-9].endswith('next:')
+
+
+def test_control_characters_are_shown_and_not_obeyed(model):
+    known = CharTokenizer('\n\x1b\x9b[2J\r')
+    result = analysis.analyze(wide(model, 7), known, '\x1b[2J\x9b\r\n')
+    for text in ('\n'.join(analysis.report(result, True)), analysis.page(result, '')):
+        shown = re.sub(r'\033\[(30;48;5;\d+|0)m', '', text)
+        assert not set(shown) & set('\x1b\x9b\r') and r'\x1b' in shown and r'\x9b' in shown
+    assert result['text'] == ''.join(piece['text'] for piece in result['pieces']) == '\x1b[2J\x9b\r\n'
 
 
 def test_an_empty_text_is_refused(model):

@@ -1,83 +1,48 @@
 """The chat: as a person sees it through a pseudo-terminal, and which ids the model gets."""
 import errno
+import io
 import os
-import pty
 import re
 import select
 import signal
-import subprocess
 import sys
+import unicodedata
 from unittest.mock import Mock, call
 
 import pytest
 import torch
 
 from common import files, generate
+from common.sampling import chat as chat_module, transcript
 from common.sampling.chat import Chat
 from common.sampling.speaker import Speaker, Turn
-from common.tokenizer import CharTokenizer
+from common.tokenizer import BPETokenizer, CharTokenizer, train_bpe
 from model import GPT, GPTConfig
+from person import PROMPT, Person
 from running import HANG, ROOT, hook, ok
 
-PROMPT = '\n> '
-
-
 def messages(done):
-    """The lines on stderr, without those on which iteration the weights are of."""
-    return [line for line in done.stderr.splitlines() if 'the run has come to iteration' not in line]
-
-
-class Person:
-    """A person at a terminal in which a command runs."""
-
-    def __init__(self, command, cwd):
-        self.fd, terminal = pty.openpty()
-        env = {**os.environ, 'TERM': 'dumb', 'NO_COLOR': '1'}
-        self.process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=cwd, env=env,
-                                        start_new_session=True)
-        os.close(terminal)
-        self.seen = ''
-
-    def wait_for(self, text):
-        """Wait for `text`; returns the output before it."""
-        while text not in self.seen:
-            assert select.select([self.fd], [], [], HANG)[0], f'waited for {text!r}, saw {self.seen!r}'
-            try:
-                self.seen += re.sub('\x1b\\[\\?2004.', '', os.read(self.fd, 4096).decode()).replace('\r', '')
-            except OSError:  # the terminal is closed
-                raise AssertionError(f'waited for {text!r}, saw {self.seen!r}') from None
-        before, _, self.seen = self.seen.partition(text)
-        return before
-
-    def type(self, line):
-        """Type a line; returns the output between it and the next prompt."""
-        os.write(self.fd, f'{line}\n'.encode())
-        self.wait_for(f'{line}\n')
-        return self.wait_for(PROMPT).removesuffix('\n')
-
-    def leave(self, word):
-        os.write(self.fd, f'{word}\n'.encode())
-        assert self.process.wait(timeout=HANG) == 0
+    """The lines on stderr, without those on the iteration of the weights, the seed, and the context."""
+    told = 'the run has come to iteration', 'the seed of this chat', 'the conversation has'
+    return [line for line in done.stderr.splitlines() if not any(text in line for text in told)]
 
 
 @pytest.fixture
 def person(tmp_path):
-    """person(*args): a Person who started sample.py in a temporary folder."""
+    """person(*args, **env): a Person who started sample.py in a temporary folder."""
     people = []
 
-    def start(*args):
-        people.append(Person([sys.executable, os.path.join(ROOT, 'sample.py'), '--device=cpu', *args], tmp_path))
+    def start(*args, **env):
+        people.append(Person([sys.executable, os.path.join(ROOT, 'sample.py'), '--device=cpu', *args], tmp_path, env))
         return people[-1]
     yield start
     for one in people:
-        one.process.kill()
-        one.process.wait()
-        os.close(one.fd)
+        one.end()
 
 
 @pytest.fixture
 def chat(person, trained):
-    one = person('--chat=True', f'--out_dir={trained}', '--max_new_tokens=30')
+    one = person('--chat=True', f'--out_dir={trained}', '--max_new_tokens=30', '--seed=1337')
     assert 'continues what you type' in one.wait_for(PROMPT)
     return one
 
@@ -87,12 +52,12 @@ def test_a_conversation(chat, trained, tmp_path):
     first = chat.type('the cat')
     assert len(first.strip('\n')) > 0
     assert chat.type('/undo') == "forgotten: 'the cat'; turns left: 0"
-    assert chat.type('/seed 1337') == 'seed of the next answer: 1337'
+    assert chat.type('/seed 1337') == 'seed: 1337'
     assert chat.type('the cat') == first
     assert chat.type('/retry') != first
     assert chat.type('/temp 0') == 'temperature: 0.0'
-    assert chat.type('/tokens 5') == 'tokens in an answer: up to 5'
-    assert len(chat.type('a dog')) <= 6
+    assert chat.type('/tokens 5') == 'max_new_tokens: 5'
+    assert len(chat.type('a dog').splitlines()[-1]) <= 6
     assert chat.type('/topk 3') == 'top_k: 3' and chat.type('/topp 0.9') == 'top_p: 0.9'
     assert chat.type('/topk') == 'top_k: 3'
     top = chat.type('/top').splitlines()
@@ -112,7 +77,7 @@ def test_a_mistake_is_answered_and_the_conversation_goes_on(chat):
     for line, expected in (('/foo', '/foo is not a command; /help'), ('/Tmp 1', 'did you mean /temp?'),
                            ('/temp hot', "from 0 up, not 'hot'"),
                            ('/temp -1', 'from 0 up'), ('/temp nan', 'from 0 up'), ('/topp 2', 'from 0 to 1'),
-                           ('/tokens 0', 'from 1 up'), ('/topk 1.5', 'from 0 up'), ('/seed x', 'seed is a number'),
+                           ('/tokens 0', 'from 1 to'), ('/topk 1.5', 'from 0 up'), ('/seed x', 'seed is a whole'),
                            ('/load', '/load needs'), ('/load nowhere.pt', 'nowhere.pt'), ('/undo', 'nothing to undo'),
                            ('/retry', 'nothing to answer'), ('/save', 'needs the name'), ('/save /no/x', 'No such'),
                            ('#@', 'does not know the characters'), ('/system #', 'does not know'),
@@ -136,7 +101,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(chat):
         os.killpg(chat.process.pid, signal.SIGINT)
         if select.select([chat.fd], [], [], 1)[0]:
             break
-    assert 'quit or Ctrl-D leaves' in chat.wait_for(PROMPT)
+    assert '/bye or Ctrl-D leaves' in chat.wait_for(PROMPT)
     os.write(chat.fd, b'\x04')
     assert chat.process.wait(timeout=HANG) == 0
 
@@ -158,7 +123,8 @@ def test_several_lines_and_a_line_corrected(chat):
 def test_two_models_answer_the_same_from_the_same_seed(chat, trained):
     chat.type('the cat')
     assert 'Both answer' in chat.type(f'/compare {trained}')
-    first, second = chat.type('a dog').split(f'[{trained}]\n')[1:]
+    told, first, second = chat.type('a dog').split(f'[{trained}]\n')
+    assert told.count('sees the last 16 of them') == 2
     assert first.strip('\n') == second.strip('\n') != ''
     assert 'turns left: 1' in chat.type('/undo') and 'turns left: 0' in chat.type('/undo')
     assert 'does not know' in chat.type('#@') and 'nothing to undo' in chat.type('/undo')
@@ -204,7 +170,8 @@ os.close(end)
 os.dup2(piped, 0)
 sys.stdin = open(0, encoding='utf-8', errors='strict', closefd=False)"""
     answers = ok(hook(code, *command, cwd=tmp_path)).stdout.splitlines()
-    assert any("'\\udcff'" in line for line in answers) and answers[-1] == "forgotten: 'a dog'; turns left: 0"
+    assert any('the byte \\xff, which is not UTF-8' in line for line in answers)
+    assert answers[-1] == "forgotten: 'a dog'; turns left: 0"
 
 
 def test_a_terminal_that_is_gone_ends_the_chat(chat):
@@ -279,11 +246,11 @@ def test_end_of_text_stands_between_the_turns_of_a_tuned_model(model):
         turn = Turn('ab', speaker.encode('ab'), 'x', x + [0] if ended else x, ended)
         speaker.turns.append(turn)
         assert speaker.ids() + speaker.encode('cd') == [0] + asked[0] + x + [0] + asked[1]
-        speaker.replay('xyz', speaker.turns)
+        speaker = speaker.replay('xyz', speaker.turns, tokenizer)
         expected = [0] + tokenizer.encode('xyz\n\n') + asked[0] + x + [0] + asked[1]
         assert speaker.ids() + speaker.encode('cd') == expected
         other = Speaker('other', model, tokenizer, {'prompt': TEMPLATE})
-        other.replay('xyz', [turn])
+        other = other.replay('xyz', [turn])
         assert other.ids() == speaker.ids()
 
 
@@ -315,7 +282,7 @@ def test_after_undo_the_answers_are_as_if_the_turn_had_not_been(model, speaker):
     fresh = Speaker('plain', model, CHARS, {})
     assert answer(speaker, 'ab') == answer(fresh, 'ab')
     answer(speaker, 'cdefgh')
-    assert speaker.undo() == 'cdefgh'
+    assert speaker.undo().text == 'cdefgh'
     assert answer(speaker, 'x y') == answer(fresh, 'x y')
 
 
@@ -373,14 +340,15 @@ def test_another_model_takes_the_conversation_over(model):
     one, other = Speaker('one', model, CHARS, {}), Speaker('other', model, CharTokenizer(CHARS.chars[::-1]), {})
     answer(one, 'ab')
     answer(one, 'cd')
-    other.replay('xyz', one.turns)
+    other = other.replay('xyz', one.turns, one.tokenizer)
     assert other.tokenizer.decode(other.ids()) == f'xyz\nab{one.turns[0].answer}\ncd{one.turns[1].answer}'
     with pytest.raises(ValueError, match='does not know'):
         Speaker('small', model, CharTokenizer('ab'), {}).replay('', one.turns)
 
 
 @pytest.fixture
-def conversation(model):
+def conversation(model, monkeypatch):
+    monkeypatch.setattr(sys, 'stdin', io.StringIO())  # no terminal, even with pytest -s
     return Chat(lambda name: Speaker(name, model, CHARS, {}), 'plain', 8, ['\n'], 1, temperature=0)
 
 
@@ -430,16 +398,17 @@ def test_after_an_answer_that_fails_the_conversation_goes_on_from_what_was_shown
     monkeypatch.setattr(generate.KVCache, 'update', fails)
     shown, answer = talk('x y z', 'cd')
     shown, _, why = shown.partition(' [ended: ')
-    assert why.endswith(f'{error}]') and len(shown) == step - 1
-    text = f'x y z{shown}\ncd'
-    assert continued(model, text).partition('\ncd')[2].partition('\n')[0] == answer
+    assert str(error) in why and why.endswith(']') and len(shown) == step - 1
+    text = f'x y z{shown}\ncd' if shown else 'cd'  # a turn without any answer is forgotten
+    assert continued(model, text).partition('cd')[2].partition('\n')[0] == answer
 
 
 def test_if_one_of_two_models_fails_the_other_still_answers(talk, conversation, monkeypatch):
     talk('/compare other')
-    monkeypatch.setattr(conversation.speakers[0].cache, 'prepare', Mock(side_effect=RuntimeError('a kernel')))
+    conversation.speakers[0].cache = cache = generate.KVCache(200)
+    monkeypatch.setattr(cache, 'prepare', Mock(side_effect=RuntimeError('a kernel')))
     lines = talk('ab', 'cd')
-    assert lines[:3] == ['[plain]', ' [ended: RuntimeError: a kernel]', '[other]'] and len(lines) == 8
+    assert lines[0] == '[plain]' and 'RuntimeError: a kernel' in lines[1] and lines[2] == '[other]' and len(lines) == 8
     assert [[turn.text for turn in speaker.turns] for speaker in conversation.speakers] == [['ab', 'cd']] * 2
 
 
@@ -468,13 +437,14 @@ def test_a_tilde_is_the_home_of_the_user(talk, conversation, monkeypatch, tmp_pa
 def test_a_conversation_that_cannot_be_saved_is_still_there(talk, conversation, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     os.symlink('nowhere', 'link')
-    for place, reason in (('no/x', 'No such file'), ('link', 'already there'), ('.', 'already there'),
-                          ('x' * 300, 'too long'), ('a\0b', 'null')):
+    (tmp_path / 'mine.tmp').write_text('mine')
+    for place, reason in (('mine', 'mine.tmp is already there'), ('no/x', 'No such file'),
+                          ('link', 'already there'), ('.', 'already there'), ('x' * 300, 'too long'), ('a\0b', 'null')):
         assert reason in talk(f'/save {place}')[0]
     monkeypatch.setattr(files, 'sync', Mock(side_effect=OSError(errno.ENOSPC, 'No space left on device')))
     assert talk('ab', '/save talk.txt')[1] == (
         'talk.txt cannot be written (No space left on device); choose another name')
-    assert os.listdir() == ['link'] and len(conversation.speakers[0].turns) == 1
+    assert sorted(os.listdir()) == ['link', 'mine.tmp'] and len(conversation.speakers[0].turns) == 1
 
 
 def test_a_conversation_with_characters_that_utf_8_lacks_is_saved(talk, conversation, tmp_path):
@@ -488,3 +458,226 @@ def test_output_that_fails_ends_the_chat(talk, monkeypatch):
     for line in ('ab', '/stats', '/load'):
         with pytest.raises(OSError, match='Input/output error'):
             talk(line)
+
+
+def state(conversation):
+    """What must not change when a command fails."""
+    return (conversation.system, conversation.settings.copy(), [
+        (speaker.name, speaker.ids(), [turn.answer for turn in speaker.turns]) for speaker in conversation.speakers])
+
+
+class Panic(BaseException):
+    """As libraries written in Rust raise it."""
+
+
+@pytest.mark.parametrize('error', [Panic('at the disco'), SystemExit(2), EOFError('Ran out of input'), KeyError()])
+def test_no_exception_of_a_command_or_an_answer_ends_the_chat(talk, conversation, monkeypatch, error):
+    talk('ab', 'cd')
+    before = state(conversation)
+    conversation.load = Mock(side_effect=error)
+    with monkeypatch.context() as failing:
+        failing.setattr(generate, 'next_logits', Mock(side_effect=error))
+        lines = talk('/load x', '/compare x', 'efg', '/retry', '/top')
+    assert len(lines) == 5 and all(f'{type(error).__name__}: ' in line and '/save' in line for line in lines)
+    assert state(conversation) == before
+    text = CHARS.decode(conversation.speakers[0].ids()) + '\nx'  # the cache has not gone out of step
+    assert talk('x')[0] == continued(conversation.speakers[0].model, text)[len(text):].partition('\n')[0]
+
+
+def test_ctrl_c_during_a_command_leaves_the_conversation_as_it_was(talk, conversation, monkeypatch):
+    talk('ab')
+    before = state(conversation)
+    conversation.load = Mock(side_effect=KeyboardInterrupt)
+    monkeypatch.setattr(conversation.speakers[0], 'replay', Mock(side_effect=KeyboardInterrupt))
+    assert talk('/load x', '/compare x', '/system xyz', '/reset') == [''] * 4 and state(conversation) == before
+
+
+def test_numbers_that_are_not_finite_leave_the_conversation_as_it_was(talk, conversation, model):
+    talk('ab')
+    before = state(conversation)
+    weight = model.lm_head.weight
+    kept = weight.data.clone()
+    weight.data.fill_(float('nan'))
+    assert 'not finite' in talk('cd')[0] and 'not finite' in talk('/top')[0]
+    weight.data.copy_(kept)
+    assert state(conversation) == before and len(talk('cd', '/undo')) == 2
+
+
+@pytest.mark.parametrize('what', ['say', 'command'])
+def test_ctrl_c_twice_does_not_end_the_chat(conversation, monkeypatch, capsys, what):
+    """The second one comes while the first is dealt with."""
+    monkeypatch.setattr('builtins.input', Mock(side_effect=['ab', '/stats', EOFError]))
+    monkeypatch.setattr(conversation, what, Mock(side_effect=[KeyboardInterrupt, None]))
+    original, pressed = print, []
+
+    def interrupted(*args, **options):
+        if not pressed:
+            pressed.append(1)
+            raise KeyboardInterrupt
+        original(*args, **options)
+    monkeypatch.setattr('builtins.print', interrupted)
+    conversation.talk()
+    assert pressed and getattr(conversation, what).call_count == 1
+
+
+@pytest.mark.parametrize('line, key, value', [
+    ('/temp 0.3', 'temperature', 0.3), ('/set temp 0.3', 'temperature', 0.3),
+    ('/set temperature=0.3', 'temperature', 0.3), ('/temp ０．３', 'temperature', 0.3),
+    ('/set parameter temperature 0.3', 'temperature', 0.3), ('/SET Temp 1', 'temperature', 1),
+    ('/set num_predict 100', 'max_new_tokens', 100), ('/set n-predict 100', 'max_new_tokens', 100),
+    ('/set top_k 40', 'top_k', 40), ('/top_k 40', 'top_k', 40), ('/topk ４０', 'top_k', 40),
+    ('/set min_p 0.1', 'min_p', 0.1), ('/set seed 7', 'seed', 7),
+    ('/set parameter repeat_penalty 1.5', 'repetition_penalty', 1.5)])
+def test_a_setting_has_the_names_that_other_programs_give_it(talk, conversation, line, key, value):
+    conversation.settings = dict.fromkeys(['temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty',
+                                           'max_new_tokens', 'seed'], 0)
+    assert talk(line, '/show')[0] == f'{key}: {conversation.settings[key]}' and conversation.settings[key] == value
+
+
+@pytest.mark.parametrize('line', [
+    '/temp nan', '/temp inf', '/temp -inf', '/temp -1', '/temp 1e400', "/temp ''", '/temp 0,3', '/temp 0x1',
+    '/temp 1/2', '/temp 一', '/tokens 0', '/tokens 1e3', '/tokens 9' * 2, '/topk -1', '/topp 1.1', f'/topk {"9" * 5000}',
+    f'/seed {2**64}', '/seed 2**64', '/set seed -1', '/temp 0.3\n/top', '/temp \x1b[A', '/temp \udcff'])
+def test_a_value_that_is_no_such_number_is_one_clear_line(talk, conversation, line):
+    conversation.settings |= {'top_k': 5, 'top_p': 1.0}
+    before = state(conversation)
+    told, = talk(line)
+    assert ' number from ' in told and len(told) < 200 and state(conversation) == before
+
+
+@pytest.mark.parametrize('line, hint', [
+    ('/claer', '/clear?'), ('/byee', '/bye?'), ('/Tmp 1', '/temp?'), ('/num_predikt 3', '/numpredict?'), ('/', '/help'),
+    ('//', '/help'), ('/home/me is a folder', '"""'), ('/set', 'top_k'), ('/set foo 1', 'top_k'),
+    ('/set parameter', 'top_k'), ('/\x1b[2J', '\\x1b'), ('/load', '/load out-quickstart'), ('/save', 'name of a file')])
+def test_what_is_no_command_is_answered_with_what_is_one(talk, line, hint):
+    told, = talk(line)
+    assert hint in told and '\x1b' not in told
+
+
+def test_help_lists_every_command_and_no_other(talk, conversation):
+    lines = [line[:18] for line in chat_module.HELP.splitlines() if line[:3] == '  /']
+    listed = set(re.findall(r'/([a-z?]+)', '\n'.join(lines)))
+    known = {name[3:] for name in dir(conversation) if name.startswith('do_')} | set(chat_module.SETTINGS)
+    assert known <= listed and {chat_module.command_name(word) for word in listed} == known
+    assert set(chat_module.ALIASES.values()) <= known and talk('/?') == talk('/help') == chat_module.HELP.splitlines()
+
+
+@pytest.mark.parametrize('word', ['quit', ' exit ', '/bye', '/exit', '/quit', '/Bye'])
+def test_words_that_leave(talk, word):
+    assert talk(word, '/stats') == []
+
+
+def test_clear_starts_over_and_keeps_the_system_text(talk, conversation):
+    talk('/set system "xyz"', 'ab', '/clear')
+    assert conversation.system == 'xyz' and CHARS.decode(conversation.speakers[0].ids()) == 'xyz'
+    talk('/set system ""')
+    assert conversation.system == '' and conversation.speakers[0].ids() == []
+
+
+def test_the_text_of_several_lines(talk, conversation):
+    talk('"""ab', 'cd""" ', '"""x y"""')
+    assert [turn.text for turn in conversation.speakers[0].turns] == ['ab\ncd', 'x y']
+    assert talk('"""ab', 'cd') == ['the text has no """ at its end, and was not sent']
+    assert len(conversation.speakers[0].turns) == 2
+
+
+def test_escapes_of_a_model_are_shown_and_saved_as_they_are(talk, conversation, monkeypatch, tmp_path):
+    answer = 'a\x1b]0;title\x07\x9b2J\tb\r\nc\rd'
+    pieces = (piece for piece in [*answer[:-5], '\r\n', 'c\rd'])  # a TextStream keeps \r\n together
+    monkeypatch.setattr(conversation.speakers[0], 'answer', lambda *args, **options: pieces)
+    assert talk('ab') == ['a\\x1b]0;title\\x07\\x9b2J\tb', 'c\\rd']
+    conversation.speakers[0].turns[0].answer = answer
+    talk(f'/save {tmp_path}/talk.txt', f'/save {tmp_path}/talk.json')
+    assert f'> ab\n{answer}\n'.encode() in (tmp_path / 'talk.txt').read_bytes()
+    assert transcript.read(tmp_path / 'talk.json')[1][0].answer == answer
+
+
+def test_a_saved_conversation_can_be_continued(talk, conversation, model, tmp_path):
+    talk('/system xyz', 'ab', 'cd\n\n', f'/save {tmp_path}/talk.json')
+    other = Chat(lambda name: Speaker(name, model, CHARS, {}), 'other', 8, ['\n'], 1, temperature=0)
+    other.command(f'/load {tmp_path}/talk.json')
+    assert state(other)[2][0][1:] == state(conversation)[2][0][1:] and other.system == 'xyz'
+
+
+@pytest.mark.parametrize('content', [b'', b'{', b'[]', b'{}', b'null', b'{"system": "", "conversations": []}',
+                                     b'{"system": 1, "conversations": [{"turns": []}]}', b'\xff\xfe', b'[' * 10**5,
+                                     b'{"system": "", "conversations": [{"turns": [{"said": 1}]}]}',
+                                     b'{"system": "", "conversations": [{"turns": [["said", "answer"]]}]}'])
+def test_a_file_that_is_no_saved_conversation_is_refused(talk, conversation, tmp_path, content):
+    talk('ab')
+    before = state(conversation)
+    (tmp_path / 'x.json').write_bytes(content)
+    assert talk(f'/load {tmp_path}/x.json') == [f'{tmp_path}/x.json is not a conversation that /save has written']
+    assert state(conversation) == before
+
+
+def test_a_conversation_longer_than_the_context_says_once_what_is_seen(conversation, capsys):
+    for line in ('ab', 'x' * 190, 'cd', 'ef'):
+        conversation.say(line)
+    told = capsys.readouterr().err
+    assert re.fullmatch('the conversation has [0-9]+ tokens; plain sees the last 200 of them\n', told)
+    conversation.command('/reset')
+    conversation.say('x' * 190)
+    assert capsys.readouterr().err == ''
+
+
+def test_a_model_compared_with_itself_answers_the_same_past_the_context(talk, conversation):
+    conversation.stops, conversation.settings['temperature'] = [], 1.0
+    talk('/tokens 70', 'ab', 'cd', 'ef', '/compare same', 'gh', 'y')
+    one, other = ([turn.answer for turn in speaker.turns] for speaker in conversation.speakers)
+    assert one == other and len(one) == 5 and len(one[0]) == 70
+
+
+def test_a_conversation_moves_to_another_vocabulary_and_back(talk, conversation, model):
+    other = CharTokenizer([*CHARS.chars[::-1], '한'])
+    torch.manual_seed(1)
+    larger = GPT(GPTConfig(block_size=20, vocab_size=other.vocab_size, n_layer=1, n_head=1, n_embd=8)).eval()
+    speakers = {'larger': Speaker('larger', larger, other, {}), 'plain': conversation.speakers[0]}
+    conversation.load = speakers.get
+    talk('/system xyz', 'ab', 'cd')
+    ids = conversation.speakers[0].ids()
+    talk('/load larger')
+    assert other.decode(conversation.speakers[0].ids()) == CHARS.decode(ids)
+    talk('/load plain')
+    assert conversation.speakers[0].ids() == ids
+    talk('/load larger', '한')
+    before = state(conversation)
+    assert "'한'" in talk('/load plain')[0] and state(conversation) == before
+
+
+def test_hangul_in_pieces_is_understood(model):
+    """As macOS writes it in the names of files."""
+    speaker = Speaker('one', model, CharTokenizer('한글'), {})
+    assert speaker.encode(unicodedata.normalize('NFD', '한글')) == speaker.encode('한글') == [0, 1]
+
+
+def test_the_same_vocabulary_takes_the_ids_over_as_they_are(model):
+    """Of a text a model may choose other tokens than the tokenizer would."""
+    bpe = BPETokenizer(train_bpe(['the cat sees a dog'], 270))
+    ids = [bpe.encode(char)[0] for char in 'the']
+    assert bpe.encode('the') != ids
+    turn, one = Turn('a', [], 'the', ids, False), Speaker('one', model, bpe, {})
+    assert one.replay('', [turn], BPETokenizer(bpe.content)).turns[0].answer_ids == ids
+    assert one.replay('', [turn]).turns[0].answer_ids == bpe.encode('the')
+
+
+def test_an_error_in_one_of_two_models_changes_neither(talk, conversation, monkeypatch):
+    talk('/compare other', '/system xyz', 'ab')
+    before = state(conversation)
+    monkeypatch.setattr(conversation.speakers[1], 'encode_given', Mock(side_effect=MemoryError))
+    assert 'out of memory' in talk('/system abc')[0] and 'out of memory' in talk('cd')[0]
+    monkeypatch.undo()
+    assert state(conversation) == before
+
+
+def test_a_chat_has_a_new_seed_unless_one_is_given_and_can_be_repeated(run, trained, tmp_path):
+    def chat(*args):
+        done = ok(run('sample.py', '--chat=True', f'--out_dir={trained}', '--device=cpu', '--max_new_tokens=9', *args,
+                      stdin='the cat\na dog\n'))
+        return done.stdout, re.findall('--seed=([0-9]+) ', done.stderr)
+    first, seeds = chat()
+    second, others = chat()
+    assert len(seeds) == len(others) == 1 and seeds != others and first != second
+    assert chat(f'--seed={seeds[0]}') == (first, [])
+    (tmp_path / 'mine.py').write_text('seed = 1337')  # the default, but given
+    assert chat('--seed=1337') == chat('mine.py') and chat('mine.py')[1] == []
