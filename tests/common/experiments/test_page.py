@@ -1,0 +1,383 @@
+"""The curves of the report: in a picture, on a page in a real browser that must not use a network, and served live."""
+import base64
+import contextlib
+import http.client
+import http.server
+import json
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import warnings
+from pathlib import Path
+
+import pytest
+
+from common.experiments import page, records
+from made_runs import make_run, scored, three_runs
+from running import HANG, ROOT
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+
+
+@pytest.fixture
+def runs(tmp_path):
+    return three_runs(tmp_path)
+
+
+def read(folders):
+    return records.read_all(folders)[0]
+
+
+def content(folders, remarks=(), target=None):
+    found = read(folders)
+    return page.content(found, {'run': [run.name for run in found]}, list(remarks), target)
+
+
+def test_seeds_share_a_curve_with_their_range(runs):
+    assert {label: len(members) for label, members in records.groups(read(runs)).items()} == {
+        'slow': 1, 'fast (2 seeds)': 2}
+    curve = next(curve for curve in page.curves(read(runs)) if curve['label'] == 'fast (2 seeds)')
+    assert curve['iterations'] == [0, 100, 200] and curve['tokens'] == [0, 1000, 2000]
+    assert curve['seconds'] == [0.0, 1.0, 2.0] and curve['run'] == ''
+    assert [curve[name]['validation loss'] for name in ('values', 'lowest', 'highest')] == [
+        [4.0, 2.25, 1.25], [4.0, 2.0, 1.0], [4.0, 2.5, 1.5]]
+
+
+def test_each_figure_of_training_has_a_curve(runs):
+    curve = next(curve for curve in page.curves(read(runs)) if curve['run'] == 'slow')
+    assert curve['values'] == {'training loss': [4.1, 3.1, 2.1], 'learning rate': [1e-3] * 3,
+                               'gradient norm': [1.0, 2.0, 3.0], 'tokens/s': [100.0] * 3}
+    Path(runs[0], 'metrics.jsonl').write_text('{"iter": 0, "loss": 1.0, "lr": null, "tokens": 0, "train_s": 0}\n')
+    assert page.curves(read(runs[:1]))[1]['values'] == {'training loss': [1.0]}, 'not known, not drawn'
+
+
+def test_what_cannot_be_compared_is_not_shown_first(tmp_path):
+    folders = [make_run(tmp_path / 'char', [4.0, 2.0], data=scored(), bytes_per_token=1.0),
+               make_run(tmp_path / 'bpe', [8.0, 4.0], data=scored('bpe', 4096, 'b'), bytes_per_token=4.0)]
+    assert page.main_kind(read(folders)) == 'bits per byte' and page.main_kind(read(folders[:1])) == 'validation loss'
+
+
+@pytest.mark.slow
+def test_many_long_runs_make_a_page_below_1500_kb(tmp_path):
+    pytest.importorskip('vl_convert')
+    losses = [3.0 + j / 1e4 for j in range(2000)]
+    folders = [make_run(tmp_path / str(i), losses, n_layer=i, bytes_per_token=3.3) for i in range(20)]
+    wordy = 20 * ['\u4f60' * 2000]
+    folders += [make_run(tmp_path / f'wordy-{i}', losses[:8], n_head=i, samples=wordy) for i in range(150)]
+    assert len(page.page(content(folders)).encode()) < 1_500_000
+
+
+def test_a_picture_names_each_run_whatever_it_is_called(tmp_path):
+    pytest.importorskip('matplotlib')
+    from matplotlib.figure import Figure
+    names = ['_hidden', 'a$b$', '$\\frac$', '\udcff']
+    folders = [make_run(tmp_path / name, [2.0, 1.0], n_layer=i) for i, name in enumerate(names)]
+    saved = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, 'savefig', lambda figure, *args, **more: saved.append(figure))
+        page.picture(read(folders), None)
+    shown = saved[0].axes[1].get_legend().get_texts()
+    assert [text.get_text() for text in shown] == ['_hidden', 'a$b$', '$\\frac$', '\\udcff']
+    assert not any(text.get_parse_math() for text in shown)
+    assert not saved[0].axes[0].collections
+    with open(tmp_path / 'x.png', 'wb') as f:
+        page.picture(read(folders), f)
+    assert (tmp_path / 'x.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_picture_has_a_band_for_seeds(runs, monkeypatch):
+    figures = pytest.importorskip('matplotlib.figure')
+    saved = []
+    monkeypatch.setattr(figures.Figure, 'savefig', lambda figure, *args, **more: saved.append(figure))
+    page.picture(read(runs), None, target=2.5)
+    band, = saved[0].axes[0].collections
+    assert band.get_paths()[0].contains_point((1000, 2.4)) and not band.get_paths()[0].contains_point((1000, 2.6))
+    assert len(saved[0].axes[0].lines) == 3, 'two curves, one target'
+
+
+def test_a_picture_takes_an_installed_font_or_says_which_characters_lack_one(tmp_path, monkeypatch):
+    matplotlib = pytest.importorskip('matplotlib')
+    fonts = os.path.join(matplotlib.get_data_path(), 'fonts', 'ttf')
+    (tmp_path / 'broken.ttf').write_text('no font')
+    monkeypatch.setattr(matplotlib.font_manager, 'findSystemFonts', lambda: [str(tmp_path / 'broken.ttf')])
+    folders = [make_run(tmp_path / 'ab\U0001d7d8한', [2.0])]
+    with warnings.catch_warnings(), open(tmp_path / 'x.png', 'wb') as f:
+        warnings.simplefilter('error')
+        assert page.picture(read(folders), f) == '한', 'not what DejaVu Sans has'
+    char = '\u1d81'  # in STIX, not in DejaVu Sans
+    assert page.fonts_for(f'a{char}') == (['DejaVu Sans'], char)
+    monkeypatch.setattr(matplotlib.font_manager, 'findSystemFonts', 
+                        lambda: [f'{fonts}/{name}.ttf' for name in ('LastResortHE-Regular', 'STIXGeneral')])
+    assert page.fonts_for(f'a{char}') == (['DejaVu Sans', 'STIXGeneral'], '')
+
+
+def test_the_live_page_is_for_this_machine_alone(runs, tmp_path):
+    (tmp_path / 'vl_convert.py').write_text('def javascript_bundle(): return ""')
+    words = [sys.executable, os.path.join(ROOT, 'run_manager.py'), 'report', *runs, '--serve', '--port=0']
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+                               env={**os.environ, 'PYTHONPATH': str(tmp_path)})
+    try:
+        address = next(line for line in process.stdout if line.startswith('http')).split()[0]
+        assert address.startswith('http://127.0.0.1:')
+        served = urllib.request.urlopen(address).read().decode()
+        assert '"live": true' in served and 'fast-2' in served
+        port = int(address.rstrip('/').rpartition(':')[2])
+        others = {info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)} - {'127.0.0.1'}
+        for other in (ip for ip in others if not ip.startswith('127.')):
+            with pytest.raises(OSError):
+                socket.create_connection((other, port), timeout=2).close()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextlib.contextmanager
+def server(monkeypatch, find_content, kind=http.server.HTTPServer):
+    """The port of page.serve(find_content), without Vega. It answers one request after the other."""
+    servers, ready = [], threading.Event()
+
+    class Known(kind):
+        def serve_forever(self):
+            servers.append(self)
+            ready.set()
+            super().serve_forever()
+
+    monkeypatch.setattr(http.server, 'ThreadingHTTPServer', Known)
+    monkeypatch.setattr(page, 'library', lambda: '')
+    thread = threading.Thread(target=page.serve, args=(find_content, 0))
+    thread.start()
+    assert ready.wait(HANG)
+    try:
+        yield servers[0].server_address[1]
+    finally:
+        servers[0].shutdown()
+        thread.join()
+
+
+def ask(port, path='/', method='GET', host='localhost'):
+    """(status, body) of an answer."""
+    connection = http.client.HTTPConnection('127.0.0.1', port, timeout=HANG)
+    connection.request(method, path, headers={'Host': host})
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+def test_the_live_page_asks_for_its_figures_alone(monkeypatch):
+    with server(monkeypatch, lambda: {'labels': ['</script>']}) as port:
+        status, text = ask(port)
+        assert status == 200 and '"live": true' in text and text.count('</script>') == 3
+        assert ask(port, '/data.json') == (200, '{"labels": ["</script>"]}')
+        with socket.create_connection(('127.0.0.1', port)) as head:
+            head.sendall(b'HEAD /data.json?x HTTP/1.1\r\nHost: localhost\r\n\r\n')
+            answer = head.makefile('rb').read()
+        assert b' 200 ' in answer.splitlines()[0] and answer.endswith(b'\r\n\r\n'), 'no body'
+        for path in ('/etc/passwd', '/../data.json', '/data.json/'):
+            assert ask(port, path)[0] == 404
+        for host in ('evil.example', '', 'localhost.evil.example', f'evil.example:{port}'):
+            assert [ask(port, path, host=host)[0] for path in ('/', '/data.json')] == [403, 403]
+        assert ask(port, host=f'LOCALHOST:{port}')[0] == 200
+
+
+def test_what_is_wrong_for_the_moment_is_said_in_the_live_page(monkeypatch, capsys):
+    answers = [ValueError('a mistake <in> the list'), ValueError('a mistake <in> the list'), ZeroDivisionError(), {}]
+
+    def find_content():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with server(monkeypatch, find_content) as port:
+        status, text = ask(port)
+        assert status == 200 and 'a mistake \\u003cin> the list' in text
+        assert ask(port, '/data.json') == (500, '{"error": "a mistake <in> the list"}')
+        assert ask(port, '/data.json') == (500, '{"error": "ZeroDivisionError"}')
+        assert ask(port, '/data.json') == (200, '{}')
+    assert capsys.readouterr().err == ''
+
+
+def test_a_reader_that_goes_away_does_not_end_the_server(monkeypatch, capsys):
+    gone = threading.Event()
+
+    def find_content():
+        assert gone.wait(HANG)
+        return {}
+
+    with server(monkeypatch, find_content) as port:
+        with socket.create_connection(('127.0.0.1', port)) as reader:
+            reader.sendall(b'GET / HTTP/1.1\r\nHost: localhost\r\n\r\n')
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))  # close it with a reset
+        gone.set()
+        assert ask(port, '/data.json') == (200, '{}')
+    assert 'Traceback' not in capsys.readouterr().err
+
+
+class Browser:
+    """A headless Chromium, driven through the pipes of its DevTools protocol; .events keeps all its messages."""
+
+    def __init__(self, profile):
+        to_browser, self.to_browser = os.pipe()
+        self.from_browser, from_browser = os.pipe()
+        script = f'exec {CHROMIUM} "$@" 3<&{to_browser} 4>&{from_browser}'
+        words = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--remote-debugging-pipe',
+                 f'--user-data-dir={profile}', '--window-size=1200,1400', '--disable-background-networking']
+        self.process = subprocess.Popen(['bash', '-c', script, 'chromium', *words], pass_fds=(to_browser, from_browser),
+                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        os.close(to_browser), os.close(from_browser)
+        self.number, self.rest, self.events, self.session = 0, b'', [], None
+        target = self.ask('Target.createTarget', url='about:blank')['targetId']
+        self.session = self.ask('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
+        for domain in ('Page', 'Runtime', 'Log', 'Network'):
+            self.ask(f'{domain}.enable')
+
+    def read(self):
+        while b'\0' not in self.rest:
+            part = os.read(self.from_browser, 2**16)
+            assert part, 'the browser has ended'
+            self.rest += part
+        message, _, self.rest = self.rest.partition(b'\0')
+        message = json.loads(message)
+        self.events.append(message)
+        return message
+
+    def ask(self, method, **params):
+        self.number += 1
+        message = {'id': self.number, 'method': method, 'params': params}
+        if self.session:
+            message['sessionId'] = self.session
+        os.write(self.to_browser, json.dumps(message).encode() + b'\0')
+        while (answer := self.read()).get('id') != self.number:
+            pass
+        assert 'error' not in answer, answer
+        return answer['result']
+
+    def value(self, expression):
+        return self.ask('Runtime.evaluate', expression=expression, returnByValue=True)['result'].get('value')
+
+    def wait_for(self, expression):
+        end = time.monotonic() + HANG
+        while not self.value(expression):
+            assert time.monotonic() < end, f'{expression} is not so'
+            time.sleep(0.1)
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.to_browser), os.close(self.from_browser)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """A Browser that complained of nothing, but for answers that are errors."""
+    browser = Browser(tmp_path / 'profile')
+    guard = threading.Timer(HANG, browser.process.kill)
+    guard.start()
+    yield browser
+    guard.cancel()
+    browser.close()
+    complaints = 'Runtime.exceptionThrown', 'Runtime.consoleAPICalled', 'Log.entryAdded'
+    wrong = [event for event in browser.events if event.get('method') in complaints
+             and event['params'].get('entry', {}).get('source') != 'network']
+    assert not wrong, [e['params'].get('args') for e in wrong]
+
+
+CURVES = "document.querySelectorAll('#chart .mark-line path').length"
+SHAPE = "[...document.querySelectorAll('#chart .mark-line path')].map(e => e.getAttribute('d')).join()"
+LABELS = "[...document.querySelectorAll('#chart .role-legend-label text')].map(e => e.textContent).join()"
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here')
+
+
+def select(browser, value):
+    browser.value(f'document.querySelector(`input[value="{value}"]`).click()')
+
+
+@needs_chromium
+def test_the_page_draws_its_curves_in_a_browser_and_asks_no_network(runs, tmp_path, browser):
+    pytest.importorskip('vl_convert')
+    path = tmp_path / 'report.html'
+    path.write_text(page.page(content(runs, ['a left out'], target=2.5)), encoding='utf-8')
+    browser.ask('Page.navigate', url=f'file://{path}')
+    browser.wait_for(f'{CURVES} == 2')
+    assert browser.value("document.querySelectorAll('#chart .mark-area path').length") == 2, 'bands of seeds'
+    assert browser.value("document.querySelectorAll('#chart .mark-rule.role-mark line').length") == 1, 'the target'
+    assert browser.value("document.title") == 'Runs', 'a sample is text, whatever it holds'
+    assert browser.value("document.querySelectorAll('td.differs').length") == 2
+    assert browser.value("document.querySelector('#remarks').textContent") == 'a left out'
+    title = "[...document.querySelectorAll('#chart .role-axis-title text')].map(e => e.textContent).join()"
+    assert browser.value(title) == 'iterations,validation loss'
+    before = browser.value(SHAPE)
+    select(browser, 'seconds')
+    browser.wait_for(f"{title} == 'seconds of training,validation loss'")
+    assert browser.value(SHAPE) != before and 'x=seconds' in browser.value('location.hash')
+    for kind in ('training loss', 'learning rate', 'gradient norm', 'tokens/s'):
+        select(browser, kind)
+        browser.wait_for(f"{title} == 'seconds of training,{kind}' && {CURVES} == 3")
+    assert not browser.value('document.querySelector(`input[value="bits per byte"]`)'), 'not known'
+    select(browser, 'training loss')
+    browser.wait_for(f"{title} == 'seconds of training,training loss'")
+    for choice in ('log', 'smoothed'):
+        before = browser.value(SHAPE)
+        select(browser, choice)
+        browser.wait_for(f'{SHAPE} != {json.dumps(before)} && {CURVES} == 3')
+    samples = "document.querySelector('#samples').textContent"
+    assert 'ROMEO: I' in browser.value(samples) and 'JULIET' not in browser.value(samples)
+    browser.value("document.querySelector('input[name=prompt][value=\"1\"]').click()")
+    assert 'JULIET: O' in browser.value(samples)
+    if folder := os.environ.get('SCREENSHOTS'):
+        picture = browser.ask('Page.captureScreenshot', captureBeyondViewport=True)['data']
+        Path(folder, 'report.png').write_bytes(base64.b64decode(picture))
+    asked = {event['params']['request']['url'] for event in browser.events
+             if event.get('method') == 'Network.requestWillBeSent'}
+    assert all(re.match('file:///.*report.html|data:', url) for url in asked), asked
+
+
+@needs_chromium
+def test_the_live_page_keeps_its_zoom_and_its_library_while_figures_come(runs, tmp_path, monkeypatch, browser):
+    pytest.importorskip('vl_convert')
+    library = page.library()
+    shown = runs[:2]
+
+    def find_content():
+        if not shown:
+            raise ValueError('all runs have gone')
+        return content(shown)
+
+    with server(monkeypatch, find_content, http.server.ThreadingHTTPServer) as port:
+        monkeypatch.setattr(page, 'library', lambda: library)
+        browser.ask('Page.navigate', url=f'http://127.0.0.1:{port}/')
+        browser.wait_for(f"{CURVES} == 2 && {LABELS} == 'slow,fast'")
+        browser.value("svg = document.querySelector('#chart svg'); chart.then(result => view = result.view)")
+        browser.wait_for("typeof view == 'object'")
+        browser.value("view.signal('view_iterations', [50, 150]).runAsync()")
+        zoomed = "view.scale('x').domain().join() == '50,150'"
+        browser.wait_for(zoomed)
+        select(browser, '1')
+        before, last = browser.value(SHAPE), '{"iter": 300, "val_loss": 0.5, "tokens": 3000, "train_s": 30}\n'
+        with open(Path(runs[0], 'metrics.jsonl'), 'a') as f:
+            f.write(last)
+        shown.append(runs[2])
+        browser.value('refresh()')
+        browser.wait_for(f"{LABELS} == 'slow,fast (2 seeds)' && {SHAPE} != {json.dumps(before)}")
+        assert browser.value(zoomed) and browser.value("svg === document.querySelector('#chart svg')")
+        assert browser.value("document.querySelector('input[name=prompt]:checked').value") == '1'
+        assert browser.value("document.querySelectorAll('#runs tr').length") == 4
+        message = "document.querySelector('#message').textContent"
+        shown.clear()
+        browser.value('refresh()')
+        browser.wait_for(f"{message} == 'all runs have gone (below: the last figures)'")
+        assert browser.value(CURVES) == 2 and browser.value(zoomed)
+        shown += runs
+        browser.value('refresh()')
+        browser.wait_for(f"{message} == ''")
+    browser.value('refresh()')
+    browser.wait_for(f"{message}.includes('does not answer')")
+    asked = [event['params']['request']['url'].rpartition('/')[2] for event in browser.events
+             if event.get('method') == 'Network.requestWillBeSent']
+    assert [url for url in asked if 'data:' not in url] == [''] + ['data.json'] * 4
