@@ -14,6 +14,7 @@ import time
 
 import pytest
 
+from common.experiments.processes import process_start
 from common.experiments.runs import Run
 from conftest import TOY, read_metrics, slow
 from running import HANG, ROOT, ok, python
@@ -35,6 +36,9 @@ while os.environ.get('RANK', '0') != '0':  # under torchrun rank 0 does all the 
 print('GPU', os.environ.get('CUDA_VISIBLE_DEVICES'), 'from', first, flush=True)
 def write(**line):
     print(json.dumps(line), file=log, flush=True)
+if wandb_run_name == 'mistake':
+    print('train.py: n_head=0 is below 1', flush=True)
+    sys.exit(2)
 if wandb_run_name == 'fails' or (wandb_run_name == 'fails once' and first == 0 and not os.path.exists(out_dir + '/x')):
     open(out_dir + '/x', 'w')
     sys.exit('no such luck')
@@ -288,7 +292,7 @@ def test_a_terminal_that_goes_away_ends_nothing(manage):
 
 def test_a_terminal_that_is_not_utf_8_ends_nothing(manage):
     manage.write('하나: config/toy.py')
-    for words, expected in ((['run'], '\\ud558\\ub098: started'), (['status'], '\\ud558\\ub098    done'),
+    for words, expected in ((['run'], '\\ud558\\ub098: started'), (['status'], '\\ud558\\ub098  done'),
                             (['logs', '하나'], 'results/\\ud558\\ub098')):
         assert expected in ok(manage(*words, PYTHONIOENCODING='ascii')).stdout
 
@@ -339,6 +343,17 @@ def test_a_state_file_that_cannot_be_read_now_is_not_taken_for_an_empty_one(mana
     assert manage.states() == {'a': 'done', 'b': 'done'} and len(manage.starts()) == 1, output
 
 
+@pytest.mark.slow
+def test_a_state_file_that_is_damaged_while_the_manager_works_can_be_repaired_beside_it(manage):
+    manager = manage.hold('b: config/toy.py')
+    (manage.results / 'experiment_list.json').write_text('')
+    output = read_until(manager, 'run_manager.py repair; trying again')
+    assert re.search('(?m)^a +running', ok(manage('repair')).stdout)
+    manage.go()
+    output += finish(manager)
+    assert manage.states() == {'a': 'done', 'b': 'done'} and len(manage.starts()) == 1, output
+
+
 def test_an_environment_left_by_torchrun_reaches_no_experiment(manage):
     with open(manage.folder / 'train.py', 'a') as f:
         f.write('print("set:", sorted(key for key in os.environ if "RANK" in key or "WORLD" in key or "MASTER" in key '
@@ -357,7 +372,7 @@ def test_a_damaged_metrics_file_ends_nothing(manage):
     metrics = manage.results / 'a' / 'metrics.jsonl'
     with open(metrics, 'ab') as f:
         f.write(b'12\nnull\n[1]\n{"a": 1}\n"done"\n{"iter": 4, "loss": "low", "ms": null}\n\xff\0\0\n{"iter": 4, "lo')
-    assert re.search('(?m)^a +running +4 of 10, loss 2.000', ok(manage('status')).stdout)
+    assert re.search('(?m)^a +running .* 4 of 10, loss 2.000', ok(manage('status')).stdout)
     assert json.loads(ok(manage('status', '--json')).stdout)[0]['loss'] == 2.0
     with open(metrics, 'a') as f:
         f.write('\n')
@@ -407,8 +422,8 @@ def test_where_nothing_has_run_the_lists_that_have_run_are_named(manage):
     (manage.folder / 'mine.conf').write_text('b: config/toy.py --max_iters=1\n')
     assert 'other lists' not in manage('status').stdout
     assert manage('run', '--list=mine.conf').returncode == 0
-    assert '; other lists have run here: mine; --list=FILE names one' in manage('status').stdout
-    assert "'b' was not started yet; known: none; other lists have run here: mine" in manage('logs', 'b').stderr
+    assert '; other lists have run here: mine.conf; --list=FILE names one' in manage('status').stdout
+    assert "'b' was not started yet; known: none; other lists have run here: mine.conf" in manage('logs', 'b').stderr
     assert 'other lists' not in manage('status', '--list=mine.conf').stdout
 
 
@@ -493,10 +508,215 @@ def test_ctrl_c_once_lets_runs_finish_and_twice_stops_them(manage, times, expect
     assert manage('run').returncode == 0 and manage.states() == {'a': 'done', 'b': 'done'}
 
 
+def hang(manage, name='a'):
+    """Let a run hang, as in a dead network disk: it gets no signal but SIGKILL. Returns its pid."""
+    pid = manage.json()[name]['pid']
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+def test_a_run_that_hangs_can_be_killed_by_its_name(manage):
+    manager = manage.hold('b: config/toy.py')
+    pid = hang(manage)
+    assert 'ends after its current iteration' in ok(manage('stop', 'a')).stdout
+    again = manage('stop', 'a')
+    assert again.returncode == 2 and f'its process {pid} has not ended yet' in again.stderr
+    assert 'to kill it now, without a checkpoint: python run_manager.py stop --now a' in again.stderr
+    assert 'asked to stop' in manage('status').stdout
+    assert 'a was killed' in ok(manage('stop', '--now', 'a')).stdout
+    output = finish(manager)
+    assert manage.states() == {'a': 'stopped', 'b': 'done'}, output
+    assert manage.json()['a']['attempts'] == 0
+    manage.go()
+    assert 'is in the queue again' in ok(manage('retry', 'a')).stdout and manage('run').returncode == 0
+    assert manage.resumed() == [False, True]
+
+
+@pytest.mark.slow
+def test_a_run_that_hangs_without_a_manager_can_be_killed_too(manage):
+    with manage.hold() as manager:
+        manager.kill()
+    hang(manage)
+    ok(manage('stop', '--now', 'a'))
+    assert manage.states() == {'a': 'stopped'}
+
+
+def test_a_run_that_does_not_end_in_time_is_killed_by_the_manager(manage):
+    manager = manage.hold('b: config/toy.py', words=['--grace=0.1'])
+    hang(manage)
+    ok(manage('stop', 'a'))
+    output = finish(manager)
+    assert 'a: killed, as it had not ended' in output and manage.states() == {'a': 'stopped', 'b': 'done'}
+
+
+@pytest.mark.parametrize('signals', [[signal.SIGTERM] * 2, slow([signal.SIGINT] * 3)])
+def test_runs_that_hang_do_not_keep_the_manager(manage, signals):
+    manager = manage.hold('b: config/toy.py')
+    hang(manage)
+    for number, text in zip(signals, ['running experiments', 'running experiments', 'killing'][-len(signals):]):
+        manager.send_signal(number)
+        output = read_until(manager, text)
+    output += finish(manager)
+    assert manager.returncode == 75 and manage.states() == {'a': 'queued', 'b': 'queued'}, output
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='the environment of processes is in /proc')
+def test_what_a_killed_run_leaves_behind_is_killed_before_it_goes_on(manage):
+    """As the ranks of a torchrun that was killed: they would train beside it, and hold its GPUs."""
+    with open(manage.folder / 'train.py') as f:
+        code = f.read()
+    orphan = ('import subprocess\norphan = subprocess.Popen(["sleep", "900"], start_new_session=True)\n'
+              'open("orphan", "a").write(f"{orphan.pid}\\n")\n')
+    (manage.folder / 'train.py').write_text(code.replace('\nfor i in range(first', f'\n{orphan}for i in range(first'))
+    manager = manage.hold()
+    os.kill(manage.json()['a']['pid'], signal.SIGKILL)
+    manage.go()
+    output = finish(manager)
+    first, last = map(int, (manage.folder / 'orphan').read_text().split())
+    os.kill(last, signal.SIGKILL)  # what a run that is done leaves is its own business
+    assert manage.states() == {'a': 'done'} and process_start(first) is None, output
+
+
+def test_a_mistake_of_the_user_is_not_tried_again(manage):
+    manage.write('a: config/toy.py --wandb_run_name=mistake', 'b: config/toy.py')
+    done = manage('run')
+    assert manage.states() == {'a': 'failed', 'b': 'done'} and len(manage.starts()) == 1
+    assert 'train.py: n_head=0 is below 1 (that would only fail again; when it is mended: python run_manager.py ' \
+           'retry a)' in done.stdout
+
+
+def test_jobs_run_several_at_once_and_divide_the_cores(manage):
+    with open(manage.folder / 'train.py', 'a') as f:
+        f.write('print("threads", os.environ.get("OMP_NUM_THREADS"))\n')
+    manage.write(*(f'{name}: config/toy.py {HOLDS}' for name in 'abc'))
+    manager = manage.start('--jobs=2', OMP_NUM_THREADS='7')
+    wait_for(lambda: all(map(manage.holds, 'ab')))
+    assert manage.states() == {'a': 'running', 'b': 'running', 'c': 'queued'}
+    manage.go()
+    finish(manager)
+    assert manager.returncode == 0 and 'threads 7' in manage.log()
+    manage.write('d: config/toy.py')
+    output = manage.shell('unset OMP_NUM_THREADS; $manage run --jobs=1000').stdout
+    assert '1000 experiments share the machine; OMP_NUM_THREADS=1' in output and 'threads 1' in manage.log('d')
+
+
+@pytest.mark.parametrize('words, expected', [
+    slow(['--jobs=0'], '--jobs=0 is below 1'), slow(['--grace=nan'], '--grace=nan is no number of seconds'),
+    (['--launcher=slurm', '--jobs=2'], '--jobs does not go with --launcher=slurm'),
+    (['--sbatch=--time=1'], '--sbatch has no effect without'),
+    slow(['--launcher=slurm', '--dry_run', '--sbatch="'], 'No closing quotation')])
+def test_options_that_do_not_go_together_are_refused(manage, words, expected):
+    manage.write('a: config/toy.py')
+    done = manage('run', *words)
+    assert done.returncode == 2 and expected in done.stderr and not manage.results.exists()
+
+
+def test_slurm_is_shown_before_it_is_used(manage):
+    manage.write('a: config/toy.py', 'b: config/toy.py after=a')
+    output = ok(manage('run', '--launcher=slurm', '--dry_run', '--sbatch=--time=10')).stdout
+    assert 'sbatch --parsable --job-name=a' in output and '--dependency=afterok:JOB_OF_a' in output
+    assert '--time=10 <<"END"\n#!/bin/bash\n' in output and not manage.results.exists()
+
+
+def test_an_experiment_is_added_from_the_command_line_while_the_manager_works(manage):
+    manager = manage.hold()
+    path = manage.folder / 'config' / 'experiment_list.conf'
+    path.write_bytes(f'\ufeff# mine\r\na: config/toy.py {HOLDS}'.encode())  # without an end of its line
+    done = ok(manage('add', '실험:', 'config/toy.py', '--wandb_project=a b#c', '--seed=2'))
+    assert 'the manager that is running takes it up' in done.stdout
+    assert path.read_bytes().decode() == (f"\ufeff# mine\r\na: config/toy.py {HOLDS}\r\n"
+                                          "실험: config/toy.py '--wandb_project=a b#c' --seed=2\r\n")
+    manage.go()
+    finish(manager)
+    assert manage.states() == {'a': 'done', '실험': 'done'}
+    ok(manage('add', 'c: config/toy.py --seed=3'))  # a whole line in quotes, too
+    ok(manage('add', '--', '--max_iters=5', '--dataset=toy', '--n_embd=8', '--n_head=1'))
+    assert path.read_text().splitlines()[-2:] == ['c: config/toy.py --seed=3',
+                                                  '--max_iters=5 --dataset=toy --n_embd=8 --n_head=1']
+
+
+@pytest.mark.parametrize('words, expected', [
+    (['b:', 'config/toy.py', '--max_itres=3'], 'line 2: unknown setting --max_itres=3'),
+    (['b:', 'config/toy.py', '--wandb_project=x\ny'], 'is not one line'), slow(['# no'], 'is a comment, or empty'),
+    slow(['a:', 'config/toy.py'], 'line 2: a is the name of line 1 too'), slow([], 'add needs a line'),
+    slow(['b:', 'config/toy.py', '--dataset=none'], "line 2: dataset 'none' has no train.bin"),
+    slow(['b:', 'config/toy.py', '--list=x.conf'], '--list goes in front of the line'),
+    slow(['b:', 'config/toy.py', '--wandb_project=\udcff'], 'is not text in UTF-8')])
+def test_a_line_with_a_mistake_is_not_added(manage, words, expected):
+    manage.write('a: config/toy.py')
+    done = manage('add', *words)
+    assert done.returncode == 2 and expected in done.stderr and 'Traceback' not in done.stderr, done.stderr
+    assert (manage.folder / 'config' / 'experiment_list.conf').read_text() == 'a: config/toy.py\n'
+
+
+def test_an_experiment_is_removed_from_the_list_and_its_results_stay(manage):
+    manager = manage.hold('# a comment', "b: config/toy.py  # don't", 'c: config/toy.py', 'd: config/toy.py after=c')
+    path = manage.folder / 'config' / 'experiment_list.conf'
+    before = path.read_text()
+    assert 'stop a' in manage('remove', 'a').stderr and 'd comes after c' in manage('remove', 'c').stderr
+    assert "'x' was not started yet" in manage('remove', 'x').stderr and path.read_text() == before
+    assert 'b is out of' in ok(manage('remove', 'b')).stdout
+    assert path.read_text() == before.replace("b: config/toy.py  # don't\n", '')
+    manage.go()
+    finish(manager)
+    assert manage.states() == {'a': 'done', 'c': 'done', 'd': 'done'}
+    assert 'what it wrote stays in results/a' in ok(manage('remove', 'a')).stdout and manage.holds('a') is False
+    assert 'a' not in manage.states() and (manage.results / 'a' / 'metrics.jsonl').exists()
+
+
+def test_a_list_that_becomes_empty_starts_nothing_more(manage):
+    manager = manage.hold('b: config/toy.py')
+    manage.write('# nothing')
+    manage.go()
+    finish(manager)
+    assert manage.states() == {'a': 'done', 'b': 'queued'} and 'a is out of' in manage('remove', 'a').stdout
+    assert 'no experiment in it yet' in manage('run').stderr
+
+
+def test_two_lists_do_not_write_to_one_folder(manage):
+    manage.write('a: config/toy.py')
+    ok(manage('run'))
+    (manage.folder / 'experiment_list.conf').write_text('b: config/toy.py\na: config/toy.py --seed=2\n')
+    before = (manage.results / 'a' / 'log.txt').read_text()
+    for words in (['--dry_run'], []):
+        done = manage('run', '--list=experiment_list.conf', *words)
+        assert done.returncode == 2 and "line 2: out_dir='results/a' has what a of the list " in done.stderr
+        assert 'config/experiment_list.conf wrote; put another name in front, as in a-2: ...' in done.stderr
+    assert manage.states() == {'a': 'done'} and manage.log() == before
+    status = manage('status', '--list=experiment_list.conf').stdout
+    assert re.search('(?m)^a +queued$', status) and 'config/experiment_list.conf' in status
+
+
+@pytest.mark.slow
+def test_a_list_whose_manager_works_does_not_take_a_folder_that_another_one_took_meanwhile(manage):
+    manager = manage.hold('b: config/toy.py')
+    (manage.folder / 'mine.conf').write_text('b: config/toy.py --seed=2\n')
+    ok(manage('run', '--list=mine.conf'))
+    manage.go()
+    output = finish(manager)
+    assert manage.states() == {'a': 'done', 'b': 'failed'} and len(manage.starts('b')) == 1, output
+    assert "b: failed: not started: out_dir='results/b' has what b of the list mine.conf wrote" in output
+
+
+def test_a_damaged_state_file_is_repaired_by_its_command(manage):
+    manage.write('a: config/toy.py', 'b: config/toy.py')
+    ok(manage('run'))
+    path = manage.results / 'experiment_list.json'
+    path.write_text('{"a": {"state": "do')
+    for words in ('status', 'run', 'stop a', 'remove a', 'add c: config/toy.py'):
+        done = manage(*words.split())
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert 'experiment_list.json is damaged' in done.stderr and path.read_text() == '{"a": {"state": "do'
+    assert re.search('(?m)^a +done +best val loss 1.5000', ok(manage('repair')).stdout)
+    ok(manage('run'))
+    assert len(manage.starts()) == 1
+
+
 def test_status_knows_where_a_run_is(manage):
     manage.hold('b: config/toy.py', settings='--max_iters=500')
     status = manage('status').stdout
-    assert re.search('(?m)^a +running +4 of 500, loss 2.000, 10 tok/s, 10s left$', status), status
+    row = re.search(r'(?m)^a +running +(\d+) +\d\d-\d\d \d\d:\d\d  4 of 500, loss 2.000, 10 tok/s, 10s left$', status)
+    assert row and int(row[1]) == manage.json()['a']['pid'], status
     rows = {one['name']: one for one in json.loads(manage('status', '--json').stdout)}
     assert rows['a']['state'] == 'running' and rows['a']['loss'] == 2.0 and rows['b']['state'] == 'queued'
     assert manage('logs', 'a').stdout.startswith('$ python train.py config/toy.py')

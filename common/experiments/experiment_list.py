@@ -4,9 +4,10 @@ import os
 import re
 import shlex
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from common import files, settings
-
+from common.experiments import naming
 
 @dataclass
 class Experiment:
@@ -18,20 +19,28 @@ class Experiment:
     settings: dict = field(default_factory=dict)  # all that train.py has with these words
 
 
-def read(path, root=None):
+def read(path, root=None, may_be_empty=False):
     """The experiments of a list; with `root`, the folder of train.py, also their settings. ValueError: all mistakes."""
     if not os.path.isfile(path):
         raise ValueError(f'there is no list {path!r}; --list=FILE names one, and config/experiment_list.conf shows how')
+    with open(path, 'rb') as f:
+        experiments = read_bytes(f.read(), path, root)
+    if not experiments and not may_be_empty:
+        raise ValueError(f'{path} has no experiment in it yet: one per line, exactly what follows `python train.py`')
+    return experiments
+
+
+def read_bytes(content, path, root=None):
+    """As read(), of the bytes in a list."""
     try:
-        with open(path, encoding='utf-8-sig') as f:
-            lines = f.read().splitlines()
+        lines = content.decode('utf-8-sig').splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f'{path} is not text in UTF-8 ({error})') from None
     experiments, mistakes = [], []
     for number, line in enumerate(lines, 1):
         try:
             if words := split(line):
-                one = parse(words, number)
+                one = parse(words, number, root)
                 experiments.append(one)
                 if root:
                     one.settings = settings.read(os.path.join(root, 'train.py'), one.words)
@@ -40,48 +49,104 @@ def read(path, root=None):
     mistakes += contradictions(experiments)
     if mistakes:
         raise ValueError('\n'.join(f'{path}, {mistake}' for mistake in mistakes))
-    if not experiments:
-        raise ValueError(f'{path} has no experiment in it yet: one per line, exactly what follows `python train.py`')
     return experiments
+
+
+def with_line(path, words):
+    """(the bytes of a list with one more line, that line). ValueError for words that a line cannot hold."""
+    if not words:
+        raise ValueError('add needs a line: [NAME:] and what follows `python train.py`, as in add a: config/small.py')
+    # one word with spaces in it is a line in quotes
+    line = words[0] if len(words) == 1 else ' '.join(
+        word if re.fullmatch(r'[\w.+=-]+:', word) else shlex.quote(word) for word in words)
+    if len(line.splitlines()) != 1:
+        raise ValueError(f'{line!r} is not one line, as an experiment in a list is')
+    try:
+        new = line.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f'{line!r} is not text in UTF-8') from None
+    if not split(line):
+        raise ValueError(f'{line!r} is a comment, or empty')
+    with open(path, 'rb') as f:
+        content = f.read()
+    end = b'\r\n' if b'\r\n' in content else b'\n'
+    return content + (b'' if content.endswith((b'\n', b'\r')) or not content else end) + new + end, line
+
+
+def without_line(path, number):
+    """The bytes of a list without line `number`, counted from 1."""
+    with open(path, encoding='utf-8', newline='') as f:
+        lines = f.read().splitlines(keepends=True)
+    return ''.join(lines[:number - 1] + lines[number:]).encode()
 
 
 def split(line):
     """The words of a line, split as a shell would: # begins a comment at the start of a word."""
-    words = shlex.split(line)
-    return words[:next((i for i, word in enumerate(words) if word.startswith('#')), len(words))]
+    lexer = shlex.shlex(line, posix=True)
+    lexer.whitespace_split, lexer.commenters = True, ''
+    words = []
+    while not line[lexer.instream.tell():].lstrip().startswith('#') and (word := lexer.get_token()) is not None:
+        words.append(word)
+    return words
 
 
-def parse(words, number):
+def parse(words, number, root=None):
     """The experiment of line `number`: [NAME:] [after=NAME ...] and what follows `python train.py`."""
     after = [word.removeprefix('after=') for word in words if word.startswith('after=')]
     words = [word for word in words if not word.startswith('after=')]
     name = words.pop(0)[:-1] if words and words[0].endswith(':') else None
-    if name is not None and not re.fullmatch(r'[\w.+=][\w.+=-]*', name):
-        raise ValueError(f'the name {name!r} may contain only letters, digits and . _ + = -')
-    out_dirs = re.findall(r'(?:^|\0)--out_dir[=\0]([^\0]+)', '\0'.join(words))
+    if name is None and words:
+        check_first_word(words[0], words[1:], root or '')
+    out_dirs = re.findall(r'(?:^|\0)--out_dir[=\0]([^\0]*)', '\0'.join(words))
     out_dirs = [os.path.expanduser(out_dir) for out_dir in out_dirs]  # as the configurator does
-    if name is None:  # --out_dir=results/tiny12 gives tiny12, config/quickstart.py --seed=2 gives quickstart-seed=2
-        parts = [os.path.splitext(os.path.basename(word))[0] if word.endswith('.py') else word.lstrip('-')
-                 for word in words]
-        name = os.path.basename(os.path.normpath(out_dirs[-1])) if out_dirs else '-'.join(parts) or 'train'
-    name = re.sub(r'[^\w.=+-]+', '_', name)
-    if not out_dirs:
+    if name is not None:
+        naming.check_name(name)
+    elif out_dirs:  # --out_dir=results/tiny12 gives tiny12
+        name = re.sub(r'[^\w.=+-]+', '_', os.path.basename(os.path.normpath(out_dirs[-1])))
+    else:
+        name = naming.name_of(words)
+    if out_dirs:
+        naming.check_folder(out_dirs[-1], root)
+        naming.check_name(name, ', which comes from --out_dir,')
+    else:
         out_dirs = [f'results/{name}']
+        naming.check_folder(out_dirs[-1], root)
         words.append(f'--out_dir={out_dirs[-1]}')
     return Experiment(name, words, out_dirs[-1], number, after)
 
 
+def check_first_word(word, others, root):
+    """ValueError if the first word of a line without a name was meant as one."""
+    if word.startswith('-') or os.path.exists(word) or os.path.exists(os.path.join(root, word)):
+        return
+    name, colon, rest = re.fullmatch('([^:：]*)([:：]?)(.*)', word).groups()
+    if colon and rest:
+        raise ValueError(f'{word!r}: put a space behind the colon, as in {name}: {rest}')
+    if colon or not word.endswith('.py') and others:
+        rest = shlex.join(other for other in others if other != ':')
+        raise ValueError(f'{word!r} is no config file; as a name it needs a colon, as in {name}: {rest}')
+
+
 def contradictions(experiments):
     """What is wrong with the lines taken together, one text per mistake."""
-    by_name, by_folder = {}, {}
+    by_name, by_folder, names = {}, {}, {}
+    at, below = {}, {}  # place: the first experiment whose folder that is, or is in there
     for one in experiments:
-        other = by_name.setdefault(one.name, one)
+        by_name.setdefault(one.name, one)
+        by_folder.setdefault(os.path.realpath(one.out_dir), one)
+        place = naming.place(one.out_dir)
+        parents = [str(parent) for parent in Path(place).parents]
+        shared = below.get(place) or next((at[parent] for parent in (place, *parents) if parent in at), None)
+        at.setdefault(place, one)
+        for parent in parents:
+            below.setdefault(parent, one)
+        other = names.setdefault(naming.folded(one.name), one)
         if other is not one:
-            yield (f'line {one.line}: {one.name} is the name of line {other.line} too; put another one in front, as in '
-                   f'{one.name}-2: ...')
-        other = by_folder.setdefault(os.path.realpath(one.out_dir), one)
-        if other is not one:
-            yield f'line {one.line}: line {other.line} writes to out_dir={one.out_dir!r} too'
+            also = '' if other.name == one.name else f'on some disks, where {other.name} is the same, '
+            yield (f'line {one.line}: {one.name} is {also}the name of line {other.line} too; put another one in front, '
+                   f'as in {one.name}-2: ...')
+        elif shared:
+            yield f'line {one.line}: line {shared.line} writes to out_dir={shared.out_dir!r} too'
         out_dir = one.settings.get('out_dir', one.out_dir)
         if out_dir != one.out_dir:
             yield f'line {one.line}: a config file sets out_dir={out_dir!r} after --out_dir; put --out_dir behind it'
@@ -94,8 +159,8 @@ def contradictions(experiments):
         init_from = one.settings.get('init_from', 'scratch')
         if init_from in ('scratch', 'resume', 'auto'):
             continue
-        place = os.path.realpath(init_from)
-        source = by_folder.get(place) or by_folder.get(os.path.dirname(place))  # a run's folder, or a checkpoint in it
+        path = os.path.realpath(init_from)
+        source = by_folder.get(path) or by_folder.get(os.path.dirname(path))  # a run's folder, or a checkpoint in it
         if source and source not in [one, *ancestors(one, experiments)]:
             yield f'line {one.line}: it starts from what {source.name} writes; add after={source.name}'
 

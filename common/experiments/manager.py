@@ -1,5 +1,9 @@
-"""Runs a list on one machine: starts, retries, resumes. What must survive this process is in the queue's file."""
+"""
+Runs a list on one machine: starts, retries, resumes. What must survive this process is in the queue's file. It is no
+general queue such as pueue: it reads in a run's folder whether it is done or was saved, and resumes it.
+"""
 import contextlib
+import math
 import os
 import shlex
 import shutil
@@ -8,21 +12,37 @@ import subprocess
 import sys
 import time
 
-from common.experiments import experiment_list
-from common.experiments.runs import Run, State, is_busy, process_start, status_lines
+from common.console import duration, pad, visible
+from common.experiments import experiment_list, processes, slots
+from common.experiments.processes import process_start
+from common.experiments.runs import Run, State, is_busy
+from common.experiments.state_file import Damaged
+from common.experiments.status import status_lines, width
 from common.settings import RESUMABLE
 
-ATTEMPTS = 3   # a run that fails is started again twice
-PAUSE = 60     # seconds before that
+MISTAKE = 2    # exit code of a run that cannot work as its line and this machine are: it would only fail again
+ATTEMPTS = 3   # a run that fails is started again twice: a third failure in a row is seldom chance
+PAUSE = 60     # seconds before that: a disk or a GPU that was gone for a moment may be back
+GRACE = 300    # seconds that a run which was asked to stop has for its iteration and its checkpoint
 LOOK = 0.5     # seconds between checks of the runs
 AT_ONCE = 20   # seconds: three experiments in a row that fail this soon have a common cause and end the queue
 
 
 class Manager:
-    def __init__(self, queue, slots, processes, root):
-        """slots: the GPUs of each experiment at a time, as in CUDA_VISIBLE_DEVICES, or None; processes: of each."""
-        self.queue, self.slots, self.processes, self.root = queue, slots, processes, root
+    def __init__(self, queue, gpus, processes, root, jobs=1, grace=GRACE):
+        """
+        gpus: of each slot, as in CUDA_VISIBLE_DEVICES, or None; processes: of each experiment; jobs: how many of them
+        share a slot; grace: seconds until a run that was asked to stop is killed.
+        """
+        self.queue, self.slots, self.processes, self.root = queue, gpus, processes, root
+        self.jobs, self.grace = jobs, grace
+        self.environment = {}        # of each run, beside this process's
+        if each := jobs > 1 and slots.threads(jobs * len(self.slots) * processes):
+            self.environment['OMP_NUM_THREADS'] = str(each)
+            say(f'{jobs} experiments share {"a GPU" if self.slots[0] else "the machine"}; OMP_NUM_THREADS={each}')
+        self.list = None             # what signature() said when the list was read
         self.children = {}           # name: Popen, without the runs that an earlier manager started
+        self.killed = {}             # name: time.time() of its SIGKILL
         self.interrupts = 0
         self.busy = set()            # names of experiments in whose folders other processes train
         self.failed_at_once = set()  # names, in a row
@@ -32,41 +52,56 @@ class Manager:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal does not end it
 
     def interrupt(self, number, frame):
-        """First Ctrl-C: start nothing more. Second Ctrl-C, or SIGTERM: stop the runs, with a checkpoint."""
-        self.interrupts = 2 if number == signal.SIGTERM else self.interrupts + 1
+        """First Ctrl-C: start nothing more. Second, or SIGTERM: stop the runs, with a checkpoint. More: kill them."""
+        self.interrupts = max(self.interrupts + 1, 2 if number == signal.SIGTERM else 1)
 
     def work(self, experiments, path):
         """Work through `experiments`, and those that are added to the list at `path`. Returns the exit code."""
-        changed, told = os.path.getmtime(path), False
+        told = 0
         while True:
-            if self.interrupts == 1 and not told:
-                told = True
-                say('running experiments may finish, no more are started; Ctrl-C again stops them, with a checkpoint')
+            told = self.tell(told)
             try:
-                if os.path.exists(path) and os.path.getmtime(path) != changed:
-                    changed = os.path.getmtime(path)
-                    experiments = self.read_again(experiments, path)
-                self.update_all(experiments)
+                experiments = self.update_all(experiments, path)
                 waiting = not self.interrupts and not self.broken and self.start_all(experiments)
                 runs = self.queue.read()
-            except OSError as error:  # the disk is full, perhaps: the queue's file is as it was, and runs go on
+            except (OSError, Damaged) as error:  # a full disk, perhaps: the queue's file is as it was, and runs go on
                 if self.interrupts:
+                    self.end_children()
                     raise
                 say(f'{error}; trying again in {PAUSE} seconds')
                 self.wait(PAUSE)
                 continue
-            running = {name: run for name, run in runs.items() if run.state == State.RUNNING}
+            running = [name for name, run in runs.items() if run.state == State.RUNNING and not self.is_stuck(name)]
             if not running and not waiting:
                 break
             if sys.stdout.isatty():
-                progress = '; '.join(f'{name}: {run.brief()}' for name, run in running.items())
-                print_over(progress[:shutil.get_terminal_size().columns - 1], end='\r')
+                print_over('; '.join(f'{name}: {runs[name].brief()}' for name in running), end='\r')
             time.sleep(LOOK)
-        names = [one.name for one in experiments]
+        names = [one.name for one in experiments if one.name in runs]
         print_over('\n'.join(status_lines(names, runs)))
         if all(runs[name].state == State.DONE for name in names):
             return 0
         return RESUMABLE if self.interrupts else 1
+
+    def tell(self, told):
+        """Say what the interrupts so far mean, if that was not said yet. Returns how many have been told."""
+        now = self.interrupts  # a signal may come while this is said
+        if now > told:
+            say(('running experiments may finish, no more are started; Ctrl-C again stops them, with a checkpoint',
+                 f'running experiments end after their current iteration, with a checkpoint; those that have not in '
+                 f'{self.grace:g} seconds are killed; Ctrl-C again kills them now',
+                 'killing the running experiments')[min(now, 3) - 1])
+        return now
+
+    def end_children(self):
+        """What a second or third interrupt asks for, when it cannot be recorded."""
+        for child in self.children.values():
+            if self.interrupts >= 2 and child.poll() is None:
+                child.terminate() if self.interrupts == 2 else child.kill()
+
+    def is_stuck(self, name):
+        """Whether a run is still there 10 s after it was killed, waiting for a disk, and the manager is to end."""
+        return self.interrupts and time.time() > self.killed.get(name, math.inf) + 10
 
     def wait(self, seconds):
         """Wait so long, or until Ctrl-C."""
@@ -77,7 +112,7 @@ class Manager:
     def read_again(self, experiments, path):
         """The list as it is now, or `experiments` if there is a mistake in it."""
         try:
-            new = experiment_list.read(path, self.root)
+            new = experiment_list.read(path, self.root, may_be_empty=True)
             known = {one.name: one.words for one in experiments}
             changed = [one for one in new if known.get(one.name) != one.words]
             experiment_list.check(changed, path, self.root, self.processes)
@@ -86,9 +121,15 @@ class Manager:
             say(f'{error}\n(continuing with the list as it was)')
             return experiments
 
-    def update_all(self, experiments):
-        """Record what is new in the list and which runs have ended; pass a stop on to those that have not."""
-        with self.queue.changing() as runs:
+    def update_all(self, experiments, path):
+        """
+        Record what is new in the list and which runs have ended; pass a stop on to those that have not. Returns the
+        experiments in the list now.
+        """
+        with self.queue.changing() as runs:  # in which `add` and `remove` cannot change the list
+            now = signature(path)
+            if now not in (self.list, None):
+                self.list, experiments = now, self.read_again(experiments, path)
             for one in experiments:
                 run = runs.setdefault(one.name, Run())
                 run.after = one.after
@@ -98,7 +139,20 @@ class Manager:
                 if run.state == State.RUNNING:
                     self.update(name, run)
                 if self.interrupts >= 2 and run.state == State.RUNNING and not run.wanted and run.is_alive():
-                    run.stop(then=State.QUEUED)
+                    with contextlib.suppress(ValueError):  # it has just ended
+                        run.stop(then=State.QUEUED)
+                if run.state == State.RUNNING and run.wanted:
+                    self.end_overdue(name, run)
+        return experiments
+
+    def end_overdue(self, name, run):
+        """Kill a run that was asked to stop and has not ended in time. One that a debugger holds, or a dead disk."""
+        run.asked = run.asked or time.time()
+        if name not in self.killed and (self.interrupts >= 3 or time.time() > run.asked + self.grace):
+            self.killed[name] = time.time()
+            run.kill()
+            say(f'{name}: killed, as it had not ended {duration(time.time() - run.asked)} after it was asked to stop; '
+                'it can resume from its last checkpoint')
 
     def update(self, name, run):
         """If a run has ended, record how."""
@@ -111,9 +165,14 @@ class Manager:
             if code is None:
                 return
         # the earlier manager may have been killed before it recorded the pid
-        elif run.is_alive() or is_busy(run.out_dir) or run.pid is None and time.time() < run.started + AT_ONCE:
+        elif run.is_alive() or run.pid is None and time.time() < run.started + AT_ONCE:
             return
-        if code in (0, None) and run.ended('done'):
+        elif is_busy(run.out_dir) and (run.pid is None or not processes.marked(run.out_dir)):
+            return
+        done = code in (0, None) and run.ended('done')
+        if not done:  # torchrun's ranks and data workers outlive it if it was killed
+            run.kill()
+        if done:
             self.failed_at_once.clear()
             run.state, run.error = State.DONE, None
             say(f'{name}: done, {run.outcome()}')
@@ -124,6 +183,9 @@ class Manager:
             at_once = time.time() < run.started + AT_ONCE
             run.state, run.not_before = State.QUEUED, time.time() + (PAUSE if at_once and code else 0)
             say(f'{name}: ended before it was done, and goes on from its checkpoint')
+        elif code == MISTAKE or self.processes > 1 and run.says_mistake():
+            self.failed(name, run, f'{run.last_line()[:300]} (that would only fail again; when it is mended: '
+                                   f'python run_manager.py retry {name}{self.queue.hint})', for_good=True)
         elif code == 0:
             self.failed(name, run, 'it ended without its last line in metrics.jsonl')
         else:
@@ -134,15 +196,18 @@ class Manager:
         waiting = False
         for one in experiments:
             with self.queue.changing() as runs:
-                run = runs[one.name]
-                before = {runs[other.name].state for other in experiment_list.ancestors(one, experiments)}
-                if run.state != State.QUEUED or not before <= {State.QUEUED, State.RUNNING, State.DONE}:
+                run = runs.get(one.name)  # None: removed just now
+                before = {runs[other.name].state for other in experiment_list.ancestors(one, experiments)
+                          if other.name in runs}
+                if not run or run.state != State.QUEUED or not before <= {State.QUEUED, State.RUNNING, State.DONE}:
                     continue
                 waiting = True
                 taken = [other.slot for other in runs.values() if other.state == State.RUNNING]
-                free = [slot for slot in self.slots if not any(overlap(slot, other) for other in taken)]
-                ready = before <= {State.DONE} and run.not_before <= time.time()
-                if not ready or not free or not self.claim(one, run, free[0]):
+                sharing = {slot: sum(slots.overlap(slot, other) for other in taken) for slot in self.slots}
+                slot = min(sharing, key=sharing.get)
+                paused = time.time() < run.not_before <= time.time() + PAUSE  # no longer, whatever the clock was set to
+                ready = before <= {State.DONE} and not paused and sharing[slot] < self.jobs
+                if not ready or not self.claim(one, run, slot):
                     continue
             self.start(one, run)
         return waiting
@@ -155,8 +220,12 @@ class Manager:
                 say(f'{name}: another process trains in {experiment.out_dir}; waiting for it to end')
             self.busy.add(name)
             return False
+        if not run.started and (clash := self.queue.clash(experiment)):
+            self.failed(name, run, f'not started: {clash}', for_good=True)
+            return False
         from_scratch = not run.started
         self.children.pop(name, None)
+        self.killed.pop(name, None)
         run.start(State.RUNNING, experiment)
         run.pid, run.slot = None, slot
         try:
@@ -173,7 +242,8 @@ class Manager:
         try:
             os.makedirs(out_dir, exist_ok=True)
             words = experiment_list.command(experiment, self.root, self.processes, run.anew)
-            env = dict(os.environ, **({'CUDA_VISIBLE_DEVICES': slot} if slot else {}))
+            env = {**os.environ, **self.environment, processes.MARK: os.path.realpath(out_dir),
+                   **({'CUDA_VISIBLE_DEVICES': slot} if slot else {})}
             with open(os.path.join(out_dir, 'log.txt'), 'ab', buffering=0) as log:
                 with contextlib.suppress(OSError):  # a full disk: the run is worth more than its log
                     log.write(f'$ {shlex.join(words)}\n'.encode())
@@ -188,13 +258,13 @@ class Manager:
         where = f' on GPU {slot}' if slot else ''
         say(f'{name}: started{where}; python run_manager.py logs {name} -f{self.queue.hint}')
 
-    def failed(self, name, run, error):
+    def failed(self, name, run, error, for_good=False):
         """Record a failure: the run is tried again, or given up."""
         run.attempts += 1
-        run.state = State.FAILED if run.attempts >= ATTEMPTS else State.QUEUED
+        run.state = State.FAILED if for_good or run.attempts >= ATTEMPTS else State.QUEUED
         run.error, run.not_before = error, time.time() + PAUSE
         say(f'{name}: failed: {error}')
-        at_once = time.time() < run.started + AT_ONCE
+        at_once = run.started and time.time() < run.started + AT_ONCE
         self.failed_at_once = self.failed_at_once | {name} if at_once else set()
         if len(self.failed_at_once) == 3 and not self.broken:
             self.broken = True
@@ -206,10 +276,21 @@ def overlap(slot, other):
     return slot is None or other is None or bool(set(slot.split(',')) & set(other.split(',')))
 
 
+def signature(path):
+    """What changes when a file does; None if it is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        stat = os.stat(path)
+        return stat.st_mtime_ns, stat.st_ino, stat.st_size
+    return None
+
+
 def print_over(text, end='\n'):
-    """Print over the line of progress."""
-    width = shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else 0
-    print(text.ljust(width), end=end, flush=True)
+    """Print over the line of progress; of a text that another one will take the place of, what one line holds."""
+    columns = shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else 0
+    text = visible(text)
+    while end == '\r' and width(text) > columns:
+        text = text[:-1]
+    print(pad(text, columns), end=end, flush=True)
 
 
 def say(text):

@@ -1,20 +1,17 @@
-"""The runs of a queue: what the queue's file records, and what their processes and folders show. No torch, no numpy."""
+"""A run of a queue: what is recorded of it, and what its process and its folder show. No torch, no numpy."""
 import contextlib
 import json
 import os
 import re
-import shlex
 import signal
-import subprocess
 import time
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from pathlib import Path
 
 from common import files
 from common.console import duration
-
-DEFAULT_LIST = 'config/experiment_list.conf'
+from common.experiments import processes
+from common.experiments.processes import process_start
 
 
 class State(StrEnum):
@@ -33,6 +30,7 @@ class Run:
     attempts: int = 0               # failed ones
     not_before: int | float = 0.0   # time.time() of the earliest next start
     wanted: State | None = None     # its state after the requested stop; None: no stop was requested
+    asked: int | float | None = None  # time.time() of that request
     error: str | None = None        # of the last failed attempt
     started: int | float | None = None  # time.time() of the last start; None: the next start is from scratch
     out_dir: str = ''
@@ -45,6 +43,8 @@ class Run:
     anew: bool = False              # a retry of a finished run, which must not be resumed
     job: str | None = None          # number of the Slurm job
     slurm: str | None = None        # state of the Slurm job
+    missing: int | float | None = None  # time.time() since when Slurm does not know the job
+    listed_in: str | None = None    # the list that it comes from
 
     def __post_init__(self):
         """ValueError for a value that does not fit its field."""
@@ -56,10 +56,22 @@ class Run:
             value = getattr(self, one.name)
             if not isinstance(value, one.type):
                 raise ValueError(f'{one.name}={value!r} is not of type {getattr(one.type, "__name__", one.type)}')
+            if isinstance(value, (int, float)) and not is_figure(value):
+                raise ValueError(f'{one.name}={value:.5} is no figure that it can have')
+        for key, values in (('after', self.after), ('words', self.words or [])):
+            if not all(isinstance(value, str) for value in values):
+                raise ValueError(f'{key}={values!r} is not of type list of str')
+        if not is_path(self.out_dir):
+            raise ValueError(f'out_dir={self.out_dir!r} cannot be the name of a folder')
+        if self.state in (State.RUNNING, State.SUBMITTED) and self.started is None:
+            raise ValueError(f'state={self.state!s}, but started is missing')
+        if self.state == State.SUBMITTED and self.job is None:
+            raise ValueError(f'state={self.state!s}, but job is missing')
 
     def start(self, state, experiment):
         """Record that `experiment` is started now, in this state."""
-        self.state, self.started, self.wanted = state, time.time(), None
+        self.state, self.started = state, time.time()
+        self.wanted = self.asked = self.missing = None
         self.out_dir, self.words = experiment.out_dir, experiment.words
         self.max_iters = experiment.settings['max_iters']
 
@@ -67,21 +79,36 @@ class Run:
         """Ask the process to save and end; `then` is the state after it. ValueError if there is no process."""
         if not self.is_alive():
             raise ValueError('it is just starting, or has just ended; check its status, and try again')
-        self.wanted = then
-        os.kill(self.pid, signal.SIGTERM)
+        self.wanted, self.asked = then, time.time()
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self):
+        """End all of its processes at once, without a checkpoint."""
+        processes.kill(self.out_dir, self.pid if self.is_alive() else None)
 
     def is_alive(self):
         """Whether the process that was started for this run still exists."""
         return self.pid is not None and process_start(self.pid) == self.start_time is not None
 
+    def output(self):
+        """The last lines that the last attempt printed; [] if they cannot be read now."""
+        lines = []
+        with contextlib.suppress(OSError):
+            lines = [line.strip() for line in tail(os.path.join(self.out_dir, 'log.txt')) if line.strip()]
+        # an attempt begins with its command line
+        return lines[max((i for i, line in enumerate(lines) if line.startswith('$ ')), default=-1) + 1:]
+
     def last_line(self):
         """The last error of the last attempt, even if advice or torchrun's output follows it; else its last line."""
-        lines = [line.strip() for line in tail(os.path.join(self.out_dir, 'log.txt')) if line.strip()]
-        # an attempt begins with its command line
-        first = max((i for i, line in enumerate(lines) if line.startswith('$ ')), default=-1) + 1
-        errors = [line for line in lines[first:] if 'ChildFailedError' not in line
+        lines = self.output()
+        errors = [line for line in lines if 'ChildFailedError' not in line
                   and re.match(r'train\.py: |out of memory|stopped: |[\w.]*Error\b', line)]
-        return (errors or lines[first:] or ['it printed nothing'])[-1]
+        return (errors or lines or ['it printed nothing'])[-1]
+
+    def says_mistake(self):
+        """Whether torchrun, which itself ends with 1, says that a process of the last attempt ended with 2."""
+        return any(re.match(r'exitcode +: 2 ', line) for line in self.output())
 
     def ended(self, how):
         """Whether the last whole line of metrics.jsonl says `how`, done or stopped, and is newer than the start."""
@@ -91,18 +118,26 @@ class Run:
         return False
 
     def progress(self):
-        """The newest figures in metrics.jsonl, and left_s, the seconds that are left; None where not known."""
+        """
+        The newest figures in metrics.jsonl, left_s, the seconds that are left, and `unreadable`, why the file cannot be
+        read; None where not known.
+        """
         values = {}
-        for line in whole_lines(tail(os.path.join(self.out_dir, 'metrics.jsonl'))):
-            values.update(line)
+        try:
+            for line in whole_lines(tail(os.path.join(self.out_dir, 'metrics.jsonl'))):
+                values.update(line)
+        except OSError as error:
+            values['unreadable'] = str(error)
         if values.get('ms') and (self.state == State.RUNNING or self.slurm == 'RUNNING'):
             values['left_s'] = max(0.0, (self.max_iters - values['iter'] - 1) * values['ms'] / 1000)
-        keys = 'iter', 'loss', 'val_loss', 'tok_s', 'best_val_loss', 'train_s', 'left_s'
+        keys = 'iter', 'loss', 'val_loss', 'tok_s', 'best_val_loss', 'train_s', 'left_s', 'unreadable'
         return {key: values.get(key) for key in keys}
 
     def brief(self):
         """How far the run is, in a few words."""
         now = self.progress()
+        if now['unreadable']:
+            return now['unreadable']
         nothing = 'starting' if self.state == State.RUNNING else 'nothing saved'
         parts = [f'{now["iter"]:,} of {self.max_iters:,}' if now['iter'] is not None else nothing]
         parts += [f'loss {now["loss"]:.3f}'] if now['loss'] is not None else []
@@ -112,6 +147,8 @@ class Run:
 
     def outcome(self):
         now = self.progress()
+        if now['unreadable']:
+            return now['unreadable']
         best = 'not known' if now['best_val_loss'] is None else f'{now["best_val_loss"]:.4f}'
         return f'best val loss {best} in {duration(now["train_s"] or 0)}'
 
@@ -119,14 +156,16 @@ class Run:
         """(state, details) for people; `runs`: all runs of the queue."""
         if self.state == State.RUNNING:
             if self.is_alive() or self.pid is None:
-                return self.state, self.brief() + (', asked to stop' if self.wanted else '')
+                ago = f' {duration(time.time() - self.asked)} ago' if self.asked else ''
+                return self.state, self.brief() + (f', asked to stop{ago}' if self.wanted else '')
             return 'interrupted', 'its process has ended; the next run finds out how, and resumes it'
         if self.state == State.DONE:
             return self.state, self.outcome()
         if self.state == State.FAILED:
             return self.state, self.error or ''
         if self.state == State.SUBMITTED:
-            return (self.slurm or self.state).lower(), f'job {self.job}, {self.brief()}'
+            gone = ', which has left the queue; Slurm does not say yet how it ended' if self.missing else ''
+            return (self.slurm or self.state).lower(), f'job {self.job}{gone}, {self.brief()}'
         if self.state == State.QUEUED and is_busy(self.out_dir):
             return self.state, 'another process trains in its folder'
         if self.started:
@@ -136,81 +175,6 @@ class Run:
         return self.state, ', '.join(f'after {name} ({state})' for name, state in states.items() if state != State.DONE)
 
 
-class Queue:
-    """The runs by name, in results/NAME.json for the list config/NAME.conf. Several processes may change it in turn."""
-
-    def __init__(self, list_path):
-        name = os.path.splitext(os.path.relpath(list_path))[0].removeprefix(f'config{os.sep}')
-        self.hint = '' if list_path == DEFAULT_LIST else f' --list={shlex.quote(list_path)}'  # in suggested commands
-        self.path = os.path.join('results', re.sub(r'[^\w.-]+', '_', name) + '.json')
-
-    def others(self):
-        """The lists with other queues here, as one of them may have been meant; '' if there are none."""
-        names = sorted(path.stem for path in Path('results').glob('*.json') if str(path) != self.path)
-        return f'; other lists have run here: {", ".join(names)}; --list=FILE names one' if names else ''
-
-    def read(self):
-        """{name: Run} as the file has them now; {} if there is none. ValueError if it is damaged."""
-        try:
-            with open(self.path, encoding='utf-8') as f:
-                return {name: from_json(name, values) for name, values in json.load(f).items()}
-        except FileNotFoundError:
-            return {}
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f'{self.path} is damaged ({error}); correct it, or delete it to run its whole list again'
-                             ) from None
-
-    @contextlib.contextmanager
-    def changing(self):
-        """{name: Run}, which the block may change. It is written at the end; other processes wait until then."""
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        lock = files.lock(f'{self.path}.lock', wait=True)
-        try:
-            runs = self.read()
-            yield runs
-            if runs != self.read():
-                with files.write_whole(self.path) as f:
-                    json.dump(runs, f, indent=1, default=vars)
-        finally:
-            lock.release()
-
-    def has_manager(self):
-        return files.is_locked(f'{self.path}.manager')
-
-    def lock_for_manager(self):
-        """Become the one manager of the list, until this process ends. ValueError if there is one already."""
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        try:
-            self.lock = files.lock(f'{self.path}.manager')
-        except files.Locked:
-            raise ValueError('another run_manager.py is running for this list already; status shows what it does'
-                             ) from None
-
-
-def from_json(name, values):
-    """A Run from the queue's file. Unknown keys are ignored, missing ones take defaults. ValueError names the run."""
-    try:
-        return Run(**{key: values[key] for key in values.keys() & {one.name for one in fields(Run)}})
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f'run {name!r}: {error}') from None
-
-
-def process_start(pid):
-    """
-    When a process started, as text. Together with the pid it identifies the process, because pids are reused. None if
-    the process is gone, or a zombie: ended, but its parent has not fetched the exit code.
-    """
-    if os.path.isdir('/proc/self'):
-        try:
-            with open(f'/proc/{pid}/stat', encoding='utf-8', errors='replace') as f:
-                stat = f.read().rpartition(')')[2].split()  # after the name, which may hold spaces and parentheses
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        return None if stat[0] in 'ZX' else stat[19]  # clock ticks since boot: field 22 of proc(5)
-    stat = subprocess.run(['ps', '-o', 'state=,lstart=', '-p', str(pid)], capture_output=True, text=True).stdout.split()
-    return None if not stat or stat[0][0] == 'Z' else ' '.join(stat[1:])
-
-
 def is_busy(out_dir):
     """Whether a process is training in this folder. False if that cannot be seen now: train.py looks again."""
     with contextlib.suppress(OSError):
@@ -218,9 +182,17 @@ def is_busy(out_dir):
     return False
 
 
+def is_path(text):
+    """Whether a file can have this name: no NUL, no half of a character."""
+    try:
+        return b'\0' not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
 def tail(path):
-    """The lines in the last 64 KiB of a file; [] if it is not there, or cannot be read now."""
-    with contextlib.suppress(OSError), open(path, 'rb') as f:
+    """The lines in the last 64 KiB of a file; [] if it is not there. OSError if it cannot be read now."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(path, 'rb') as f:
         f.seek(max(0, os.path.getsize(path) - 2**16))
         return f.read().decode(errors='replace').splitlines()
     return []
@@ -242,11 +214,3 @@ def whole_lines(lines):
             values = values if isinstance(values, dict) else {}
             if is_figure(values.get('iter')):
                 yield {key: value for key, value in values.items() if value is None or is_figure(value)}
-
-
-def status_lines(names, runs):
-    """A table of the runs with these names, line by line."""
-    rows = [('name', 'state', ''), *((name, *runs[name].describe(runs)) for name in names)]
-    width = max(len(row[0]) for row in rows)
-    for name, state, text in rows:
-        yield f'{name:{width}}  {state:11}  {text:.300}'.rstrip()

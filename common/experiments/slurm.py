@@ -4,11 +4,13 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 
 from common.experiments.runs import State
 
 ENDED = {'COMPLETED', 'FAILED', 'CANCELLED', 'TIMEOUT', 'OUT_OF_MEMORY', 'NODE_FAIL', 'BOOT_FAIL', 'DEADLINE',
          'PREEMPTED'}
+PATIENCE = 600  # seconds that a job may be in neither the queue nor the accounts, which a database writes later
 # Two minutes before its time limit a job gets SIGUSR1: it saves and requeues itself. When it is started again, it
 # resumes if there is a state newer than .begun. A signal ends `wait` too, hence the loop.
 SCRIPT = '''#!/bin/bash
@@ -33,44 +35,61 @@ def call(*words, **options):
         raise ValueError(f'{words[0]}: {error.stderr.strip() or f"exit code {error.returncode}"}') from None
 
 
-def submit(name, words, out_dir, after, more):
-    """Submit a command; returns the job's number. after: jobs that must succeed first; more: options for sbatch."""
+def job(experiment, words, after, more):
+    """
+    (the words of sbatch, the script that it reads) for an experiment's command. after: jobs that must succeed first;
+    more: options for sbatch, as in a shell. ValueError if a shell could not read them.
+    """
     words = [sys.executable, *words[1:]]
-    last, begun = (shlex.quote(os.path.join(out_dir, file)) for file in ('last.pt', '.begun'))
+    last, begun = (shlex.quote(os.path.join(experiment.out_dir, file)) for file in ('last.pt', '.begun'))
     script = SCRIPT.format(last=last, begun=begun, first=shlex.join(words),
                            again=shlex.join([*words, '--init_from=auto']))
     dependency = [f'--dependency=afterok:{":".join(after)}', '--kill-on-invalid-dep=yes'] if after else []
-    job = call('sbatch', '--parsable', f'--job-name={name}', f'--output={os.path.join(out_dir, "log.txt")}',
-               '--open-mode=append', '--requeue', '--signal=B:USR1@120', *dependency, *shlex.split(more), input=script)
-    return job.strip().partition(';')[0]  # NUMBER, or NUMBER;CLUSTER
+    try:
+        more = shlex.split(more)
+    except ValueError as error:
+        raise ValueError(f'--sbatch={more!r}: {error}') from None
+    return ['sbatch', '--parsable', f'--job-name={experiment.name}',
+            f'--output={os.path.join(experiment.out_dir, "log.txt")}', '--open-mode=append', '--requeue',
+            '--signal=B:USR1@120', *dependency, *more], script
+
+
+def submit(experiment, words, after, more):
+    """Submit a job(); returns its number."""
+    sbatch, script = job(experiment, words, after, more)
+    return call(*sbatch, input=script).strip().partition(';')[0]  # NUMBER, or NUMBER;CLUSTER
 
 
 def update(runs):
-    """Update all submitted runs with what Slurm says of their jobs."""
+    """Update all submitted runs with what Slurm says of their jobs, and what they wrote."""
     jobs = {run.job: run for run in runs.values() if run.state == State.SUBMITTED}
     if not jobs:
         return
     states = {}
-    # a cluster may keep no accounts; a job that has left the queue is then judged by its files
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError):  # a cluster may keep no accounts
         for line in call('sacct', '-n', '-X', '-P', '-j', ','.join(jobs), '-o', 'JobID,State,ExitCode').splitlines():
-            job, state, code = line.split('|')
-            states[job] = state.split()[0], code  # without the user, as in CANCELLED by 1000
+            number, state, code = line.split('|')
+            states[number] = state.partition(' ')[0], code  # without the user, as in CANCELLED by 1000
     # no -j, because squeue fails if one of the jobs has left the queue
-    waiting = dict(line.split('|') for line in call('squeue', '-h', '--me', '-o', '%i|%T').splitlines())
-    for job, run in jobs.items():
-        state, code = (waiting[job], '') if job in waiting else states.get(job, ('COMPLETED', ''))
-        run.slurm = state
-        if job in waiting or state not in ENDED:
-            continue
-        if run.ended('done'):
+    lines = call('squeue', '-h', '--me', '-o', '%i|%T').splitlines()
+    waiting = {number: state for number, _, state in (line.partition('|') for line in lines)}
+    for number, run in jobs.items():
+        state, code = (waiting[number], '') if number in waiting else states.get(number, (None, ''))
+        run.slurm = state or run.slurm
+        if state not in ENDED | {None} or number in waiting:
+            run.missing = None
+        elif run.ended('done'):
             run.state, run.error = State.DONE, None
         elif code == '75:0' or run.ended('stopped'):
             run.state = State.QUEUED  # the next run of the queue submits it again, and it resumes
-        else:
+        elif state:
             run.state, run.error = State.FAILED, f'{state} {code}: {run.last_line()}'
+        else:  # not a failure until Slurm has had time to say so
+            run.missing = run.missing or time.time()
+            if time.time() > run.missing + PATIENCE:
+                run.state, run.error = State.FAILED, f'Slurm does not know job {number} any more: {run.last_line()}'
 
 
-def stop(run):
-    """Cancel a job. If it is running it saves first."""
-    call('scancel', *(['--batch', '--signal=TERM'] if run.slurm == 'RUNNING' else []), run.job)
+def stop(run, now=False):
+    """Cancel a job. If it is running it saves first, unless it has to end now."""
+    call('scancel', *(['--batch', '--signal=TERM'] if run.slurm == 'RUNNING' and not now else []), run.job)

@@ -1,27 +1,18 @@
-"""The runs in a queue's file, and the processes that they name."""
-import json
+"""What is known of a run: its process, its figures, its end."""
 import os
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
 from common.experiments.manager import Manager
-from common.experiments.runs import Queue, Run, State, process_start
+from common.experiments.processes import process_start
+from common.experiments.runs import Run, State
 from running import HANG
 
 
 DAMAGED = ['12', 'null', '[1]', '"done"', '{"a": 1}', '{"iter": "7", "done": true}', '{"iter": 7, "do', '[' * 20_000,
            '{"iter": 1' + 400 * '0' + ', "done": true}', '{"iter": NaN, "done": true}', '\0\0\0', '\udcff\udcfe', '']
-
-
-@pytest.fixture
-def queue(tmp_path, monkeypatch):
-    """The queue of mine.conf in an empty folder, with a results folder for its file."""
-    monkeypatch.chdir(tmp_path)
-    os.mkdir('results')
-    return Queue('mine.conf')
 
 
 def test_a_process_is_known_by_its_start_too():
@@ -55,12 +46,19 @@ def test_a_figure_that_is_none_is_not_shown(tmp_path):
     assert run.brief() == '4 of 10' and run.progress()['train_s'] is None
 
 
-def test_files_that_cannot_be_read_now_say_nothing_of_a_run(tmp_path):
+def test_files_that_cannot_be_read_now_are_named_and_nothing_ends(tmp_path):
     for name in ('metrics.jsonl', 'log.txt', '.lock'):
         (tmp_path / name).mkdir()
     run = Run(state=State.QUEUED, started=1, out_dir=str(tmp_path))
-    assert run.describe({'a': run}) == (State.QUEUED, 'nothing saved') and not run.ended('done')
-    assert run.last_line() == 'it printed nothing'
+    state, text = run.describe({'a': run})
+    assert state == State.QUEUED and text == f"[Errno 21] Is a directory: '{tmp_path}/metrics.jsonl'"
+    assert run.brief() == run.outcome() == text == run.progress()['unreadable']
+    assert not run.ended('done') and run.last_line() == 'it printed nothing'
+
+
+def test_a_folder_with_an_impossible_name_has_a_row_of_its_own(tmp_path):
+    run = Run(state=State.DONE, started=1, out_dir='x' * 300)
+    assert 'File name too long' in run.describe({'a': run})[1]
 
 
 def test_a_process_whose_start_could_not_be_recorded_is_recorded_later():
@@ -71,35 +69,3 @@ def test_a_process_whose_start_could_not_be_recorded_is_recorded_later():
         manager.update('a', run)
         assert run.pid == process.pid and run.is_alive()
         process.kill()
-
-
-def test_the_file_of_an_earlier_version_is_read(queue):
-    """It had no fields before they were used, and may have had others."""
-    runs = {'a': {'state': 'queued', 'attempts': 0, 'not_before': 0.0, 'wanted': None, 'error': None, 'started': None,
-                  'out_dir': 'results/a', 'after': []},
-            'b': {'state': 'running', 'wanted': 'stopped', 'started': 5, 'pid': 7, 'colour': 'red'}}
-    Path(queue.path).write_text(json.dumps(runs))
-    assert queue.read() == {'a': Run(out_dir='results/a'),
-                            'b': Run(state=State.RUNNING, wanted=State.STOPPED, started=5, pid=7)}
-
-
-def test_what_is_written_is_read_again(queue):
-    run = Run(state=State.SUBMITTED, out_dir='results/a', words=['config/toy.py'], job='7', slurm='PENDING')
-    with queue.changing() as runs:
-        runs['a'] = run
-    assert queue.read() == {'a': run}
-    assert json.load(open(queue.path)) == {'a': {**vars(run), 'state': 'submitted'}}
-
-
-@pytest.mark.parametrize('runs, expected', [
-    ({'a': {'state': 'lost'}}, "run 'a': state='lost' is not one of queued, running, submitted, done, stopped, failed"),
-    ({'a': {}, 'b': {'wanted': 'lost'}}, "run 'b': wanted='lost' is not one of"),
-    ({'a': {'state': None}}, "run 'a': state=None is not of type State"),
-    ({'a': {'attempts': 'two'}}, "run 'a': attempts='two' is not of type int"),
-    ({'a': {'started': '5'}}, "run 'a': started='5' is not of type int | float | None"),
-    ({'a': []}, "run 'a'"), ([], '')])
-def test_a_damaged_file_is_named_with_the_run_and_the_field(queue, runs, expected):
-    Path(queue.path).write_text(json.dumps(runs))
-    with pytest.raises(ValueError) as error:
-        queue.read()
-    assert 'results/mine.json is damaged' in str(error.value) and expected in str(error.value)
