@@ -8,14 +8,18 @@ import functools
 import hashlib
 import json
 import os
+import re
+import unicodedata
 from dataclasses import dataclass
 
-from corpus import sources
+from common.console import visible
+from corpus import charsets, sources
 
 END_OF_TEXT = b'<|endoftext|>'
 LONGEST = 2**25  # bytes; a longer document in a text file comes in stretches, to save memory
 BLOCK = 2**20    # bytes of jsonl that are read at a time
 ROWS = 1024      # rows of parquet that are decoded at a time
+BOM = '\ufeff'   # the byte order mark, which some programs put before a text
 KEY_HINT = '; name the right one with --text_key=NAME'
 
 
@@ -41,32 +45,33 @@ def key_from(digest):
     return int.from_bytes(digest.digest()[:8], 'little') / 2**64
 
 
-def read(file, position, to_parts, columns, share=1.0, bad_row=None):
+def read(file, position, to_parts, columns, share=1.0, bad_row=None, normalize=None, work=''):
     """
     Yields the documents of a file from a position on, a block at a time: ([Document], next position, fraction of the
     file that is read). `to_parts` makes a document's parts from a row, a dict; `columns` are the keys that it needs.
     `share` is the fraction of the documents to take, always the same ones; of parquet files with 100 or more row groups
     it takes whole groups, so that the others need not be read. An unusable row raises ValueError; with bad_row it is
-    skipped after bad_row(describe), where describe() says what is wrong and where. Network failures are retried.
+    skipped after bad_row(describe), where describe() says what is wrong and where. `normalize`: the Unicode normal form
+    of the text, or None: as it is. `work`: where the copy of a file is, if it has one. Network failures are retried.
     """
     path, errors, patience = file['path'], OSError, []
-    if path.startswith('hf://'):
+    opened = os.path.join(work, file['copy']) if 'copy' in file else path
+    if opened.startswith('hf://'):
         from huggingface_hub.errors import HTTPError
         errors, patience = (OSError, HTTPError), sources.WAITS
     waits = list(patience)
     while True:
         try:
-            with sources.open_file(path) as stream:
+            with sources.open_file(opened) as stream:
                 for rows, following, done in read_rows(stream, file, position, columns, share):
                     documents = []
                     for place, row in rows:
                         try:
-                            documents.append(to_document(row, to_parts))
+                            documents.append(to_document(row, to_parts, normalize))
                         except (ValueError, RecursionError) as error:
                             if bad_row is None:
-                                raise ValueError(f'{describe(path, place, error)}\n'
-                                                 'Fix it, or skip such rows with --skip_bad') from None
-                            bad_row(functools.partial(describe, path, place, error))
+                                raise ValueError(describe(file, opened, place, error) + remedy(file, error)) from None
+                            bad_row(functools.partial(describe, file, opened, place, error))
                     position = following
                     yield documents, position, done
                     waits = list(patience)
@@ -99,13 +104,23 @@ def parquet_rows(stream, path, position, columns, taken):
             end = row + table.metadata.row_group(group).num_rows
             if end > position and (taken(row) or not by_group):
                 for batch in table.iter_batches(ROWS, row_groups=[group], columns=columns):
-                    rows = list(enumerate(batch.to_pylist(), row))
+                    rows = list(enumerate(rows_of(batch), row))
                     row += len(rows)
                     if row > position:
                         yield [pair for pair in rows if by_group or taken(pair[0])], row, row / total
             row = end
     except ValueError as error:  # pyarrow's errors are ValueErrors, too
         raise ValueError(f'{path}: {error}') from None
+
+
+def rows_of(batch):
+    """The rows of a batch as dicts; in place of one with text that is not UTF-8 the error."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if len(batch) == 1:
+            return [error]
+        return [row for i in range(len(batch)) for row in rows_of(batch.slice(i, 1))]
 
 
 def jsonl_rows(stream, size, position, taken):
@@ -182,48 +197,83 @@ def survey(stream, start, size):
 
 
 def place_to_cut(text):
-    """Where to cut UTF-8, in its second half: after a line, else after a word, else after a character."""
+    """Where to cut UTF-8, in its second half: after a line, else after a word, else before a character."""
     half = len(text) // 2
-    cut = text.rfind(b'\n', half) + 1 or text.rfind(b' ', half) + 1 or len(text) - 1
-    while cut < len(text) and text[cut] & 0xc0 == 0x80:  # inside a character
+    if cut := text.rfind(b'\n', half) + 1 or text.rfind(b' ', half) + 1:
+        return cut
+    cut = max(len(text) - 8, half)  # whole characters follow, which show whether they belong to those before
+    while cut > half and not begins_a_character(text, cut):
         cut -= 1
     return cut
 
 
-def to_document(row, to_parts):
+def begins_a_character(text, cut):
+    """Whether a character begins there in UTF-8 which composes with none before it, as an accent with its letter."""
+    if text[cut] & 0xc0 == 0x80:
+        return False
+    before, after = (part.decode(errors='ignore') for part in (text[max(cut - 100, 0):cut], text[cut:cut + 100]))
+    compose = functools.partial(unicodedata.normalize, 'NFC')
+    return compose(before + after) == compose(before) + compose(after)
+
+
+def to_document(row, to_parts, normalize):
     """The Document in a row. ValueError if it is not UTF-8 or not a JSON object, or if to_parts() cannot use it."""
+    if isinstance(row, UnicodeDecodeError):
+        raise row
     if isinstance(row, tuple):
         text, key, begin, end, trimmed = row
-        text = text.decode()
-        if begin == 0.0:
-            text = text.lstrip('\r\n') if trimmed else text.removeprefix('\ufeff')
+        text = charsets.decode(text)
+        if BOM in text:  # files that were put together have it in the middle, too
+            text = re.sub(f'^{BOM}+', '', text, flags=re.MULTILINE)
+        if begin == 0.0 and trimmed:
+            text = text.lstrip('\r\n')
         if end == 1.0 and trimmed:
             text = text.rstrip('\r\n')
-        return Document([(text, True)], hash_of(text) if key is None else key, begin, end)
-    if isinstance(row, bytes):
-        row = json.loads(row.decode().removeprefix('\ufeff'))
-        if not isinstance(row, dict):
-            raise ValueError('this is JSON, but not an object: {"text": ...}')
-    parts = to_parts(row)
+        parts = [(text, True)]
+    else:
+        key, begin, end = None, 0.0, 1.0
+        if isinstance(row, bytes):
+            row = json.loads(charsets.decode(row).removeprefix(BOM))
+            if not isinstance(row, dict):
+                raise ValueError('this is JSON, but not an object: {"text": ...}')
+        parts = to_parts(row)
+    if normalize:
+        parts = [(unicodedata.normalize(normalize, text), counts) for text, counts in parts]
     # hash_of() raises ValueError for half a surrogate pair, which JSON can spell but UTF-8 cannot
-    return Document(parts, hash_of('\0'.join(text for text, _ in parts)))
+    return Document(parts, hash_of('\0'.join(text for text, _ in parts)) if key is None else key, begin, end)
 
 
-def describe(path, place, error):
-    """What is wrong with a row, and where it is: `place` is its row number in parquet, else its byte offset."""
+def describe(file, opened, place, error):
+    """
+    What is wrong with a row of a file, and where it is: `place` is its row number in parquet, else its byte offset in
+    the file at `opened`, which may be a copy.
+    """
+    path = file['path']
     if isinstance(error, UnicodeDecodeError):
-        place += error.start if sources.suffix(path) != '.jsonl' else 0
-        error = (f'not UTF-8: {error.reason} ({error.object[error.start:error.start + 1]!r}); to convert it: '
-                 'iconv -f latin1 -t utf-8')
+        place += error.start if isinstance(place, int) and sources.suffix(path) in ('.txt', '.md') else 0
+        error = f'not {file.get("encoding") or "UTF-8"}' + ('' if 'copy' in file else f': {error.reason} '
+                f'({error.object[error.start:error.start + 1]!r})')
     elif isinstance(error, json.JSONDecodeError):
         error = f'not JSON: {error.msg}, character {error.pos + 1} of the line'
     if sources.suffix(path) == '.parquet':
-        return f'{path}, row {place}: {error}'
+        return visible(f'{path}, row {place}: {error}')
     lines = 1
-    with sources.open_file(path) as stream:
+    with sources.open_file(opened) as stream:
         while place > 0 and (block := stream.read(min(place, BLOCK))):
             place, lines = place - len(block), lines + block.count(b'\n')
-    return f'{path}, line {lines}: {error}'
+    return visible(f'{path}, line {lines}: {error}')
+
+
+def remedy(file, error):
+    """What to do about a row that cannot be used, the rest of a message that began with describe()."""
+    if isinstance(error, UnicodeDecodeError) and sources.suffix(file['path']) != '.parquet':
+        with sources.open_file(file['path']) as stream:
+            piece = stream.read(charsets.PIECE)
+        if piece.isascii() and 0 not in piece:  # what is wrong comes later
+            begin = error.object.rfind(b'\n', 0, error.start) + 1
+            piece = error.object[begin:begin + charsets.PIECE]
+        return charsets.advice(piece, file.get('encoding'))
+    return '\nFix it, or skip such rows with --skip_bad'
 
 
 def text_of(row, key, hint=''):

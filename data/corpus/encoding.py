@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import time
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -16,7 +17,9 @@ from common.files import write_whole
 SHARD = 2**24  # characters of text in a shard: a second of work
 UNIT = 2**20   # characters that a thread tokenises at a time
 CHUNK = 2**22  # numbers that are read from a file at a time
-START = {'file': 0, 'position': 0, 'bytes': 0, 'characters': 0, 'counts': {}}  # the state before the first shard
+# the state before the first shard; one without the *_bytes is of an older version, which did not count them
+START = {'file': 0, 'position': 0, 'bytes': 0, 'characters': 0, 'counts': {'train_bytes': 0, 'val_bytes': 0},
+         'decomposed': ''}
 # GPT-2's pattern always splits words here, so the pieces of a long text give the same ids as the whole
 BOUNDARY = re.compile(r'(?<=\S)(?=[ \n])')
 
@@ -60,7 +63,10 @@ def dtype_for(vocab_size):
 
 
 def tokenise(shards, plan, read, skip_bad):
-    """Write all ids that the shards do not have yet. Returns what meta.json says about the documents."""
+    """
+    Write all ids that the shards do not have yet. Returns what meta.json says about the documents; 'scored' are here
+    the bytes of the text that counts in the loss, unless an older version has begun the work.
+    """
     encoder, state = Encoder(plan), {**START, **shards.last}
     threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     tokens, t0 = 0, time.perf_counter()
@@ -86,6 +92,15 @@ def tokenise(shards, plan, read, skip_bad):
             'split': {'files': 'files of its own', 'hash': f'{100 * plan.val_fraction:g}% of the documents, by hash',
                       'cut': f'the last {100 * (1 - plan.cut):g}% of each document'}[plan.rule],
             'left_out': {key: counts[key] for key in ('empty', 'unusable')}}
+    if 'val_bytes' in counts:
+        meta['scored'] = {split: counts[f'{split}_bytes'] for split in dataset.SPLITS}
+    if counts['decomposed']:
+        print(f'{counts["decomposed"]:,} characters of the text only complete the one before them' +
+              f', as in {state["decomposed"]}' * bool(state['decomposed']) + ': it has more tokens than it needs, and '
+              'words that look the same differ. --normalize=NFC composes them')
+    if counts['crlf'] and plan.vocabulary['tokenizer'] == 'char':
+        print(f'{counts["crlf"]:,} lines end as on Windows, and their \\r is a character of the vocabulary; to make a '
+              "file without: tr -d '\\r' < FILE > NEW_FILE")
     return meta if plan.rule == 'cut' else {**meta, 'train_documents_in_val': counts['in_both']}
 
 
@@ -103,6 +118,7 @@ def in_order(pool, encode, work, ahead):
 def units(shards, state, plan, read, skip_bad):
     """Yields (pieces for Encoder.encode_unit, the state to go on from; None except at the end of a source's block)."""
     counts, characters = collections.Counter(state['counts']), state['characters']
+    decomposed = state.get('decomposed', '')
     written = chunks(shards.path('val_keys'), np.float64) if 'val_keys' in state['lengths'] else ()
     val_keys = {key for keys in written for key in keys.tolist()}
 
@@ -127,18 +143,35 @@ def units(shards, state, plan, read, skip_bad):
                     separate = begins and counts[split] > 0
                     counts[split] += begins
                     for text, counts_in_loss in parts:
+                        counts['crlf'] += text.count('\r\n')
+                        if not unicodedata.is_normalized('NFC', text):
+                            composed = unicodedata.normalize('NFC', text)
+                            counts['decomposed'] += max(len(text) - len(composed), 0)
+                            decomposed = decomposed or example(text, composed)
                         for piece in cut_up(text):
                             pieces.append((split, piece, counts_in_loss, separate))
+                            if counts_in_loss and 'val_bytes' in counts:
+                                counts[f'{split}_bytes'] += len(piece.encode())
                             separate, size, characters = False, size + len(piece), characters + len(piece)
                             if size >= UNIT:
                                 yield pieces, None
                                 pieces, size = [], 0
             yield pieces, {'file': number, 'position': position, 'bytes': bytes_before + int(done * file['bytes']),
-                           'characters': characters, 'counts': dict(counts)}
+                           'characters': characters, 'counts': dict(counts), 'decomposed': decomposed}
+
+
+def example(text, composed):
+    """The first character that is written as several in a text, which is `composed` in NFC; '' if that is not seen."""
+    char = next((char for written, char in zip(text, composed) if written != char), '')
+    parts = unicodedata.normalize('NFD', char)
+    return f'{char} ({" ".join(f"U+{ord(part):04X}" for part in parts)})' if len(parts) > 1 else ''
 
 
 def complete(shards, plan):
-    """Complete the files in the work folder. Returns what meta.json says about them."""
+    """
+    Complete the files in the work folder. Returns what meta.json says about them; 'scored' are here the tokens that
+    count in the loss.
+    """
     meta = dict(plan.vocabulary)
     if meta['tokenizer'] == 'char':
         meta.update(number_characters(shards.path, meta.get('chars')))
@@ -149,12 +182,12 @@ def complete(shards, plan):
     sizes = {split: os.path.getsize(shards.path(f'{split}.bin')) // dtype.itemsize for split in dataset.SPLITS}
     used = {split: ones_in(shards.path(f'{split}_mask.bin')) if size and plan.masked else size
             for split, size in sizes.items()}
-    if not all(used.values()):
+    if min(used.values()) == 0 or min(sizes.values()) < 2:  # a token is predicted from those before it
         raise ValueError(f'too little text: {used["train"]} tokens to train on and {used["val"]} to validate; use more '
                          'text, a larger --fraction, another --val_fraction, or --val_input=FILE')
     return {**meta, 'dtype': dtype.name, 'train_tokens': sizes['train'], 'val_tokens': sizes['val'],
             'sha256': {name: sha256_of(shards.path(name)) for name in sorted(os.listdir(shards.folder))
-                       if name.endswith('.bin') or name == 'tokenizer.json'}}
+                       if name.endswith('.bin') or name == 'tokenizer.json'}, 'scored': used}
 
 
 def number_characters(path, chars):
@@ -186,7 +219,7 @@ def chunks(path, dtype):
 
 def ones_in(path):
     """How many tokens count in the loss, by the mask in a file."""
-    return sum(np.count_nonzero(mask) for mask in chunks(path, np.uint8))
+    return sum(int(np.count_nonzero(mask)) for mask in chunks(path, np.uint8))
 
 
 def sha256_of(path):

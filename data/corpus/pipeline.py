@@ -1,21 +1,24 @@
 """A prepare script: its command line, and the way from text to train.bin, val.bin and meta.json."""
 import argparse
+import difflib
 import errno
 import functools
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 from dataclasses import asdict
 
 from common import dataset
-from common.console import stop
+from common.console import exit_on_error, stop, visible
 from common.files import check_folder, write_whole
-from corpus import begin, documents, sources
+from corpus import begin, charsets, documents, sources
 from corpus.encoding import complete, tokenise
 from corpus.inspection import summarize
 from corpus.plan import Job, Plan, make_plan, named_vocabulary
-from corpus.shards import Shards
+from corpus.shards import Shards, name_leftovers
 
 CUT = 0.9  # the part of each document that goes to train, if there are few, as in nanoGPT
 MASKS = ('val_mask.bin', 'train_mask.bin')
@@ -39,12 +42,13 @@ def prepare(script, doc, source=None, val_source=None, sha256=None, tokenizer='g
     args = parse(doc, source)
     folder = os.path.dirname(os.path.abspath(script)) if args.out is None else os.path.expanduser(args.out)
     to_parts = to_parts or (lambda row: [(documents.text_of(row, args.text_key, documents.KEY_HINT), True)])
-    read = functools.partial(documents.read, to_parts=to_parts, columns=columns or [args.text_key], share=args.fraction)
+    read = functools.partial(documents.read, to_parts=to_parts, columns=columns or [args.text_key], share=args.fraction,
+                             normalize=args.normalize)
     usual = not args.input and not args.val_input and args.source == source
     job = Job(train=args.input or [args.source], val=args.val_input or ([val_source] if usual and val_source else []),
               prompt=prompt, tokenizer=args.tokenizer or tokenizer, vocab_size=args.vocab_size, text_key=args.text_key,
               fraction=args.fraction, val_fraction=args.val_fraction or val_fraction,
-              cut=1 - args.val_fraction if args.val_fraction else CUT)
+              cut=1 - args.val_fraction if args.val_fraction else CUT, encoding=args.encoding, normalize=args.normalize)
     if not usual or args.fraction < 1.0 or args.tokenizer or args.vocab_size:
         expected = None
     try:
@@ -56,6 +60,7 @@ def prepare(script, doc, source=None, val_source=None, sha256=None, tokenizer='g
             write_source(source)
         meta = make(folder, job, ' '.join(args.input or [args.source]), read, args.skip_bad)
         summarize(folder, meta, expected, config)
+        name_leftovers(folder)
     except KeyboardInterrupt:
         stop('stopped; the same command goes on from the last finished shard, if there is one', code=75)
     except sources.Gone as error:
@@ -74,7 +79,7 @@ def prepare(script, doc, source=None, val_source=None, sha256=None, tokenizer='g
 
 def parse(doc, source):
     """The command line of a prepare script. Exit code 2 if it cannot work."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add = parser.add_argument
     add('--input', nargs='+', action='extend', metavar='PATH',
         help='the text: files, folders or globs of .txt, .md, .jsonl and .parquet')
@@ -85,11 +90,15 @@ def parse(doc, source):
     add('--tokenizer', metavar='NAME', help='gpt2, char, or the folder of a dataset whose vocabulary to use')
     add('--vocab_size', type=int, default=0, metavar='N', help='learn a byte-level BPE of N tokens from the text')
     add('--text_key', default='text', metavar='NAME', help='the field or column with the text (%(default)s)')
+    add('--encoding', metavar='NAME', help='read text files that are not UTF-8 as this: cp949, shift_jis, utf-16, ...')
+    add('--normalize', metavar='NFC', help='compose characters that are written as several, such as e and an accent')
     add('--fraction', type=float, default=1.0, metavar='X', help='use this part of the documents, the same each time')
     add('--val_fraction', type=float, metavar='X',
         help='validate on this part of the documents or, if there are few, of each document')
     add('--skip_bad', action='store_true', help='skip rows that cannot be used instead of stopping at them')
-    args = parser.parse_args()
+    args, unknown = parser.parse_known_args()
+    if unknown:
+        parser.error(unknown_words(unknown, [word for each in parser._actions for word in each.option_strings]))
     if not args.input and not args.source:
         parser.error('name your text: --input=FILE, or several, folders, globs')
     if args.vocab_size and args.tokenizer:
@@ -104,7 +113,29 @@ def parse(doc, source):
         parser.error(f'--fraction={args.fraction} must be above 0 and at most 1')
     if args.val_fraction is not None and not 0 < args.val_fraction < 1:
         parser.error(f'--val_fraction={args.val_fraction} must be between 0 and 1')
+    if args.normalize is not None:
+        if args.normalize.upper() != 'NFC':
+            parser.error(f'--normalize={args.normalize} is not known; --normalize=NFC composes characters')
+        args.normalize = 'NFC'
+    if args.encoding is not None:
+        with exit_on_error():
+            args.encoding = charsets.canonical(args.encoding)
     return args
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        message = re.sub("argument (.*): ignored explicit argument '(.*)'", r'\1 takes no value: leave out =\2', message)
+        stop(f'{message} (--help lists the options)')
+
+
+def unknown_words(words, options):
+    """What is wrong with words that no option took."""
+    name, equals, value = words[0].partition('=')
+    if not name.startswith('-'):
+        return f'{words[0]!r} belongs to no option; to name a text: --input={shlex.quote(words[0])}'
+    near = difflib.get_close_matches(name.replace('-', '_').replace('__', '--', 1), options, n=1)
+    return f'unknown option {name}' + (f'; did you mean {near[0]}{equals}{value}?' if near else '')
 
 
 def make(folder, job, source_name, read, skip_bad):
@@ -112,9 +143,11 @@ def make(folder, job, source_name, read, skip_bad):
     Make the dataset that `job` describes in `folder`, or go on where an interrupted preparation of it stopped. Returns
     its meta.json.
     """
-    local = [sources.find(pattern) for pattern in job.val + job.train if not pattern.startswith('hf://')]
+    local = [pattern for pattern in job.val + job.train if not pattern.startswith('hf://')]
+    found = {pattern: sources.find(pattern) for pattern in dict.fromkeys(local)}
     named = named_vocabulary(job)
-    made_from = hashlib.sha256(json.dumps([asdict(job), local, named]).encode()).hexdigest()
+    identity = [job.identity(), [found[pattern] for pattern in local], named]
+    made_from = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     work = os.path.join(folder, f'unfinished-{made_from[:8]}')  # one folder per job: no other job's work is lost
     earlier = find_dataset(folder)
     if earlier.get('made_from') == made_from:
@@ -122,26 +155,46 @@ def make(folder, job, source_name, read, skip_bad):
         print(f'{folder} has this dataset already; to make it anew, delete its train.bin')
         return earlier
     if earlier:
-        print(f'this replaces the dataset in {folder}, made of {earlier.get("source", "?")}; --out=FOLDER keeps both')
+        source = visible(str(earlier.get('source', '?')))
+        print(f'when it is done, this replaces the dataset in {folder}, made of {source}; --out=FOLDER keeps both')
+    name_leftovers(folder, but=work)
+    read = functools.partial(read, work=work)
     shards = Shards(work)
     if shards.manifest['plan'] is None:
         try:
-            shards.manifest['plan'] = asdict(make_plan(folder, job, named, read))
+            plan = make_plan(work, job, found, named, read)
         except BaseException:
             shards.remove()
             raise
+        shards.manifest['plan'] = asdict(plan)
+        shards.last['lengths'].update({file['copy']: file['bytes'] for file in plan.files if 'copy' in file})
         shards.write_manifest()
     elif shards.manifest['shards']:
         print(f'going on after {shards.last["characters"]:,} characters')
     if shards.manifest['ready'] is None:
         plan = Plan(**shards.manifest['plan'])
-        meta = tokenise(shards, plan, read, skip_bad)
-        meta = {**complete(shards, plan), **meta, 'source': source_name, 'made_from': made_from}
-        if job.prompt:
-            meta['prompt'] = job.prompt
+        try:
+            about = tokenise(shards, plan, read, skip_bad)
+        except ValueError:
+            if not shards.manifest['shards'] and not job.vocab_size:  # nothing is done that a restart could go on from
+                shards.remove()
+            raise
+        try:
+            done = complete(shards, plan)
+        except ValueError:  # a restart would come to the same
+            shards.remove()
+            raise
+        tokens, text_bytes = done.pop('scored'), about.pop('scored', None)
+        meta = {**done, **about, 'source': source_name, 'made_from': made_from}
+        if text_bytes:
+            meta['scored'] = {split: {'tokens': tokens[split], 'bytes': text_bytes[split]} for split in tokens}
+        for key in ('prompt', 'encoding', 'normalize'):
+            if getattr(job, key):
+                meta[key] = getattr(job, key)
         with write_whole(shards.path('meta.json'), 'wb') as f:
             f.write(json.dumps(meta, indent=1).encode())
-    shards.deliver(folder, (*MASKS, 'tokenizer.json', 'val.bin', 'meta.json', 'train.bin'), obsolete=MASKS)
+    obsolete = [*MASKS, *(['tokenizer.json'] if earlier.get('tokenizer_file') == 'tokenizer.json' else [])]
+    shards.deliver(folder, (*MASKS, 'tokenizer.json', 'val.bin', 'meta.json', 'train.bin'), obsolete)
     delivered = find_dataset(folder)
     if delivered.get('made_from') != made_from:  # after a kill in deliver(), another job may have delivered there
         raise ValueError(f'the dataset in {folder} is not whole, perhaps because another preparation wrote '

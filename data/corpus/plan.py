@@ -1,13 +1,15 @@
 """What is decided before the first id is written: the files, how val is split off, and the vocabulary."""
 import math
 import os
+import shlex
 import signal
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from common import dataset
+from common.console import visible
 from common.files import free_bytes
 from common.tokenizer import BPETokenizer, GPT2Tokenizer, train_bpe
-from corpus import ROOT, sources
+from corpus import ROOT, charsets, sources
 from corpus.encoding import cut_up
 
 BPE_TEXT = 2**28  # characters to learn a vocabulary from; each file contributes its share
@@ -27,12 +29,19 @@ class Job:
     fraction: float      # the part of the documents to use
     val_fraction: float  # the part of the documents that goes to val
     cut: float           # the part of each document that goes to train, if there are few
+    encoding: str = None   # of text files that are not UTF-8
+    normalize: str = None  # the Unicode normal form of the text
+
+    def identity(self):
+        """What the hash is of. Options younger than the format are left out unless they are given."""
+        return {key: value for key, value in asdict(self).items()
+                if value is not None or key not in ('encoding', 'normalize')}
 
 
 @dataclass
 class Plan:
     """How a job is done. The manifest keeps it, so that a restart does the same."""
-    files: list          # as sources.find returns them, each with its 'split'; those of val first
+    files: list          # as sources.find returns them, each with its 'split', some with a 'copy'; those of val first
     rule: str            # what decides on train or val: 'files', a 'hash' of the document, or a 'cut' within it
     val_fraction: float  # for 'hash': as in the job, or what gives each split a document
     cut: float           # as in the job, for 'cut'
@@ -53,25 +62,45 @@ class Plan:
                 for split, piece in (('train', text[:place]), ('val', text[place:])) if piece]
 
 
-def make_plan(folder, job, named, read):
-    """The plan for a job. `named`: its named_vocabulary()."""
+def make_plan(work, job, found, named, read):
+    """
+    The plan for a job, whose unfinished work is in the folder `work`. `found`: {pattern: files} of those on this disk.
+    `named`: its named_vocabulary().
+    """
     files = {}
     for split, patterns in (('val', job.val), ('train', job.train)):  # val first: train is compared with it
         for pattern in patterns:
-            for file in sources.find(pattern):
-                files.setdefault(file['path'], {**file, 'split': split})  # a file named twice is used once
+            for file in found[pattern] if pattern in found else find_on_hub(pattern, job):
+                key = sources.identity(file['path'])
+                kept = files.setdefault(key, {**file, 'split': split})  # a file named twice is used once
+                if kept['split'] != split:
+                    print(f'{visible(file["path"])} is for validation, and so left out of the text to train on')
     plan = Plan(list(files.values()), 'files', job.val_fraction, job.cut, job.prompt is not None, named)
-    for path in files:
+    for path in (file['path'] for file in plan.files):
         if plan.masked and sources.suffix(path) not in ('.jsonl', '.parquet'):
             raise ValueError(f'{path} is plain text; instructions and answers come in .jsonl and .parquet files')
+    charsets.copy_others(plan.files, job.encoding, work)
     if not job.val:
         keys = keys_of(plan, read, enough=FEW / job.val_fraction)
         plan.rule = 'hash' if plan.masked or len(keys) >= FEW / job.val_fraction else 'cut'
         if keys:  # neither split stays empty, unless all documents are the same
             plan.val_fraction = min(max(plan.val_fraction, math.nextafter(min(keys), 1)), max(keys))
-    check_disk(folder, job, plan)
+    check_disk(os.path.dirname(work), job, plan)
     plan.vocabulary = named or find_vocabulary(job, plan, read)
     return plan
+
+
+def find_on_hub(pattern, job):
+    """sources.find() on Hugging Face. Without a network the message says how to do it with files."""
+    try:
+        return sources.find(pattern)
+    except sources.Unreachable as error:
+        lines = [str(error), 'Without a network, bring these files here, and name them:']
+        for option, patterns in (('--input', job.train), ('--val_input', job.val)):
+            for name, _, files in (match.groups() for match in map(sources.ON_HUB.fullmatch, patterns) if match):
+                here = shlex.quote(f'{option}={os.path.basename(files)}')
+                lines.append(f'  {files} from https://huggingface.co/datasets/{name}, as {here}')
+        raise ValueError('\n'.join(lines)) from None
 
 
 def keys_of(plan, read, enough):

@@ -1,15 +1,25 @@
 """
 The unfinished output of a prepare script, in a folder of its own. Its files only grow. After each shard of work a
 manifest notes their lengths and where in the source the next shard begins. A kill at any moment loses at most one
-shard: a restart truncates the files to the lengths in the manifest and goes on. It knows no tokens.
+shard: a restart truncates the files to the lengths in the manifest and goes on. What is never gone on with can be
+removed. It knows no tokens.
 """
 import contextlib
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
+import time
 
 from common import files
+from common.console import visible
+
+WORK = re.compile(r'unfinished-[0-9a-f]{8}(-damaged(-\d+)?)?')  # a folder of unfinished work
+OURS = re.compile(r'(\.lock|(manifest|meta|tokenizer)\.json|val_keys|(train|val)(_mask)?\.(bin|code_points)|'
+                  r'input-\d+\.utf8)(\.tmp)?')  # the files in it
+DOWNLOAD = 'input.txt.tmp'  # what a killed download has left
 
 
 class Shards:
@@ -104,9 +114,10 @@ class Shards:
                 file.close()
             there = os.listdir(self.folder)
             self.manifest['ready'] = [name for name in names if name in there]
+            self.manifest['obsolete'] = [name for name in obsolete if name not in there]
             self.write_manifest()
         ready = self.manifest['ready']
-        for name in [ready[-1], *set(obsolete) - set(ready)]:
+        for name in [ready[-1], *self.manifest.get('obsolete', set(obsolete) - set(ready))]:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(os.path.join(folder, name))
         for name in ready:
@@ -130,3 +141,72 @@ def nothing_done():
 
 def digest(manifest):
     return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+
+
+def leftovers(folder):
+    """What preparations that did not end have left in a folder: {path: bytes}."""
+    found = {}
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        if WORK.fullmatch(name) and os.path.isdir(path) and not os.path.islink(path):
+            found[path] = sum(os.lstat(os.path.join(path, name)).st_size for name in os.listdir(path))
+        elif name == DOWNLOAD and time.time() - os.path.getmtime(path) > 3600:  # else it may be going on
+            found[path] = os.path.getsize(path)
+    return found
+
+
+def name_leftovers(folder, but=None):
+    """Print what preparations that did not end have left in a folder, except in the path `but`."""
+    with contextlib.suppress(OSError):  # it is no more than a hint
+        for path, size in leftovers(folder).items():
+            if path == but:
+                continue
+            print(f'{visible(path)} is unfinished work of another command, {megabytes(size)}; to remove it: '
+                  f'python data/corpus.py clean {shlex.quote(folder)}')
+
+
+def clean(folder, dry_run):
+    """
+    Remove what preparations that did not end have left in a folder, and print it. Left alone, and printed, is what
+    another process is at work in and what has other files in it. Returns whether nothing was left alone.
+    """
+    found, kept = leftovers(folder), 0
+    for path, size in found.items():
+        try:
+            if not dry_run:
+                remove(path)
+            elif os.path.isdir(path):
+                check_ours(path)
+            print(f'{"would remove" if dry_run else "removed"} {visible(path)}, {megabytes(size)}')
+        except (ValueError, OSError) as error:
+            print(f'left alone: {visible(str(error))}')
+            kept += 1
+    if not found:
+        print(f'no preparation has left anything in {folder}')
+    return kept == 0
+
+
+def remove(path):
+    """Remove a leftover. ValueError if another process is at work there, or if other files are in it."""
+    if not os.path.isdir(path):
+        os.remove(path)
+        return
+    check_ours(path)
+    try:
+        lock = files.lock_if_possible(os.path.join(path, '.lock'), 'no process may be at work there')
+    except files.Locked:
+        raise ValueError(f'another process is at work in {path}') from None
+    shutil.rmtree(path)
+    if lock is not None:
+        lock.release()
+
+
+def check_ours(path):
+    """ValueError if a folder has something that no preparation writes."""
+    for name in os.listdir(path):
+        if not OURS.fullmatch(name) or not os.path.isfile(os.path.join(path, name)):
+            raise ValueError(f'{path} has {name}, which no preparation writes; take it out first')
+
+
+def megabytes(size):
+    return f'{size / 1e6:,.1f} MB'

@@ -50,6 +50,7 @@ DAMAGE = {
     'hashes that are a number': (set_in_meta(sha256=5), ''),
     'a hash that is a number': (set_in_meta(sha256={'train.bin': 5}), 'train.bin does not have the sha256'),
     'a number of tokens that is text': (set_in_meta(val_tokens='many'), ''),
+    'nesting': (spoil('meta.json', b'{"a":' * 500 + b'1' + b'}' * 500), 'meta.json is damaged'),
 }
 
 
@@ -69,13 +70,29 @@ def test_each_damage_is_a_line_and_neither_check_nor_prepare_gives_up(prepare, t
         assert files_of(tmp_path / 'out') == whole
 
 
+@pytest.mark.parametrize('key, value', [
+    ('scored', [1]), ('scored', {'val': 3}), ('scored', {'val': {'tokens': 'x', 'bytes': None}}), ('documents', []),
+    ('documents', {'train': 'x', 'val': []}), ('left_out', {'empty': {}}), ('split', 5), ('source', {'a': 1}),
+    ('characters', 'x'), ('train_documents_in_val', None), ('made_from', 3), ('sha256', {'': 'x', '../a.jsonl': None}),
+    ('prompt', 5), ('documents', json.loads('{"a":' * 400 + '1' + '}' * 400))])
+def test_a_value_of_the_wrong_kind_is_named_by_check(prepare, key, value, tmp_path, capsys):
+    prepare('--input=a.jsonl')
+    set_in_meta(**{key: value})(tmp_path / 'out')
+    with pytest.raises(SystemExit) as stopped, exit_on_error():
+        inspection.check('out')
+    said = capsys.readouterr().err
+    assert stopped.value.code in (1, 2) and (key in said or key == 'sha256' and "Is a directory: 'out/'" in said)
+
+
 def test_figures_that_are_no_figures_are_named_with_what_to_do(prepare, tmp_path):
     prepare('--input=a.jsonl')
     whole = files_of(tmp_path / 'out')
-    for values in (dict(characters=None), dict(documents=[]), dict(left_out=3), dict(split=None)):
+    for values in (dict(characters=None), dict(documents=[]), dict(left_out=3), dict(split=None), dict(documents={}),
+                   dict(documents={'train': 1, 'val': 'x'}), dict(left_out={'empty': []}),
+                   dict(train_documents_in_val='x')):
         set_in_meta(**values)(tmp_path / 'out')
         code, said = prepare('--input=a.jsonl')
-        assert code == 2 and f'see its {next(iter(values))!r}' in said and 'delete that file and run the same' in said
+        assert code == 2 and f"see its '{next(iter(values))}" in said and 'delete that file and run the same' in said
         os.remove(tmp_path / 'out' / 'meta.json')
         prepare('--input=a.jsonl')
         assert files_of(tmp_path / 'out') == whole
@@ -110,3 +127,16 @@ def test_a_folder_is_found_by_its_name_its_path_and_from_home(prepare, tmp_path,
     *_, meta = prepare('--source=~/a.jsonl', '--tokenizer=~/out', out='other')
     assert meta['chars'] and len(STORIES) == sum(meta['documents'].values())
     assert python(script, 'check', '', cwd='/').returncode == 2
+
+
+def test_what_is_shown_of_a_text_acts_on_no_terminal_and_has_no_replacement_character(prepare, tmp_path, capsys):
+    text = '\x1b]0;title\x07\x1b[2J \x9b31m \ufffd 가'
+    write(tmp_path / 'a.jsonl', [f'{text} {i}' for i in range(200)])
+    for args in ([], ['--vocab_size=300']):
+        prepare('--input=a.jsonl', *args)
+        inspection.check('out')
+    shown = capsys.readouterr().out
+    (tmp_path / 'b.jsonl').write_text(json.dumps({'\x1b[2J': 1}) + '\n')
+    code, said = prepare('--input=b.jsonl', out='other')
+    assert code == 2 and r'\x1b[2J' in said and r'\x1b' in shown and r'\ufffd' in shown and '가' in shown
+    assert not {*'\x1b\x07\x9b\ufffd'} & {*shown, *said}

@@ -92,6 +92,14 @@ def test_val_stays_where_it_is_when_the_corpus_grows(prepare, tmp_path):
     assert texts_of(few, few_meta) != STORIES[:300]
 
 
+def test_a_file_for_both_splits_is_for_validation_under_any_name(prepare, tmp_path, capsys):
+    write(tmp_path / 'b.jsonl', STORIES[:50])
+    (tmp_path / 'link.jsonl').symlink_to('b.jsonl')
+    train, val, meta = prepare('--input', 'a.jsonl', 'b.jsonl', 'b.jsonl', '--val_input=link.jsonl')
+    assert meta['documents'] == {'train': 400, 'val': 50}
+    assert f'{tmp_path}/b.jsonl is for validation, and so left out of' in capsys.readouterr().out
+
+
 def test_copies_of_a_document_stay_together_and_are_counted_across_separate_files(prepare, tmp_path, capsys):
     write(tmp_path / 'a.jsonl', [*STORIES, *STORIES])
     train, val, meta = prepare('--input=a.jsonl')
@@ -489,7 +497,8 @@ def test_other_files_in_the_folder_stay(prepare, tmp_path, capsys):
     prepare('--input=a.jsonl', out='.')
     assert (tmp_path / 'work' / 'thesis.txt').read_text() == (tmp_path / 'tokenizer.json').read_text() == 'mine'
     prepare('--input=a.jsonl', '--val_fraction=0.2', out='.')
-    assert 'this replaces the dataset in ., made of a.jsonl; --out=FOLDER keeps both' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert 'when it is done, this replaces the dataset in ., made of a.jsonl; --out=FOLDER keeps both' in said
 
 
 # errors
@@ -515,6 +524,26 @@ def test_a_bad_row_stops_the_script_or_is_skipped(prepare, tmp_path, capsys):
     assert sum(meta['documents'].values()) == 400 and meta['left_out']['unusable'] == 1
     said = capsys.readouterr()
     assert 'left out: ' in said.out + said.err and 'left out: 1 unusable documents' in said.out
+
+
+@pytest.mark.parametrize('characters', range(1, 6))
+def test_a_text_of_a_few_characters_is_too_short_or_can_be_trained_on(prepare, tmp_path, characters, capsys):
+    (tmp_path / 'b.txt').write_text('abcde'[:characters])
+    made = prepare('--input=b.txt', '--val_fraction=0.5')
+    if characters < 4:  # a split needs a token to predict, and one before it
+        assert made[0] == 2 and 'too little text' in made[1]
+    else:
+        sizes = dataset.check(str(tmp_path / 'out'), made[2], block_size=1)
+        assert f'--block_size={min(sizes.values()) - 1} ' in capsys.readouterr().out
+
+
+def test_a_reader_that_leaves_early_is_no_failure(tmp_path):
+    write(tmp_path / 'a.jsonl', STORIES)
+    script = os.path.join(ROOT, 'data', 'text', 'prepare.py')
+    done = subprocess.run(f'"{sys.executable}" "{script}" --input=a.jsonl --tokenizer=char --out=out | head -n 1; '
+                          'exit ${PIPESTATUS[0]}', shell=True, executable='/bin/bash', cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == '' and len(ids_and_meta(tmp_path / 'out')) == 3
 
 
 def test_what_a_remedy_for_too_little_text_says_works(prepare, tmp_path):
@@ -553,12 +582,21 @@ def test_a_folder_that_cannot_be_one_is_named_with_a_way_that_works(prepare, tmp
     (['--input=.', '--vocab_size=20'], 'below 257'),
     (['--input=.', '--fraction=0'], 'fraction=0.0'), (['--source=hf://mine'], 'hf://datasets/OWNER/NAME'),
     (['--input=.', '--fraction=nan'], 'fraction=nan'), (['--input=.', '--fraction=-1'], 'fraction=-1.0'),
-    (['--input=.', '--val_fraction=nan'], 'val_fraction=nan'), (['--input=.', '--val_fraction=-1'], 'val_fraction=-1.0'),
+    (['--input=.', '--val_fraction=nan'], 'val_fraction=nan'),
+    (['--input=.', '--val_fraction=-1'], 'val_fraction=-1.0'),
     (['--input=.', f'--vocab_size={10**30}'], 'is above 1048576'), (['--input=.', '--vocab_size=-1'], 'below 257'),
     (['--input=.', '--tokenizer='], '--tokenizer is empty'), (['--input=.', '--source=', '--out='], "--out=''"),
     (['--input=a.txt', '--tokenizer=gpt3'], '--tokenizer=gpt3 is neither'),
     (['--input=a.txt', '--tokenizer=a.txt'], '--tokenizer=a.txt is neither'),
-    (['--input=a.txt', '--vocab_size=300', '--tokenizer=gpt2'], 'names one')])
+    (['--input=a.txt', '--vocab_size=300', '--tokenizer=gpt2'], 'names one'),
+    (['--input=a.txt', '--vocabsize=300'], 'unknown option --vocabsize; did you mean --vocab_size=300?'),
+    (['--input=a.txt', '--vocab-size', '300'], 'unknown option --vocab-size; did you mean --vocab_size?'),
+    (['--input=a.txt', '--vocab=300'], 'unknown option --vocab; did you mean --vocab_size=300?'),
+    (['--input=a.txt', '--norm=NFC'], 'unknown option --norm'), (['--input=a.txt', '-x'], 'unknown option -x '),
+    (['--skip_bad', 'a.txt'], "'a.txt' belongs to no option; to name a text: --input=a.txt"),
+    (['--input=a.txt', '--vocab_size=many'], "invalid int value: 'many'"),
+    (['--input=a.txt', '--skip_bad=True'], '--skip_bad takes no value: leave out =True'),
+    (['--source=https://example.org/a.txt'], 'is an address; download it first'), (['--input=-'], 'is a stream')])
 def test_a_wrong_command_line_says_what_is_right(prepare, tmp_path, args, complaint):
     (tmp_path / 'a.txt').write_text('text')
     code, said = prepare(*args)

@@ -3,10 +3,13 @@ import errno
 import json
 import os
 import shutil
+import time
 
 import pytest
 
+from common import files
 from corpus import documents, encoding, pipeline, shards
+from running import ROOT, python
 from test_pipeline import STORIES, files_of, prepare  # noqa: a fixture
 from test_documents import write
 
@@ -142,3 +145,80 @@ def test_work_that_cannot_be_removed_is_no_failure(whole, prepare, tmp_path, mon
     assert files_of(tmp_path / 'out') == whole
     prepare(*JOB)
     assert sorted(os.listdir(tmp_path / 'out')) == sorted(whole)
+
+
+# what is left over
+
+def test_unfinished_work_is_named_with_its_size_and_can_be_removed(whole, work, prepare, capsys):
+    with open(work / 'val_keys', 'ab') as f:
+        f.write(bytes(10_000_000))
+    prepare('--input=a.jsonl', '--vocab_size=280')
+    line = (f'out/{work.name} is unfinished work of another command, 10.1 MB; to remove it: python data/corpus.py '
+            'clean out\n')
+    said = capsys.readouterr().out
+    assert said.startswith(line) and said.endswith(line), 'before the work and after it'
+    made = files_of(work.parent)
+    assert shards.clean('out', dry_run=True) and work.exists()
+    assert f'would remove out/{work.name}, 10.1 MB\n' in capsys.readouterr().out
+    assert shards.clean('out', dry_run=False) and not work.exists() and files_of(work.parent) == made
+    assert f'removed out/{work.name}, 10.1 MB\n' in capsys.readouterr().out
+    assert shards.clean('out', dry_run=False) and 'has left anything in out' in capsys.readouterr().out
+
+
+def test_clean_leaves_alone_what_is_in_use_and_what_is_not_ours(whole, work, tmp_path, capsys):
+    out, aside = work.parent, work.with_name(f'{work.name}-damaged-2')
+    shutil.copytree(work, aside)
+    for folder in ('unfinished-thesis', 'unfinished-0000000', 'thesis', 'unfinished-11111111/chapters'):
+        os.makedirs(out / folder)
+    (out / 'unfinished-22222222').symlink_to(tmp_path / 'whole')
+    for name in ('thesis.tmp', 'unfinished-33333333', 'thesis/input.txt.tmp'):
+        (out / name).write_text('mine')
+    shutil.copytree(work, out / 'unfinished-44444444')
+    (out / 'unfinished-44444444' / 'notes.txt').write_text('mine')
+    (out / 'input.txt.tmp').write_text('half a download')
+    lock = files.lock(str(work / '.lock'))
+    assert not shards.clean('out', dry_run=False)
+    lock.release()
+    said = capsys.readouterr().out
+    assert not aside.exists() and said.count('removed') == 1
+    assert f'left alone: another process is at work in out/{work.name}\n' in said and work.exists()
+    assert 'out/unfinished-44444444 has notes.txt, which no preparation writes' in said
+    assert 'out/unfinished-11111111 has chapters, which' in said
+    assert files_of(tmp_path / 'whole') == whole and (out / 'input.txt.tmp').exists(), 'it may be going on'
+    os.utime(out / 'input.txt.tmp', (0, time.time() - 7200))
+    assert not shards.clean('out', dry_run=False) and not (out / 'input.txt.tmp').exists()
+    assert sorted(set(os.listdir(out)) - {'.lock'}) == [
+        'thesis', 'thesis.tmp', 'unfinished-0000000', 'unfinished-11111111', 'unfinished-22222222',
+        'unfinished-33333333', 'unfinished-44444444', 'unfinished-thesis']
+
+
+def test_clean_is_a_command(work, tmp_path):
+    script = os.path.join(ROOT, 'data', 'corpus.py')
+    for words, code in ((['clean', 'out', '--dry_run'], 0), (['clean', 'none'], 2), (['clear', 'out', '--dry_run'], 2)):
+        done = python(script, *words, cwd=tmp_path)
+        assert done.returncode == code and 'Traceback' not in done.stderr and work.exists(), done.stderr
+    assert 'clean data/NAME, with --dry_run' in done.stderr
+    done = python(script, 'clean', 'out', cwd=tmp_path)
+    assert done.returncode == 0 and f'removed out/{work.name}' in done.stdout and not work.exists()
+
+
+def test_a_first_mistake_leaves_nothing_to_remove(prepare, tmp_path):
+    (tmp_path / 'b.jsonl').write_text('{"text": "one"}\nnonsense\n')
+    (tmp_path / 'c.txt').write_text('a')
+    for name in ('b.jsonl', 'c.txt'):
+        assert prepare(f'--input={name}')[0] == 2 and os.listdir(tmp_path / 'out') == []
+
+
+@pytest.mark.parametrize('killed', [False, True])
+def test_characters_in_place_of_a_learned_vocabulary_leave_no_tokenizer_behind(whole, prepare, tmp_path, monkeypatch,
+                                                                               killed):
+    def kill(*args):
+        raise Killed
+    prepare(*JOB)
+    if killed:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(os, 'remove', lambda path, remove=os.remove: kill() if 'tokenizer' in path else remove(path))
+            prepare('--input=a.jsonl')
+        assert (tmp_path / 'out' / 'tokenizer.json').exists()
+    prepare('--input=a.jsonl')
+    assert sorted(files_of(tmp_path / 'out')) == ['meta.json', 'train.bin', 'val.bin']

@@ -1,18 +1,20 @@
 """Files are found on the disk and on Hugging Face, and a download is kept only if it is the right file."""
 import contextlib
+import errno
 import functools
 import hashlib
 import http.client
 import http.server
 import json
 import os
+import re
 import threading
 from unittest.mock import MagicMock
 
 import pytest
 
 from corpus import sources
-from test_pipeline import STORIES, ids_and_meta, run_script, texts_of, write_shards
+from test_pipeline import STORIES, ids_and_meta, prepare, run_script, texts_of, write_shards  # noqa: a fixture
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -50,17 +52,74 @@ def test_what_cannot_be_read_now_is_not_left_out(tmp_path, monkeypatch):
     def failing(function, what):
         def fails(path, *args, **options):
             if str(path) == str(tmp_path / what):
-                raise PermissionError(13, 'Permission denied', path)
+                raise OSError(errno.EIO, 'Input/output error', path)
             return function(path, *args, **options)
         return fails
     for function, what, pattern in (('scandir', 'sub', ''), ('stat', 'b.txt', '*.txt'), ('stat', 'sub', '*')):
         with monkeypatch.context() as patch:
             patch.setattr(os, function, failing(getattr(os, function), what))
-            with pytest.raises(PermissionError):
+            with pytest.raises(OSError, match='Input/output error'):
                 sources.find(str(tmp_path / pattern))
-    os.mkfifo(tmp_path / 'd.txt')  # would be waited for
-    (tmp_path / 'e.txt').symlink_to('nowhere')
-    assert [os.path.basename(file['path']) for file in sources.find(str(tmp_path / '*'))] == ['a.txt', 'b.txt', 'c.txt']
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """A folder with three texts, and all that is not taken; named(pattern) are the names of what is, in order."""
+    (tmp_path / 'in').mkdir()
+    monkeypatch.chdir(tmp_path / 'in')
+    for folder in ('sub/deep', '.git', 'sub/.ipynb_checkpoints', '../elsewhere'):
+        os.makedirs(folder)
+    for name in ('a.txt', 'sub/b.txt', 'sub/deep/c.md', '.git/d.txt', 'sub/.ipynb_checkpoints/b.txt', 'sub/._b.txt',
+                 '.hidden.txt', '../elsewhere/e.txt', 'f.csv'):
+        with open(name, 'w') as f:
+            f.write(name)
+    for name, target in (('sub/.#b.txt', 'nobody@nowhere'), ('g.txt', 'nowhere'), ('h.txt', 'h.txt'), ('loop', '.'),
+                         ('sub/up', '..'), ('other', '../elsewhere'), ('i.txt', 'sub/b.txt')):
+        os.symlink(target, name)
+    os.link('a.txt', 'sub/same.txt')
+    os.mkfifo('pipe.txt')
+    return lambda pattern: [os.path.relpath(file['path']) for file in sources.find(pattern)]
+
+
+@pytest.mark.parametrize('pattern', ['.', '*', '**', './**/*', '**/*.[tm]*'])
+def test_of_a_folder_each_file_is_taken_once_and_what_is_not_is_said(tree, pattern, capsys):
+    assert tree(pattern) == ['a.txt', 'sub/b.txt', 'sub/deep/c.md']
+    said = capsys.readouterr().out
+    for line in (['a link to nothing: ', 'no regular file (a pipe, a socket or a device): ', 'a link to itself: ',
+                  'another name of a file that is taken: ', 'a link to a folder (to take it, name it with --input): ']):
+        assert f'left out, {line}' in said, said
+    assert 'left out, hidden: ' in said
+
+
+def test_what_is_named_is_taken_though_it_is_hidden_or_a_link(tree, capsys):
+    assert tree('.hidden.txt') == ['.hidden.txt'] and tree('.git') == ['.git/d.txt'] and tree('.g*') == ['.git/d.txt']
+    assert tree('other') == ['other/e.txt'] and tree('i.txt') == ['i.txt'] and tree('sub/d*') == ['sub/deep/c.md']
+    assert capsys.readouterr().out == ''
+    assert tree('**/deep') == ['sub/deep/c.md']
+    for nothing in ('g.txt', 'h.txt', 'pipe.txt', 'f.csv', '**/x.txt'):
+        with pytest.raises(ValueError, match='no file of .txt, .md, .jsonl, .parquet that can be read'):
+            tree(nothing)
+
+
+def test_a_folder_without_permission_is_named_and_the_others_are_taken(tree, monkeypatch, capsys):
+    def scandir(path, original=os.scandir):
+        if os.path.basename(path) == 'deep':
+            raise PermissionError(errno.EACCES, 'Permission denied', path)
+        return original(path)
+    monkeypatch.setattr(os, 'scandir', scandir)
+    assert tree('sub') == ['sub/b.txt', 'sub/same.txt']
+    assert 'left out, a folder without permission to read: sub/deep\n' in capsys.readouterr().out
+    with pytest.raises(ValueError, match='that can be read'):
+        tree('sub/deep')
+
+
+@pytest.mark.parametrize('name, remedy', [
+    ('-', 'COMMAND > text.txt'), ('/dev/stdin', 'COMMAND > text.txt'), ('/dev/fd/63', 'COMMAND > text.txt'),
+    ('https://example.org/a.txt', 'download it first'),
+    ('https://huggingface.co/datasets/me/mine/tree/main', "--source='hf://datasets/me/mine/GLOB'")])
+def test_what_is_no_name_of_a_file_gets_what_to_type_instead(name, remedy):
+    with pytest.raises(ValueError, match=re.escape(remedy)):
+        sources.find(name)
 
 
 # Hugging Face
@@ -112,8 +171,33 @@ def test_a_dataset_on_hugging_face_is_streamed(hub, tmp_path):
     assert done.returncode == 0, done.stderr
     train, val, meta = ids_and_meta(tmp_path / 'out')
     assert sorted(texts_of(train, meta) + texts_of(val, meta)) == sorted(STORIES)
-    done = run_script('text', '--source=hf://datasets/me/mine/test-*', *args, cwd=tmp_path)
+    korean = [f'{i} 옛날 옛적에 호랑이가' for i in range(200)]
+    rows = [json.dumps({'text': text}, ensure_ascii=False) for text in korean]
+    (hub / 'old.jsonl').write_bytes('\n'.join(rows).encode('cp949'))
+    args = ['--source=hf://datasets/me/mine/old.jsonl', '--tokenizer=char', '--out=old']
+    done = run_script('text', *args, cwd=tmp_path)
+    assert done.returncode == 2 and "'{\"text\": \"0 옛날 옛적에" in done.stderr and '--encoding=cp949' in done.stderr
+    done = run_script('text', *args, '--encoding=cp949', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    train, val, meta = ids_and_meta(tmp_path / 'old')
+    assert sorted(texts_of(train, meta) + texts_of(val, meta)) == sorted(korean)
+    done = run_script('text', '--source=hf://datasets/me/mine/test-*', *args[1:], cwd=tmp_path)
     assert done.returncode == 2 and 'has no files test-*' in done.stderr
+
+
+def test_without_a_network_the_files_and_their_options_are_named_at_once(prepare, monkeypatch):
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    asked = []
+
+    def offline(*args, **options):
+        asked.append(args)
+        raise OfflineModeIsEnabled('offline mode is enabled')
+    monkeypatch.setattr('huggingface_hub.dataset_info', offline)
+    name = 'hf://datasets/me/mine@main/data'
+    code, said = prepare(source=f'{name}/train-*.parquet', val_source=f'{name}/validation-*.parquet')
+    assert code == 2 and len(asked) == 1, 'to ask again cannot help'
+    for option, files in (('input', 'train-*.parquet'), ('val_input', 'validation-*.parquet')):
+        assert f"data/{files} from https://huggingface.co/datasets/me/mine, as '--{option}={files}'" in said
 
 
 def test_for_a_dataset_that_is_gone_others_are_suggested(hub, tmp_path):
