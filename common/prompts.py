@@ -1,17 +1,12 @@
 """Prompts as users give them: on the command line, in a file, through a pipe. It knows no model."""
 import ast
-import codecs
 import os
-import re
 import shlex
 import sys
 import unicodedata
 
-from common.tokenizer import check_text, quoted
-
-# byte order marks, and how Python calls what they begin; that of UTF-32 begins with that of UTF-16
-MARKS = [(codecs.BOM_UTF8, 'UTF-8-sig'), (codecs.BOM_UTF32_LE, 'UTF-32'), (codecs.BOM_UTF32_BE, 'UTF-32'),
-         (codecs.BOM_UTF16_LE, 'UTF-16'), (codecs.BOM_UTF16_BE, 'UTF-16')]
+from common import charsets
+from common.tokenizer import check_text
 
 
 def read(start):
@@ -61,47 +56,34 @@ def decode(content, name, path='FILE'):
     Bytes as text with \\n at the ends of lines: UTF-8, or what a byte order mark says, which a line on stderr repeats.
     ValueError if it is no text, with the command that converts it.
     """
-    encoding = next((encoding for mark, encoding in MARKS if content.startswith(mark)), 'UTF-8')
-    kind = encoding.removesuffix('-sig')
-    if encoding == 'UTF-8' and 0 in content:
+    encoding = charsets.by_mark(content) or 'utf-8-sig'
+    kind = encoding.upper().removesuffix('-SIG')
+    if kind == 'UTF-8' and 0 in content:
         raise ValueError(f'{name} is not UTF-8 text, at byte {content.index(0)}: it has a NUL there'
-                         f'{without_mark(content, path)}')
+                         f'{advice(content, 0, path)}')
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise ValueError(f'{name} is not {kind} text, at byte {error.start}{why(content, error, path)}') from None
+        is_cut = 'unexpected end' in error.reason or 'truncated' in error.reason
+        why = ': it ends within a character, as if it had been cut off' if is_cut else advice(
+            content, error.start, path)
+        raise ValueError(f'{name} is not {kind} text, at byte {error.start}{why}') from None
     if kind != 'UTF-8':
         say(f'{name} is {kind}, as its byte order mark says')
     return text.replace('\r\n', '\n').replace('\r', '\n')
 
 
-def without_mark(content, path):
-    """What bytes with NULs among them may be, and what to type."""
-    for encoding in ('utf-32-le', 'utf-32-be', 'utf-16-le', 'utf-16-be'):
-        try:
-            text = content.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if re.search('[ \n]', text) and all(char.isprintable() or char.isspace() for char in text):
-            return f'. As {encoding} it reads {quoted(text[:20])}. If that is right, {conversion(encoding, path)}'
-    return ''
-
-
-def why(content, error, path):
-    """What bytes that cannot be decoded seem to be, and what to type."""
-    if 'unexpected end' in error.reason or 'truncated' in error.reason:
-        return ': it ends within a character, as if it had been cut off'
-    try:  # Python's cp949 takes EUC-KR too
-        korean = content.decode('cp949')
-    except UnicodeDecodeError:
-        korean = ''
-    excerpt = re.search('[가-힣].{0,19}', korean)
-    if excerpt and content[:error.start].isascii():
-        return f'. As cp949 it reads {quoted(excerpt[0])}. If that is right, {conversion("cp949", path)}'
-    return f'; {conversion("ENCODING", path)}'
+def advice(content, at, path):
+    """What bytes that are not UTF-8 from place `at` on may be, and what to type."""
+    found = charsets.guesses(content[:charsets.PIECE]) if content[:at].isascii() else []
+    if not found:
+        return f'; {conversion("ENCODING", path)}'
+    readings = ''.join(f'. As {encoding} it reads {piece}' for encoding, piece in found)
+    return f'{readings}. If {"the first" if len(found) > 1 else "that"} is right, {conversion(found[0][0], path)}'
 
 
 def conversion(encoding, path):
+    encoding = encoding.replace('_', '-')  # as iconv calls them
     return f'to convert it: iconv -f {encoding} -t utf-8 {shlex.quote(path)} > {shlex.quote(path + ".utf8")}'
 
 

@@ -1,7 +1,4 @@
-"""
-Text files that are not UTF-8: which encoding one has, a copy of it in UTF-8, and what an unknown one may be. It knows
-no documents.
-"""
+"""Text files that are not UTF-8: a copy of one in UTF-8, and what to do about an unknown one. It knows no documents."""
 import codecs
 import difflib
 import encodings.aliases
@@ -12,27 +9,13 @@ import sys
 
 from tqdm import tqdm
 
+from common.charsets import PIECE, by_mark, decode_strictly, guesses, unicode_in
 from common.console import visible
 from common.files import write_whole
 from corpus import sources
 
-PIECE = 2**16  # bytes that are looked at to recognise an encoding
 NOT_ASCII = bytes(range(128, 256))
 BLOCK = 2**20  # bytes that are decoded at a time
-# UTF-32 first: its mark begins with that of UTF-16
-BOMS = {codecs.BOM_UTF32_LE: 'utf-32', codecs.BOM_UTF32_BE: 'utf-32', codecs.BOM_UTF16_LE: 'utf-16',
-        codecs.BOM_UTF16_BE: 'utf-16'}
-UNICODE = ('utf-32-le', 'utf-32-be', 'utf-16-le', 'utf-16-be')
-# the characters that a language is written in beyond ASCII, and its most frequent ones
-KOREAN = '가-힣', '이다는의에가을하고지로한은를도사어기서아'
-JAPANESE = 'ぁ-ゖァ-ヺー一-鿿', 'のにはをたがでてとしれさいるかもな'
-CHINESE = '一-鿿', '的一是不了在人有我他你她这這中大来來上国國个個到'
-RUSSIAN = 'А-яЁё', 'оеаинтсрвл'
-LIKELY = {'cp949': KOREAN, 'johab': KOREAN, 'shift_jis': JAPANESE, 'euc_jp': JAPANESE, 'gb18030': CHINESE,
-          'big5': CHINESE, 'cp1251': RUSSIAN, 'koi8_r': RUSSIAN, 'cp1253': ('Ά-ώ', 'αοιετσνηυρ'),
-          'cp1255': ('א-ת', 'יהולארתבמ'), 'cp1256': ('ء-ي', 'اليمونرتب'), 'cp874': ('ก-๛', 'านรอกเงมยล'),
-          'cp1252': ('À-ÖØ-öø-ÿŒœŸŠšŽž', 'éèàçêáíóúñãõäöüßåæø')}
-NEUTRAL = '\u2000-\u206f\u3000-\u303f\uff00-\uffef'  # punctuation of all languages
 NO_TEXT = ('idna', 'punycode', 'raw-unicode-escape', 'undefined', 'unicode-escape')
 
 
@@ -86,7 +69,7 @@ def copy_others(files, encoding, folder):
             continue
         with sources.open_file(path) as stream:
             head = stream.read(4)
-        name = next((name for bom, name in BOMS.items() if head.startswith(bom)), None)
+        name = by_mark(head)
         if name is None and encoding and not is_utf8(path):
             name = encoding
         if name:
@@ -133,28 +116,6 @@ def write_copy(path, encoding, target):
         return f.tell()
 
 
-def unicode_in(content):
-    """The form of UTF-16 or UTF-32 that bytes without a mark are in; None if in none."""
-    for name in UNICODE if 0 in content else ():
-        text = decode_strictly(content, name)
-        if text and '\0' not in text and (text.isascii() or re.search('[ \n]', text)) and is_printable(text):
-            return name
-    return None
-
-
-def decode_strictly(content, encoding):
-    """The text in bytes that may end within a character; None if they are not in that encoding."""
-    try:
-        return codecs.getincrementaldecoder(encoding)().decode(content)
-    except UnicodeError:
-        return None
-
-
-def is_printable(text):
-    """Whether nearly all characters are such as a text has: random ones of Unicode are not."""
-    return sum(char.isprintable() or char.isspace() for char in text) >= 0.98 * len(text)
-
-
 def advice(content, tried):
     """What to do about a text that is not in the encoding `tried` (None: UTF-8), by a piece of it."""
     otherwise = 'mend the file, or leave out what cannot be read: --skip_bad'
@@ -169,31 +130,6 @@ def advice(content, tried):
     shown = ''.join(f'\n  {name:10} {text}' for name, text in found)
     command = same_command(f'--encoding={found[0][0]}')
     return f'\nIn other encodings it reads:{shown}\nIf one is right, name it:\n{command}\nOtherwise {otherwise}'
-
-
-def guesses(content):
-    """What bytes that are not UTF-8 may be: at most three [(encoding, a piece of the text)], the likeliest first."""
-    if name := next((name for bom, name in BOMS.items() if content.startswith(bom)), None) or unicode_in(content):
-        return [(name, piece_of(decode_strictly(content, name) or ''))]
-    found = []
-    for name, (script, frequent) in LIKELY.items():
-        text = decode_strictly(content, name)
-        letters = [char for char in text or '' if char.isalpha()]
-        foreign = re.findall(f'[^\x00-\xbf{NEUTRAL}]', text or '')
-        fits = len(re.findall(f'[{script}]', ''.join(foreign)))
-        if foreign and fits >= 0.8 * len(foreign) and is_printable(text) and (
-                name != 'cp1252' or len(foreign) <= 0.3 * len(letters)):
-            found.append((sum(char in frequent for char in foreign) / len(foreign), name, text))
-    best = max((score for score, _, _ in found), default=0)
-    found = sorted((each for each in found if each[0] >= best / 2), key=lambda each: -each[0])
-    return [(name, piece_of(text)) for _, name, text in found[:3]]
-
-
-def piece_of(text):
-    """A few words of a text, quoted, around its first character beyond ASCII."""
-    first = next((i for i, char in enumerate(text) if ord(char) > 127), 0)
-    start = max(text.rfind('\n', 0, first) + 1, first - 20)
-    return repr(text[start:start + 40].strip('\r\n').partition('\n')[0])
 
 
 def same_command(option):

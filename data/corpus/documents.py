@@ -13,6 +13,7 @@ import unicodedata
 from dataclasses import dataclass
 
 from common.console import visible
+from common.charsets import PIECE
 from corpus import charsets, sources
 
 END_OF_TEXT = b'<|endoftext|>'
@@ -268,10 +269,10 @@ def remedy(file, error):
     """What to do about a row that cannot be used, the rest of a message that began with describe()."""
     if isinstance(error, UnicodeDecodeError) and sources.suffix(file['path']) != '.parquet':
         with sources.open_file(file['path']) as stream:
-            piece = stream.read(charsets.PIECE)
+            piece = stream.read(PIECE)
         if piece.isascii() and 0 not in piece:  # what is wrong comes later
             begin = error.object.rfind(b'\n', 0, error.start) + 1
-            piece = error.object[begin:begin + charsets.PIECE]
+            piece = error.object[begin:begin + PIECE]
         return charsets.advice(piece, file.get('encoding'))
     return '\nFix it, or skip such rows with --skip_bad'
 

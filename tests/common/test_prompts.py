@@ -46,12 +46,12 @@ def test_a_byte_order_mark_says_how_a_prompt_is_read(file, capsys, encoding):
 @pytest.mark.parametrize('content, problem', [
     (KOREAN.encode('cp949'), f' 0. As cp949 it reads {KOREAN!r}. If that is right, to convert it: '
                              'iconv -f cp949 -t utf-8 p.txt > p.txt.utf8'),
-    ('Prompt:\n뷁'.encode('cp949'), " 8. As cp949 it reads '뷁'"),
+    ('Prompt:\n안녕'.encode('cp949'), " 8. As cp949 it reads '안녕'"),
     (KOREAN.encode()[:-1], ' 40: it ends within a character, as if it had been cut off'),
     (KOREAN.encode() + b'\xff', ' 43; to convert it: iconv -f ENCODING'),
-    ('café'.encode('latin-1') + b' au lait', ' 3; to convert it: iconv -f ENCODING'),
+    ('café'.encode('latin-1') + b' au lait', " 3. As cp1252 it reads 'café au lait'"),
     (b'\0\xfe', ' 0: it has a NUL there'),
-    *((KOREAN.encode(encoding), f': it has a NUL there. As {encoding} it reads {KOREAN[:20]!r}. If that is right, '
+    *((KOREAN.encode(encoding), f': it has a NUL there. As {encoding} it reads {KOREAN!r}. If that is right, '
                                 f'to convert it: iconv -f {encoding} -t utf-8 p.txt')
       for encoding in ('utf-16-le', 'utf-16-be', 'utf-32-le', 'utf-32-be'))])
 def test_what_is_no_utf_8_is_named_with_the_command_that_converts_it(file, monkeypatch, content, problem):
