@@ -27,7 +27,6 @@ exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # be
 import contextlib
 import importlib.util
 import itertools
-import shutil
 import sys
 import tempfile
 import time
@@ -210,21 +209,21 @@ def write(folder, model, tokenizer, about, text, source):
     """Write the export into a new folder beside `folder`, whose place it takes when it is complete."""
     begin, (parent, name) = time.perf_counter(), os.path.split(os.path.abspath(folder))
     os.makedirs(parent, exist_ok=True)
-    partial = tempfile.mkdtemp('.partial', f'{name}.', parent)  # its name is new: nothing of the user's is touched
-    try:
+    with tempfile.TemporaryDirectory(prefix=f'{name}.partial-', dir=parent) as place:
+        partial = os.path.join(place, name)
+        os.mkdir(partial)
         write_files(partial, model, tokenizer, about['meta'], about)
         modelcard.write(partial, folder, format, model.config, about, tokenizer, text, source)
-        os.chmod(partial, 0o755)
+        for entry in os.scandir(partial):
+            os.chmod(entry.path, os.stat(partial).st_mode & 0o666)  # safetensors' files are for their owner alone
         check_empty(folder)  # another export may have been faster
         os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     size = sum(entry.stat().st_size for entry in os.scandir(folder))
     print(f'wrote {folder}: {size / 1e6:.1f} MB in {time.perf_counter() - begin:.1f} s')
 
 
 def write_files(folder, model, tokenizer, meta, about):
-    """The files of the format, readable by everyone. ValueError if that fails."""
+    """The files of the format. ValueError if that fails."""
     try:
         if format == 'hf':
             weights.write_gpt2(model, tokenizer, meta, folder)
@@ -234,8 +233,6 @@ def write_files(folder, model, tokenizer, meta, about):
             weights.write_tokenizer(tokenizer, meta, model.config.block_size, folder)
         else:
             checkpoint.save_safetensors(model, about, os.path.join(folder, 'model.safetensors'))
-        for entry in os.scandir(folder):
-            os.chmod(entry.path, 0o644)  # safetensors makes its files readable by their owner alone
     except Exception as error:  # SafetensorError, for a full disk, and the errors of ONNX have no common base
         raise ValueError(f'the export could not be written ({type(error).__name__}: {error})') from None
 

@@ -9,6 +9,7 @@ import time
 
 SEPARATOR = '\n---------------\n'  # between sample texts
 CONTROL = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f]')  # C0 and C1 without \t and \n
+OURS = ('common', 'corpus', 'model')  # modules that are no package to install
 OTHERS_FAIL = 5.0  # seconds in which torchrun ends all processes once one has failed
 
 
@@ -73,7 +74,7 @@ def explain(kind, error, traceback):
     """As sys.excepthook, but one line for Ctrl-C, and for a package that is missing."""
     if issubclass(kind, KeyboardInterrupt):
         print('stopped', file=sys.stderr)
-    elif issubclass(kind, ModuleNotFoundError) and error.name and not error.name.startswith(('common', 'corpus')):
+    elif issubclass(kind, ModuleNotFoundError) and (error.name or 'common').partition('.')[0] not in OURS:
         print(f'{script_name()}: the package {error.name} is not here: pip install -r requirements.txt, in the '
               f'environment of this Python ({sys.executable})', file=sys.stderr)
     else:
@@ -135,10 +136,15 @@ def visible(text):
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], text.replace('\r\n', '\n'))
 
 
-def pad(text, columns):
-    """`text` with spaces up to so many columns of a terminal, of which Hangul and emoji take two a character."""
+def width(text):
+    """The columns of a terminal that a text takes: two for each character of Hangul, and for an emoji."""
     from wcwidth import wcswidth
-    return text + ' ' * (columns - max(wcswidth(text), 0))
+    return max(wcswidth(text), 0)
+
+
+def pad(text, columns):
+    """`text` with spaces up to so many columns of a terminal."""
+    return text + ' ' * (columns - width(text))
 
 
 def duration(seconds):

@@ -363,3 +363,9 @@ modelcard.write = slow_write
     done = hooked_export(meanwhile, f'--out_dir={runs["char"]}', '--format=safetensors', '--to=mine')
     assert done.returncode == 2 and 'mine is not an empty folder' in done.stderr
     assert os.listdir(tmp_path) == ['mine'] and os.listdir(tmp_path / 'mine') == ['theirs']
+
+
+def test_an_export_is_for_those_whom_the_umask_allows(runs, hooked_export, tmp_path):
+    ok(hooked_export('os.umask(0o027)', f'--out_dir={runs["char"]}', '--format=safetensors', '--to=mine'))
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / 'mine', *(tmp_path / 'mine').iterdir())}
+    assert modes == {'mine': 0o750, 'model.safetensors': 0o640, 'README.md': 0o640}

@@ -12,12 +12,12 @@ import subprocess
 import sys
 import time
 
-from common.console import duration, pad, visible
+from common.console import duration, pad, visible, width
 from common.experiments import experiment_list, processes, slots
 from common.experiments.processes import process_start
 from common.experiments.runs import Run, State, is_busy
 from common.experiments.state_file import Damaged
-from common.experiments.status import status_lines, width
+from common.experiments.status import status_lines
 from common.settings import RESUMABLE
 
 MISTAKE = 2    # exit code of a run that cannot work as its line and this machine are: it would only fail again
@@ -269,11 +269,6 @@ class Manager:
         if len(self.failed_at_once) == 3 and not self.broken:
             self.broken = True
             say(f'nothing more is started: three in a row failed within {AT_ONCE} seconds; the last said: {error}')
-
-
-def overlap(slot, other):
-    """Whether two slots share a GPU; None may use any."""
-    return slot is None or other is None or bool(set(slot.split(',')) & set(other.split(',')))
 
 
 def signature(path):

@@ -10,7 +10,7 @@ import sys
 from typing import NamedTuple
 
 from common import files
-from common.console import duration, pad, perplexity
+from common.console import duration, pad, perplexity, width
 from common.experiments import page
 from common.experiments.records import (comparability, differing, groups, losses_are_comparable, one_line, read_all,
                                         short)
@@ -126,7 +126,6 @@ def table_columns(runs, target=None):
 
 def table(runs, target=None):
     """The table for the terminal, line by line."""
-    from wcwidth import wcswidth
     columns = [[heading, *texts] for heading, texts in table_columns(runs, target).items()]
     if differ := differing(runs).items():
         first = next(i for i, run in enumerate(runs) if run.settings)
@@ -134,9 +133,9 @@ def table(runs, target=None):
                    if run.settings else 'not known' for i, run in enumerate(runs)]
         columns.append([f'differs from {"the first" if first == 0 else runs[first].name} by', *changes,
                         *[''] * (len(columns[0]) - 1 - len(runs))])
-    widths = [max(map(wcswidth, column)) for column in columns]
+    widths = [max(map(width, column)) for column in columns]
     for row in zip(*columns):
-        yield '  '.join(pad(text, width) for text, width in zip(row, widths)).rstrip()
+        yield '  '.join(map(pad, row, widths)).rstrip()
 
 
 def remarks(runs, target):

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 
-from common.console import pad, visible
+from common.console import pad, visible, width
 from common.experiments.runs import State
 
 EVERY = 2.0  # seconds between two tables of `status --watch`
@@ -44,12 +44,6 @@ def as_json(names, runs):
     """The runs with these names as a list of dicts, for programs."""
     return [{**vars(runs[name]), **runs[name].progress(), 'name': name, 'state': runs[name].describe(runs)[0]}
             for name in names]
-
-
-def width(text):
-    """The columns of a terminal that a text takes."""
-    from wcwidth import wcswidth
-    return max(wcswidth(text), 0)
 
 
 def watch(lines):

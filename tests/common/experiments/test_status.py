@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from common import console
 from common.experiments import status
 from common.experiments.runs import Run, State
 
@@ -13,7 +14,7 @@ def lines(**runs):
 
 def test_columns_are_aligned_for_names_of_wide_characters():
     header, *rows = lines(실험=Run(state=State.FAILED, error='why'), ab=Run(state=State.FAILED, error='why'))
-    assert [status.width(row.partition('why')[0]) for row in rows] == [19, 19] and header == 'name  state'
+    assert [console.width(row.partition('why')[0]) for row in rows] == [19, 19] and header == 'name  state'
 
 
 def test_a_running_one_has_its_process_its_gpus_and_its_start():
