@@ -3,6 +3,7 @@ import contextlib
 import functools
 import http.server
 import json
+import socket
 import statistics
 import sys
 import warnings
@@ -25,25 +26,24 @@ IRREGULAR = 'bold', 'italic', 'oblique', 'black', 'light', 'thin'
 def curves(runs):
     """
     The curves, as dicts of lists: iterations, tokens, seconds of training, and `values`, one list for each kind. Runs
-    that differ only in their seed share a curve of their evaluations, the mean, with `lowest` and `highest`.
+    that differ only in their seed share a curve of their evaluations, the mean, with `lowest` and `highest`, where all
+    that were evaluated have the figure: a mean of fewer would jump.
     """
     found, limit = [], max(2, MOMENTS // (len(groups(runs)) + len(runs)))
     for label, members in groups(runs).items():
-        evaluations = {}  # iteration: those of all members
-        for run in members:
-            for line in run.evaluations:
-                evaluations.setdefault(line['iter'], []).append(line)
-        moments = [evaluations[at] for at in thinned(sorted(evaluations), limit)]
+        evaluated = [{line['iter']: line for line in run.evaluations} for run in members if run.evaluations]
+        shared = sorted(set.intersection(*map(set, evaluated))) if evaluated else []
+        moments = [[lines[at] for lines in evaluated] for at in thinned(shared, limit)]
         curve = dict(label=label, run='', iterations=[lines[0]['iter'] for lines in moments],
                      tokens=[lines[0]['tokens'] for lines in moments],
                      seconds=[statistics.fmean(line['train_s'] for line in lines) for lines in moments],
                      values={}, lowest={}, highest={})
         for kind, key in EVALUATED.items():
-            values = [[line[key] for line in lines if line.get(key) is not None] for lines in moments]
-            if any(values):
+            values = [[line.get(key) for line in lines] for lines in moments]
+            if any(None not in known for known in values):
                 ways = {'values': statistics.fmean} | ({'lowest': min, 'highest': max} if len(members) > 1 else {})
                 for name, way in ways.items():
-                    curve[name][kind] = [way(known) if known else None for known in values]
+                    curve[name][kind] = [way(known) if None not in known else None for known in values]
         found.append(curve)
         for run in members:
             lines = thinned(run.steps, limit)
@@ -165,6 +165,14 @@ def lacking(font, text):
     return ''.join(char for char in dict.fromkeys(text) if not char.isspace() and not font.get_char_index(ord(char)))
 
 
+def check_port(port):
+    """ValueError if the page cannot be served at this port."""
+    try:
+        socket.create_server(('127.0.0.1', port)).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f'--port={port}: {str(error).rstrip(".")}; --port=0 takes one that is free') from None
+
+
 def serve(find_content, port):
     """
     Serve the page to this machine only, until Ctrl-C. find_content() returns content() as it is now, or raises
@@ -205,11 +213,7 @@ def serve(find_content, port):
             if not isinstance(sys.exception(), ConnectionError):  # which is a reader that went away
                 super().handle_error(request, client_address)
 
-    try:
-        server = Server(('127.0.0.1', port), Handler)
-    except (OSError, OverflowError) as error:
-        raise ValueError(f'--port={port}: {str(error).rstrip(".")}; --port=0 takes one that is free') from None
-    with server:
+    with Server(('127.0.0.1', port), Handler) as server:
         print(f'http://127.0.0.1:{server.server_address[1]}/ shows the runs as they go on; Ctrl-C ends it')
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()

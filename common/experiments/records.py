@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from common.console import SEPARATOR, visible
 from common.experiments.runs import is_figure, whole_lines
 
-# settings that do not make a run a different experiment
+# settings that do not make a run a different experiment; `data` is compared as Record.data
 ASIDE = {'out_dir', 'seed', 'wandb_log', 'wandb_project', 'wandb_run_name', 'tensorboard_log', 'log_interval', 'device',
-         'sample_prompts', 'always_save_checkpoint', 'keep_interval', 'auto_prepare', 'parameters', 'vocab_size'}
+         'sample_prompts', 'always_save_checkpoint', 'keep_interval', 'auto_prepare', 'parameters', 'vocab_size',
+         'data'}
 
 
 @dataclass
@@ -27,12 +28,11 @@ class Record:
 
     @property
     def data(self):
-        """(val_sha256, (tokenizer, vocab_size), val_bytes) of what was scored; None if that is not known."""
-        data = self.settings.get('data')
-        if not isinstance(data, dict) or not data.get('val_sha256'):
+        """(val_sha256, tokenizer, vocab_size) of what was scored; None if that is not known."""
+        data = self.settings.get('data', {})
+        if not data.get('val_sha256'):
             return None
-        sizes = [data.get(key) if type(data.get(key)) is int else None for key in ('vocab_size', 'val_bytes')]
-        return str(data['val_sha256']), (str(data.get('tokenizer')), sizes[0]), sizes[1]
+        return one_line(data['val_sha256']), one_line(data.get('tokenizer', '')), data.get('vocab_size')
 
 
 def one_line(text):
@@ -42,8 +42,8 @@ def one_line(text):
 
 
 def short(value):
-    """A setting's value as a cell of a table."""
-    text = one_line(value)
+    """A setting's value as a cell of a table; None: the run does not say it."""
+    text = 'not known' if value is None else one_line(value)
     return text if len(text) <= 60 else text[:57] + '...'
 
 
@@ -92,12 +92,13 @@ def read_run(folder, notes):
 
 def is_known(line):
     """Whether a line of metrics.jsonl is one that train.py writes: a loss with its moment, or the end of the run."""
-    has_moment = None not in (line.get('tokens'), line.get('train_s'))
-    return has_moment and ('loss' in line or 'val_loss' in line) or 'done' in line or 'stopped' in line
+    if 'loss' in line or 'val_loss' in line:
+        return None not in (line.get('tokens'), line.get('train_s'))
+    return 'done' in line or 'stopped' in line
 
 
 def read_settings(folder, notes):
-    """settings.json as a dict, {} if there is none."""
+    """settings.json as a dict, {} if there is none; its `data` is a dict, if it is there."""
     path = os.path.join(folder, 'settings.json')
     try:
         settings = json.loads(read_file(path), parse_float=finite_or_text, parse_constant=finite_or_text)
@@ -107,7 +108,13 @@ def read_settings(folder, notes):
         notes.append(f'{path} left out: {reason(error)}')
         return {}
     if 'parameters' in settings and not is_figure(settings['parameters']):
-        notes.append(f'{path}: parameters={short(settings.pop("parameters"))} left out: no number')
+        notes.append(f'{path}: parameters={short(settings.pop("parameters"))} left out: not a number')
+    if settings.get('init_from') in ('auto', 'resume'):  # as earlier versions wrote it when they resumed a run
+        settings['init_from'] = 'scratch'
+    data = settings.pop('data', None)
+    if isinstance(data, dict):
+        sizes = 'vocab_size', 'val_bytes'
+        settings['data'] = {key: value for key, value in data.items() if key not in sizes or is_figure(value)}
     return settings
 
 
@@ -163,11 +170,12 @@ def differing(runs):
     in bpe:4096:1f3a9c.
     """
     known = [run.settings for run in runs if run.settings]
-    keys = dict.fromkeys(key for settings in known for key in settings if key not in ASIDE | {'data'})
+    keys = dict.fromkeys(key for settings in known for key in settings if key not in ASIDE)
     result = {key: [run.settings.get(key) for run in runs] for key in keys
               if any(settings.get(key) != known[0].get(key) for settings in known)}
     if not losses_are_comparable(runs):
-        result['data'] = [run.data and ':'.join(map(str, (*run.data[1], run.data[0][:6]))) for run in runs]
+        result['data'] = [run.data and ':'.join(str(part) for part in (*run.data[1:], run.data[0][:6]) if part)
+                          for run in runs]
     return result
 
 
@@ -175,7 +183,7 @@ def groups(runs):
     """The runs grouped by their settings without the seed, {label: [runs]}."""
     found = {}
     for run in runs:
-        same = json.dumps(sorted((key, value) for key, value in run.settings.items() if key not in ASIDE))
+        same = json.dumps([run.data, sorted((key, value) for key, value in run.settings.items() if key not in ASIDE)])
         found.setdefault(same if run.settings else run.name, []).append(run)
     return {label_of(members): members for members in found.values()}
 
@@ -198,16 +206,17 @@ def comparability(runs):
     if len(runs) < 2:
         return []
     unknown = [run.name for run in runs if run.data is None]
-    kinds = {}
+    kinds, sizes = {}, {}
     for run in runs:
         if run.data:
             kinds.setdefault(run.data, []).append(run.name)
+            sizes.setdefault(run.data, set()).add(run.settings['data'].get('val_bytes'))
     sentences = []
     if len(kinds) > 1:
-        vocabularies, sizes = {kind[1] for kind in kinds}, {kind[2] for kind in kinds}
-        apart = '; '.join(f'{tokenizer} of {size:,} in {names_of(names)}' if isinstance(size, int) else
-                          f'{tokenizer} in {names_of(names)}' for (_, (tokenizer, size), _), names in kinds.items())
-        if len(vocabularies) == len(kinds) and len(sizes) == 1 and None not in sizes:
+        vocabularies = {kind[1:] for kind in kinds}
+        apart = '; '.join(f'{tokenizer} of {size:,} in {names_of(names)}' if size else
+                          f'{tokenizer} in {names_of(names)}' for (_, tokenizer, size), names in kinds.items())
+        if len(vocabularies) == len(kinds) and set.intersection(*sizes.values()) - {None}:
             sentences.append(f'one text in different vocabularies ({apart}): compare bits per byte only, not losses, '
                              'perplexities or accuracies')
         else:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from common import files
 from common.console import duration, pad, perplexity, width
-from common.experiments import page
+from common.experiments import naming, page
 from common.experiments.records import (comparability, differing, groups, losses_are_comparable, one_line, read_all,
                                         short)
 
@@ -38,10 +38,11 @@ class Row(NamedTuple):
 
 
 def rows_of(runs, target=None):
-    """The Rows of all runs, then those of the groups."""
+    """The Rows of all runs, then those of the groups of several."""
     rows = [measure(run, target) for run in runs]
     places = {id(run): row for run, row in zip(runs, rows)}
-    return rows + [average(label, [places[id(run)] for run in members]) for label, members in groups(runs).items()]
+    return rows + [average(label, [places[id(run)] for run in members]) for label, members in groups(runs).items()
+                   if len(members) > 1]
 
 
 def measure(run, target):
@@ -93,15 +94,12 @@ def average(label, rows):
         remarks = {f'{sum(not row.remark for row in rows)} of {len(rows)} reached it'}
     return Row('group', label, [run for row in rows for run in row.members],
                {key: statistics.mean(known[key]) if key in known else None for key in columns},
-               {key: statistics.stdev(values) for key, values in known.items() if len(values) > 1}, remarks.pop())
+               {key: statistics.stdev(values) for key, values in known.items()}, remarks.pop())
 
 
 def table_columns(runs, target=None):
-    """
-    The columns of the table, {heading: [text for each run, then for each group of several]}; '-' where a figure is not
-    known.
-    """
-    rows = [row for row in rows_of(runs, target) if row.kind == 'run' or len(row.members) > 1]
+    """The columns of the table, {heading: [text for each of rows_of()]}; '-' where a figure is not known."""
+    rows = rows_of(runs, target)
 
     def text(row, key, form):
         if row.figures[key] is None:
@@ -138,6 +136,12 @@ def table(runs, target=None):
         yield '  '.join(map(pad, row, widths)).rstrip()
 
 
+def terminal_text(runs, target):
+    """The table and what has to be known, in characters that stdout has."""
+    text = '\n'.join([*table(runs, target), '', *remarks(runs, target), ''])
+    return text if '±'.encode(sys.stdout.encoding, 'ignore') else text.replace('± ', '+-')
+
+
 def remarks(runs, target):
     """What a reader of the table has to know, line by line."""
     if target is not None:
@@ -162,7 +166,7 @@ def flat_rows(runs, target):
                **{f'settings.{key}': values[places[id(first)]] for key, values in differ.items()}}
 
 
-def as_csv(runs, notes, target=None):
+def as_csv(runs, target=None):
     """The table as CSV with a heading: a row for each run, then for each group of runs that differ in their seed."""
     rows, out = list(flat_rows(runs, target)), io.StringIO()
     writer = csv.DictWriter(out, dict.fromkeys(key for row in rows for key in row), lineterminator='\n')
@@ -189,7 +193,9 @@ def check_options(options):
     if '-' in (options.csv, options.json):
         if options.csv == options.json or options.serve:
             raise ValueError('- is stdout, for one table alone: name a file for the other one, and leave out --serve')
-    elif not options.serve:
+    elif options.serve:
+        page.check_port(options.port)
+    else:
         places += [('--out', options.out, options.out and f'{options.out}{end}') for end in ('.html', '.png')]
     files_named = [os.path.realpath(path) for _, _, path in places]
     for (option, value, path), real in zip(places, files_named):
@@ -199,12 +205,26 @@ def check_options(options):
         if files_named.count(real) > 1:
             raise ValueError(f'{option}={value!r}: another option names the same file; give each its own')
         files.check_folder(folder, option)
+        if owner := owner_of(real, options.list):
+            raise ValueError(f'{option}={value!r}: {path} is {owner}; give another name')
         if files.exists(path) and not os.path.isfile(path):
             what = 'a folder' if os.path.isdir(path) else 'no regular file'
             raise ValueError(f'{option}={value!r}: {path} is {what}; give another name')
         os.makedirs(folder, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise ValueError(f'{option}={value!r}: nothing can be written in {folder}; name another folder')
+
+
+def owner_of(path, experiments):
+    """What a report must not replace, if this path is such a file. experiments: the list of the queue."""
+    folder, name = os.path.split(path)
+    if naming.place(path) == naming.place(experiments):
+        return 'the list of experiments'
+    if naming.STATE_FILE.search(name) and naming.place(folder) == naming.place('results'):
+        return 'a name that a queue may use'
+    is_run = any(os.path.exists(os.path.join(folder, up, 'metrics.jsonl')) for up in ('', os.pardir))
+    if is_run and (name == 'settings.json' or not name.endswith(('.csv', '.json', '.html', '.png'))):
+        return 'a name that the run in this folder may use'
 
 
 def main(folders, options, hint):
@@ -229,16 +249,17 @@ def main(folders, options, hint):
     runs, notes = find_runs()
     for line in notes:
         print(line, file=sys.stderr)
-    tables = [(path, form) for path, form in ((options.csv, as_csv), (options.json, as_json)) if path is not None]
-    for path, form in tables:
-        if path == '-':
-            return print(form(runs, notes, options.target), end='')
+    tables = {options.csv: as_csv(runs, options.target), options.json: as_json(runs, notes, options.target)}
+    tables.pop(None, None)
+    alone = tables.pop('-', None)  # on stdout
     try:
-        print('\n'.join([*table(runs, options.target), '', *remarks(runs, options.target)]))
-        for path, form in tables:
+        print(alone or terminal_text(runs, options.target), end='')
+        for path, text in tables.items():
             with files.write_whole(path) as f:
-                f.write(form(runs, notes, options.target))
-            print(f'wrote {path}')
+                f.write(text)
+            print(f'wrote {path}', file=sys.stderr if alone else sys.stdout)
+        if alone:
+            return
         if options.serve:
             page.library()  # missing, it has to be said here
             return page.serve(lambda: content(*find_runs(), options.target), options.port)
@@ -250,8 +271,8 @@ def main(folders, options, hint):
         package = {'vl_convert': 'vl-convert-python'}.get(error.name, error.name)
         raise ValueError(f'this needs a package that is not here: pip install {package}') from None
     if no_font:
-        print(f'{options.out}.png has boxes for {no_font[:20]}, as no font here has them; install one (apt install '
-              f'fonts-nanum for Hangul, fonts-noto-cjk); {options.out}.html shows them with the fonts of the browser')
+        print(f'no font here has {no_font[:20]}, drawn as boxes in {options.out}.png; apt install fonts-nanum (for '
+              f'Hangul) or fonts-noto-cjk; {options.out}.html takes the fonts of the browser')
     print(f'wrote {options.out}.html and {options.out}.png')
 
 

@@ -50,6 +50,16 @@ def test_seeds_share_a_curve_with_their_range(runs):
         [4.0, 2.25, 1.25], [4.0, 2.0, 1.0], [4.0, 2.5, 1.5]]
 
 
+def test_a_mean_has_only_moments_that_all_seeds_share(tmp_path):
+    folders = [make_run(tmp_path / str(seed), losses, seed=seed)
+               for seed, losses in enumerate(([4.0, 3.0, 2.0], [6.0, 5.0], [5.0, 1e18, 1.0]))]
+    path = Path(folders[2], 'metrics.jsonl')
+    path.write_text(path.read_text().replace('"val_loss": 1e+18', '"val_loss": null'))
+    mean = page.curves(read(folders))[0]
+    assert mean['label'] == '0 (3 seeds)' and mean['iterations'] == [0, 100]
+    assert mean['values']['validation loss'] == [5.0, None] and mean['lowest']['validation loss'] == [4.0, None]
+
+
 def test_each_figure_of_training_has_a_curve(runs):
     curve = next(curve for curve in page.curves(read(runs)) if curve['run'] == 'slow')
     assert curve['values'] == {'training loss': [4.1, 3.1, 2.1], 'learning rate': [1e-3] * 3,
@@ -167,6 +177,11 @@ def ask(port, path='/', method='GET', host='localhost'):
     connection.request(method, path, headers={'Host': host})
     answer = connection.getresponse()
     return answer.status, answer.read().decode()
+
+
+def test_a_port_that_is_taken_is_said_before_the_work():
+    with socket.create_server(('127.0.0.1', 0)) as taken, pytest.raises(ValueError, match='--port=0 takes one'):
+        page.check_port(taken.getsockname()[1])
 
 
 def test_the_live_page_asks_for_its_figures_alone(monkeypatch):

@@ -40,7 +40,9 @@ def test_what_is_half_written_or_foreign_is_left_out_and_named(runs):
 def test_damaged_files_are_shown_as_far_as_they_are_whole(runs, settings):
     damage = ['12', 'null', '[1]', '{"a": 1}', '{"iter": 0, "val_loss": 1.0}', '{"iter": 0, "loss": 0.5}', '{"iter": 3',
               '{"iter": 100, "val_loss": 0.1, "tokens": "1", "train_s": 1.0}', '\udcff\0\0', '"val_loss"',
-              '{"iter": 100, "val_loss": NaN, "tokens": 1, "train_s": 1.0}', '{"iter": 1e400, "loss": 1}']
+              '{"iter": 100, "val_loss": NaN, "tokens": 1, "train_s": 1.0}',
+              '{"iter": 1, "done": true, "val_loss": 2.0}', '{"iter": 1, "stopped": true, "loss": 2.0, "tokens": 5}',
+              '{"iter": 1e400, "loss": 1}']
     metrics = Path(runs[0], 'metrics.jsonl')
     text = metrics.read_text()
     metrics.write_bytes('\n'.join([*damage, text, *damage]).encode(errors='surrogateescape'))
@@ -49,10 +51,10 @@ def test_damaged_files_are_shown_as_far_as_they_are_whole(runs, settings):
     columns = report.table_columns(read, target=2.5)
     assert columns['best val loss'][0] == '2.0000' and columns['time to 2.5'][0] == '15s (1.00x)'
     assert columns['parameters'][0] == '-' and columns['run'][0] == 'slow' and columns['tokens'][0] == '2,010'
-    assert f'{runs[0]}/metrics.jsonl: 23 of 30 lines left out: damaged, or not from train.py' in notes
+    assert f'{runs[0]}/metrics.jsonl: 27 of 34 lines left out: damaged, or not from train.py' in notes
     assert len(list(report.table(read))) == 5
     assert 'slow' in json.dumps(page.content(read, columns, notes), allow_nan=False)
-    assert 'slow' in report.as_csv(read, notes, 2.5)
+    assert 'slow' in report.as_csv(read, 2.5)
     assert json.loads(report.as_json(read, notes, 2.5), parse_constant=pytest.fail)['runs'][0]['name'] == 'slow'
     assert [len(curve['iterations']) for curve in page.curves(read) if curve['label'] == 'slow'] == [3, 3]
 
@@ -112,6 +114,15 @@ def test_runs_of_one_name_and_from_other_weights_are_kept_apart(tmp_path):
     assert records.differing(read) == {'init_from': ['scratch', 'gpt2']}
 
 
+def test_a_seed_that_was_resumed_or_does_not_know_its_bytes_stays_with_the_others(tmp_path):
+    different = [dict(init_from='auto'), dict(init_from='resume'), dict(data=scored(val_bytes=None)), {}]
+    read = records.read_all([make_run(tmp_path / str(seed), [2.0], seed=seed,
+                                      **{'init_from': 'scratch', 'data': scored(), **one})
+                             for seed, one in enumerate(different)])[0]
+    assert list(records.groups(read)) == ['0 (4 seeds)']
+    assert records.differing(read) == {} and records.comparability(read) == []
+
+
 def test_only_runs_of_different_seeds_are_called_seeds(tmp_path):
     folders = [make_run(tmp_path / str(i), [2.0], seed=seed, n_layer=i // 2) for i, seed in enumerate([1, 2, 1, 1])]
     assert list(records.groups(records.read_all(folders)[0])) == ['0 (2 seeds)', '2 (2 runs)']
@@ -129,6 +140,8 @@ CHAR, BPE = scored(), scored('bpe', 4096, 'b')
     ([scored(val_bytes=None), {**BPE, 'val_bytes': None}], ['different validation texts']),
     ([CHAR, scored(val='c')], ['different validation texts']),
     ([CHAR, CHAR, BPE, scored(val='c')], ['different validation texts']),
+    ([CHAR, scored(val_bytes=None), BPE], ['one text in different vocabularies (char of 65 in 0, 1; bpe']),
+    ([CHAR, scored('\x1b', None, 'b')], ['one text in different vocabularies (char of 65 in 0; \\x1b in 1)']),
     ([CHAR, None], ['not known what was scored in 1:']),
     ([CHAR, scored(val=None)], ['not known what was scored in 1:']),
     ([CHAR, BPE, None], ['one text', 'not known what was scored in 2:']),
@@ -144,6 +157,8 @@ def test_different_data_are_a_short_label(tmp_path):
     read = records.read_all([make_run(tmp_path / 'a', [2.0], data=CHAR), make_run(tmp_path / 'b', [1.0], data=BPE),
                              make_run(tmp_path / 'c', [1.0])])[0]
     assert records.differing(read) == {'data': ['char:65:aaaaaa', 'bpe:4096:bbbbbb', None]}
+    lines = list(report.table(read))
+    assert lines[2].endswith(' data=bpe:4096:bbbbbb') and lines[3].endswith(' data=not known')
     assert records.differing([read[0], read[2]]) == {} and len(records.groups(read)) == 3
 
 
@@ -155,4 +170,4 @@ def test_names_and_settings_of_any_characters_are_one_line_each(tmp_path):
     assert read[1].name == '한글\\x1b[2J\\n\\udcff' and len(lines) == 3 and len(lines[2]) < 250
     assert json.dumps(page.content(read, report.table_columns(read), [])).isascii()
     assert not any('\x1b' in line or '\n' in line for line in lines)
-    assert '\x1b' not in report.as_csv(read, []) + report.as_json(read, [])
+    assert '\x1b' not in report.as_csv(read) + report.as_json(read, [])

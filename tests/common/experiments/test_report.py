@@ -1,5 +1,6 @@
 """The report's table, for people and for programs, on hand-made runs, and the files that the command writes."""
 import csv
+import io
 import json
 import os
 import statistics
@@ -75,22 +76,23 @@ def test_programs_get_each_run_and_group_in_full_precision(tmp_path):
     assert as_json['groups'][0]['best_val_loss_std'] == statistics.stdev(losses)
     assert as_json['runs'][0]['tokens_to_target'] == pytest.approx(1000 * 2 / (4 - 1 / 3))
     assert as_json['runs'][2]['perplexity'] is None and as_json['notes'] == ['x']
-    rows = list(csv.DictReader(report.as_csv(table, [], 2.0).splitlines()))
-    assert [row['name'] for row in rows] == ['a-0', 'a-1', 'b', 'a-0 (2 seeds)', 'b']
+    rows = list(csv.DictReader(report.as_csv(table, 2.0).splitlines()))
+    assert [row['name'] for row in rows] == ['a-0', 'a-1', 'b', 'a-0 (2 seeds)'], 'no group of one'
     assert [row['group'] for row in rows[:3]] == ['a-0 (2 seeds)', 'a-0 (2 seeds)', 'b']
     assert float(rows[1]['best_val_loss']) == 2 / 7 and rows[0]['settings.dataset'] == 'a,"b"\\n'
     assert rows[2]['remark'] == 'missed by 998.0000' and not rows[2]['tokens_to_target']
 
 
 def test_the_tables_for_programs_are_files_or_alone_on_stdout(run, runs, tmp_path):
-    done = ok(run('run_manager.py', 'report', *runs, '--csv=-'))
+    done = ok(run('run_manager.py', 'report', *runs, '--csv=-', '--json=other.json'))
+    assert done.stderr == 'wrote other.json\n' and json.loads((tmp_path / 'other.json').read_text())['runs']
     rows = list(csv.DictReader(done.stdout.splitlines()))
-    assert [row['name'] for row in rows] == ['slow', 'fast', 'fast-2', 'slow', 'fast (2 seeds)']
+    assert [row['name'] for row in rows] == ['slow', 'fast', 'fast-2', 'fast (2 seeds)']
     assert not list(tmp_path.glob('report*'))
     (tmp_path / 'vl_convert.py').write_text('raise ModuleNotFoundError("gone", name="vl_convert")')
     done = run('run_manager.py', 'report', *runs, '--csv=new/x.csv', '--json=x.json', PYTHONPATH=str(tmp_path))
     assert done.returncode == 2 and 'pip install vl-convert-python' in done.stderr and 'n_layer' in done.stdout
-    assert (tmp_path / 'new' / 'x.csv').read_text().count('\n') == 6 and json.loads((tmp_path / 'x.json').read_text())
+    assert (tmp_path / 'new' / 'x.csv').read_text().count('\n') == 5 and json.loads((tmp_path / 'x.json').read_text())
 
 
 @pytest.mark.parametrize('options, expected', [
@@ -100,16 +102,32 @@ def test_the_tables_for_programs_are_files_or_alone_on_stdout(run, runs, tmp_pat
     (dict(csv=''), "--csv='' names no file"), (dict(csv='taken.html'), 'taken.html is a folder'),
     (dict(json='/dev/null'), '/dev/null is no regular file'), (dict(csv='x', json='./x'), 'names the same file'),
     (dict(csv='report.html'), 'names the same file'), (dict(csv='-', json='-'), '- is stdout'),
-    (dict(csv='-', serve=True), '- is stdout'), (dict(target=float('nan')), '--target=nan is no loss')])
+    (dict(csv='-', serve=True), '- is stdout'), (dict(serve=True, port=70000), '--port=70000: .*0-65535'),
+    (dict(json='results/q.json'), 'a queue may use'), (dict(json='results/New.JSON'), 'a queue may use'),
+    (dict(csv='q.conf'), 'the list of experiments'), (dict(csv='link.jsonl'), 'the run in this folder may use'),
+    (dict(json='results/a/settings.json'), 'the run in this folder may use'),
+    (dict(csv='results/a/samples/iter_000000.txt'), 'the run in this folder may use'),
+    (dict(target=float('nan')), '--target=nan is no loss')])
 def test_options_that_cannot_be_followed_are_refused_at_once(tmp_path, monkeypatch, options, expected):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'file').write_text('')
     (tmp_path / 'link').symlink_to('gone')
     (tmp_path / 'taken.html').mkdir()
-    usual = dict(target=None, out='report', csv=None, json=None, serve=False)
+    make_run(tmp_path / 'results' / 'a', [2.0])
+    (tmp_path / 'link.jsonl').symlink_to('results/a/metrics.jsonl')
+    usual = dict(target=None, out='report', csv=None, json=None, serve=False, port=0, list='q.conf')
     with pytest.raises((ValueError, OSError), match=expected):
         report.check_options(types.SimpleNamespace(**usual | options))
-    assert sorted(os.listdir()) == ['file', 'link', 'taken.html']
+    assert sorted(os.listdir()) == ['file', 'link', 'link.jsonl', 'results', 'taken.html']
+    report.check_options(types.SimpleNamespace(
+        **usual | dict(out='results/a/report', csv='results/a/x.csv', json='results/a/x.json')))
+
+
+def test_a_terminal_without_the_sign_for_a_deviation_gets_another_one(runs, monkeypatch):
+    for encoding, sign in (('utf-8', '±'), ('ascii', '+-')):
+        monkeypatch.setattr('sys.stdout', io.TextIOWrapper(io.BytesIO(), encoding))
+        lines = report.terminal_text(read(runs), None).splitlines()
+        assert sign in lines[4] and lines[4].index('50.0%') == lines[1].index('50.0%')
 
 
 def test_a_report_writes_a_table_a_page_and_a_picture(run, runs, tmp_path):
