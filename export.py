@@ -209,7 +209,7 @@ def write(folder, model, tokenizer, about, text, source):
     """Write the export into a new folder beside `folder`, whose place it takes when it is complete."""
     begin, (parent, name) = time.perf_counter(), os.path.split(os.path.abspath(folder))
     os.makedirs(parent, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'{name}.partial-', dir=parent) as place:
+    with tempfile.TemporaryDirectory(prefix=f'{name[:50]}.partial-', dir=parent) as place:
         partial = os.path.join(place, name)
         os.mkdir(partial)
         write_files(partial, model, tokenizer, about['meta'], about)

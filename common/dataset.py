@@ -4,6 +4,7 @@ mean. This module finds, checks and opens them; data/ makes them. It knows no mo
 """
 import hashlib
 import json
+import math
 import os
 import shlex
 import stat
@@ -109,9 +110,9 @@ def bytes_per_token(meta, split):
     sums, {split: {'tokens': n, 'bytes': n}}. None if the dataset was made before these were counted.
     """
     try:
-        scored = meta['scored'][split]
-        return scored['bytes'] / scored['tokens'] or None
-    except (KeyError, TypeError, ZeroDivisionError):
+        ratio = meta['scored'][split]['bytes'] / meta['scored'][split]['tokens']
+        return ratio if 0 < ratio < math.inf else None
+    except (KeyError, TypeError, ZeroDivisionError, OverflowError):
         return None
 
 

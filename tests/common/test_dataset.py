@@ -262,7 +262,7 @@ def test_bytes_per_token_are_known_where_they_were_counted():
             'scored': {'val': {'tokens': 10, 'bytes': 25}}}
     assert dataset.bytes_per_token(meta, 'val') == 2.5
     assert dataset.identity(meta) == {'tokenizer': 'char', 'vocab_size': 9, 'val_sha256': 'abc', 'val_bytes': 25}
-    for scored in (None, {}, [], {'val': None}, {'val': {'tokens': 0, 'bytes': 5}},
+    for scored in (None, {}, [], {'val': None}, {'val': {'tokens': 0, 'bytes': 5}}, {'val': {'tokens': -1, 'bytes': 5}},
                    {'val': {'tokens': 'x', 'bytes': 5}}, {'val': {'tokens': 5, 'bytes': 0}}):
         meta['scored'] = scored
         assert dataset.bytes_per_token(meta, 'val') is None and dataset.identity(meta)['val_bytes'] is None
