@@ -1,6 +1,6 @@
 # A script's settings, overridden from the command line. Not a module: each script runs it with exec, after its settings
-# and config_keys, the list of their names, so that the settings stay plain globals. The names of those that it sets go
-# into config_given, if the script has such a set. It takes, the last one winning,
+# and config_keys, the list of their names, so that the settings stay plain globals. It makes config_given, the names
+# of those that were given. It takes, the last one winning,
 #
 #     config/some_file.py        Python that assigns settings; it is executed, so trust it like any code
 #     --batch_size=32            also --batch_size 32; --compile alone means --compile=True
@@ -10,7 +10,7 @@
 
 
 def _configure(settings, keys):
-    """Override `settings` (the script's globals), of which only `keys` may change."""
+    """Override `settings` (the script's globals), of which only `keys` may change. Returns the names of those given."""
     import ast
     import builtins
     import difflib
@@ -25,13 +25,12 @@ def _configure(settings, keys):
     PATHS = ('out_dir', 'dataset', 'init_from', 'html', 'to', 'out')
     LARGEST_INT = 2**63 - 1  # what PyTorch and NumPy take
     # what other programs call our settings: llama.cpp, ollama, vLLM, transformers
-    ELSEWHERE = {'prompt': 'start', 'p': 'start', 'm': 'init_from', 'n_predict': 'max_new_tokens',
-                 'num_predict': 'max_new_tokens', 'max_tokens': 'max_new_tokens', 'max_length': 'max_new_tokens',
-                 'n': 'num_samples', 'num_return_sequences': 'num_samples', 'temp': 'temperature',
-                 'repeat_penalty': 'repetition_penalty', 'interactive': 'chat', 'model': 'init_from',
-                 'checkpoint': 'init_from', 'output_dir': 'out_dir', 'lr': 'learning_rate', 'epochs': 'max_iters',
-                 'num_train_epochs': 'max_iters', 'steps': 'max_iters', 'max_steps': 'max_iters',
-                 'context_length': 'block_size', 'ctx_size': 'block_size', 'seq_len': 'block_size'}
+    ELSEWHERE = {'prompt': 'start', 'p': 'start', 'm': 'init_from', 'model': 'init_from', 'checkpoint': 'init_from',
+                 'n_predict': 'max_new_tokens', 'num_predict': 'max_new_tokens', 'max_length': 'max_new_tokens',
+                 'n': 'num_samples', 'num_return_sequences': 'num_samples', 'repeat_penalty': 'repetition_penalty',
+                 'interactive': 'chat', 'lr': 'learning_rate', 'epochs': 'max_iters', 'num_train_epochs': 'max_iters',
+                 'steps': 'max_iters', 'max_steps': 'max_iters', 'context_length': 'block_size',
+                 'ctx_size': 'block_size', 'seq_len': 'block_size'}
 
     root = os.path.dirname(os.path.abspath(settings['__file__']))
     script = os.path.basename(settings['__file__'])
@@ -75,7 +74,7 @@ def _configure(settings, keys):
             kind, _, path = value.partition(':')
             value = f'{kind}:{os.path.expanduser(path)}'
         settings[key] = value
-        settings.get('config_given', set()).add(key)
+        given.add(key)
 
     def shown(value):
         """A value as a message shows it."""
@@ -142,7 +141,7 @@ def _configure(settings, keys):
         if len(own) < len(keys):
             print('\nand every setting of train.py: python train.py --help')
 
-    words = sys.argv[1:]
+    words, given = sys.argv[1:], set()
     if '--help' in words or '-h' in words:
         show_help()
         sys.exit(0)
@@ -163,7 +162,8 @@ def _configure(settings, keys):
             else:
                 stop(f'--{key} needs a value, as in --{key}={settings[key]!r}')
         assign(key, literal(key, text), 'command line')
+    return given
 
 
-_configure(globals(), config_keys)
+config_given = _configure(globals(), config_keys)
 del _configure

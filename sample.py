@@ -56,13 +56,12 @@ use_cache = True       # keep keys and values; False recomputes the whole contex
 compile = False        # torch.compile, where it works: takes up to a minute, pays off on a GPU and for small models
 config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
 defaults = {k: globals()[k] for k in config_keys}
-config_given = set()  # the names of the settings that the user gives
 root = os.path.dirname(os.path.abspath(__file__))
 exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once
 # -----------------------------------------------------------------------------
 
 from common import console, files, prompts  # not console's stop by name, which is a setting here
-from common.tokenizer import check_same, from_meta
+from common.tokenizer import check_same, check_text, from_meta
 
 results = sys.__stdout__ or sys.stdout  # unlike a message, a text that cannot be written ends the script
 results.reconfigure(errors='backslashreplace')  # a model may generate characters that the terminal cannot show
@@ -133,9 +132,9 @@ with console.exit_on_error():
         if given:
             raise ValueError(reason)
     texts = prompts.read(start)
-    for name, values in (('start', texts), ('stop', stop)):
+    for name, values in (('start', texts), ('stop', stop)):  # before a model is loaded
         for value in values:
-            prompts.check(value, name)
+            check_text(value, name)
     if len(texts) > 1 and (chat or analyze):
         raise ValueError(f'{"chat" if chat else "analyze"} takes one text, but start has {len(texts)}')
     prompt = texts[0]

@@ -1,12 +1,14 @@
 """Prompts as users give them: on the command line, in a file, through a pipe. It knows no model."""
 import ast
 import os
+import re
 import shlex
 import sys
 import unicodedata
 
 from common import charsets
-from common.tokenizer import check_text
+
+COMPOSED = 'decomposed characters (NFD): taken in NFC, which suits this vocabulary better'
 
 
 def read(start):
@@ -15,12 +17,12 @@ def read(start):
     of a file; LINES:PATH, a file with one a line; or -, standard input. ValueError if it is no text.
     """
     if start.startswith('FILE:'):
-        return [read_file(start.removeprefix('FILE:'), f'start={start!r}')]
+        return [read_file(start)]
     if start.startswith('LINES:'):
-        return read_lines(start.removeprefix('LINES:'), f'start={start!r}')
+        return read_lines(start)
     if start == '-':
         try:
-            return [decode(sys.stdin.buffer.read(), "start='-'").removesuffix('\n')]  # of echo, or of the last Enter
+            return [decode(sys.stdin.buffer.read(), start).removesuffix('\n')]  # of echo, or of the last Enter
         except OSError as error:
             raise ValueError(f"start='-' cannot be read: {error.strerror}") from None
     texts = None
@@ -33,65 +35,63 @@ def read(start):
     return texts if is_list else [start]
 
 
-def read_lines(path, name):
-    """The lines of a file, a list; `name` stands for it in messages. ValueError if there are none, or it is no text."""
-    text = read_file(path, name)
+def read_lines(source, key='start'):
+    """The lines of a file, a list; else like read_file(). ValueError if there are none."""
+    text = read_file(source, key)
     if not text:
-        raise ValueError(f'{name} is empty; it should have a prompt a line')
+        raise ValueError(f'{key}={source!r} is empty; it should have a prompt a line')
     return text.removesuffix('\n').split('\n')
 
 
-def read_file(path, name):
-    """The text of a file; `name` stands for it in messages. ValueError if it cannot be read, or is no text."""
+def read_file(source, key='start'):
+    """The text of FILE:PATH or LINES:PATH, which is what the setting `key` says. ValueError if it cannot be read."""
     try:
-        with open(path, 'rb') as f:
+        with open(source.partition(':')[2], 'rb') as f:
             content = f.read()
     except (OSError, ValueError) as error:  # ValueError: a NUL in its name
-        raise ValueError(f'{name} cannot be read: {getattr(error, "strerror", error)}') from None
-    return decode(content, name, path)
+        raise ValueError(f'{key}={source!r} cannot be read: {getattr(error, "strerror", error)}') from None
+    return decode(content, source, key)
 
 
-def decode(content, name, path='FILE'):
+def decode(content, source, key='start'):
     """
     Bytes as text with \\n at the ends of lines: UTF-8, or what a byte order mark says, which a line on stderr repeats.
     ValueError if it is no text, with the command that converts it.
     """
-    encoding = charsets.by_mark(content) or 'utf-8-sig'
-    kind = encoding.upper().removesuffix('-SIG')
-    if kind == 'UTF-8' and 0 in content:
+    name, head, mark = f'{key}={source!r}', content[:charsets.PIECE], charsets.by_mark(content)
+    kind = (mark or 'utf-8').upper()
+    if not mark and charsets.unicode_in(head):
         raise ValueError(f'{name} is not UTF-8 text, at byte {content.index(0)}: it has a NUL there'
-                         f'{advice(content, 0, path)}')
+                         f'{advice(charsets.guesses(head), source, key)}')
     try:
-        text = content.decode(encoding)
+        text = content.decode(mark or 'utf-8-sig')
     except UnicodeDecodeError as error:
-        is_cut = 'unexpected end' in error.reason or 'truncated' in error.reason
-        why = ': it ends within a character, as if it had been cut off' if is_cut else advice(
-            content, error.start, path)
-        raise ValueError(f'{name} is not {kind} text, at byte {error.start}{why}') from None
-    if kind != 'UTF-8':
+        at = error.start + len(content) - len(error.object)  # utf-8-sig counts from behind its mark
+        found = charsets.guesses(content[max(0, at - 100):at + charsets.PIECE]) if content[:at].isascii() else []
+        is_cut = not found and ('unexpected end' in error.reason or 'truncated' in error.reason)
+        raise ValueError(f'{name} is not {kind} text, at byte {at}' + (
+            ': it ends within a character, as if it had been cut off' if is_cut else advice(found, source, key)
+            )) from None
+    if mark:
         say(f'{name} is {kind}, as its byte order mark says')
     return text.replace('\r\n', '\n').replace('\r', '\n')
 
 
-def advice(content, at, path):
-    """What bytes that are not UTF-8 from place `at` on may be, and what to type."""
-    found = charsets.guesses(content[:charsets.PIECE]) if content[:at].isascii() else []
+def advice(found, source, key):
+    """What bytes that are not UTF-8 may be, as charsets.guesses() has `found`, and what to type."""
     if not found:
-        return f'; {conversion("ENCODING", path)}'
+        return f'; {conversion("ENCODING", source, key)}'
     readings = ''.join(f'. As {encoding} it reads {piece}' for encoding, piece in found)
-    return f'{readings}. If {"the first" if len(found) > 1 else "that"} is right, {conversion(found[0][0], path)}'
+    right = 'the first' if len(found) > 1 else 'that'
+    return f'{readings}. If {right} is right, {conversion(found[0][0], source, key)}'
 
 
-def conversion(encoding, path):
-    encoding = encoding.replace('_', '-')  # as iconv calls them
-    return f'to convert it: iconv -f {encoding} -t utf-8 {shlex.quote(path)} > {shlex.quote(path + ".utf8")}'
-
-
-def check(text, name):
-    """ValueError if a str is no text, with the place of what is none; `name` stands for it in the message."""
-    check_text(text, name)
-    if '\0' in text:
-        raise ValueError(f'{name} has a NUL at character {text.index(chr(0)) + 1}, which no text has')
+def conversion(encoding, source, key):
+    """The command that makes a file of UTF-8 of `source`, and the option that names this file."""
+    kind, _, path = ('FILE:FILE' if source == '-' else source).partition(':')
+    name = re.sub('-(le|be)$', r'\1', encoding.replace('_', '-'))  # as iconv calls it
+    return (f'to convert it: iconv -f {name} -t utf-8 {shlex.quote(path)} > {shlex.quote(f"{path}.utf8")}, then '
+            f'{shlex.quote(f"--{key}={kind}:{path}.utf8")}')
 
 
 def encode(tokenizer, texts):
@@ -108,15 +108,15 @@ def encode(tokenizer, texts):
     composed = sum(text != given for given, (text, _) in zip(texts, found))
     if composed:
         which = 'the prompt has' if len(texts) == 1 else f'{composed} of {len(texts)} prompts have'
-        say(f'{which} decomposed characters (NFD): taken in NFC, which suits this vocabulary better')
+        say(f'{which} {COMPOSED}')
     return found
 
 
 def encode_one(tokenizer, text):
     """(text or its NFC, ids): what takes fewer tokens, the text as it is if both take the same."""
-    check(text, 'the text')
+    nfc = unicodedata.normalize('NFC', text)
     forms, failures = [], []
-    for form in dict.fromkeys((text, unicodedata.normalize('NFC', text))):
+    for form in [text, nfc] if len(nfc) < len(text) else [text]:  # else NFC would only replace whole characters
         try:
             forms.append((form, tokenizer.encode(form)))
         except ValueError as error:

@@ -168,6 +168,8 @@ class BPETokenizer:
         self.corpus_bpe.encode_special_tokens = True  # as ordinary text
         self.vocab_size = self.bpe.get_vocab_size()
         self.start_id = self.end_id = self.bpe.token_to_id(END_OF_TEXT)
+        if self.end_id is None:
+            raise ValueError(f'the tokenizer.json of the vocabulary has no {END_OF_TEXT}')
 
     def encode(self, text):
         """ValueError for what is no text."""

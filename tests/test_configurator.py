@@ -66,9 +66,9 @@ def test_later_ones_win_over_earlier_ones(configure):
     assert configure('--batch_size=5', 'one.py')['settings']['batch_size'] == 1
 
 
-def test_no_names_are_left_behind(configure):
+def test_no_name_but_config_given_is_left_behind(configure):
     result = configure('one.py', one='import time\n_private = 3\ndef helper(): pass\nbatch_size = 4')
-    assert result['settings']['batch_size'] == 4 and result['new'] == []
+    assert result['settings']['batch_size'] == 4 and result['new'] == ['config_given']
 
 
 @pytest.mark.parametrize('args, expected', [

@@ -415,7 +415,7 @@ def test_a_checkpoint_of_the_original_gets_its_tokenizer_from_its_dataset(sample
     (['--start=a\udcb0'], r"start cannot be encoded: it has the byte \xb0, which is not UTF-8, at"),
     (["--stop=['\udcb0']"], r'stop cannot be encoded: it has the byte \xb0'),
     (['--start="\\ud83d"', '--chat=True'], r'start cannot be encoded: it has half a character, the surrogate \ud83d,'),
-    (['--start="a\\0"'], 'start has a NUL at character 2'),
+    (['--start="a\\0"'], r"does not know the characters '\x00'"),
     (['--start=LINES:none.txt'], 'cannot be read: No such file'),
     (['--start=FILE:none.txt'], "start='FILE:none.txt' cannot be read: No such"),
     (['--start=FILE:.'], "start='FILE:.' cannot be read: Is a directory"),

@@ -16,7 +16,7 @@ from common.sampling.speaker import Turn
 from common.sampling.terminal import LineEditor
 
 HELP = '''Type something; the model answers. Ctrl-C ends an answer, /bye or Ctrl-D leaves.
-  """               begins and ends a text of several lines
+  """               begins and ends a text of several lines, also after /system
   /temp 0.8         temperature; 0 always takes the likeliest token
   /tokens 500       the most tokens in an answer
   /topk 200         choose among this many of the likeliest tokens; 0: all
@@ -97,8 +97,8 @@ class Chat:
 
     def talk(self):
         """
-        Read and answer until the end of the input or /bye. After any error in a command or an answer the conversation
-        goes on as it was before. OSError if there is no output any more.
+        Read and answer until the end of the input or /bye. After an error in a command the conversation goes on as it
+        was before, after one in an answer from what was shown. OSError if there is no output any more.
         """
         self.editor = LineEditor([line.split()[0].strip(',') for line in HELP.splitlines() if line.startswith('  /')])
         if self.editor.at_terminal:
@@ -136,21 +136,31 @@ class Chat:
             text += '\n' + line
         return text.rstrip()[:-3].strip('\n')
 
+    def ask_each(self, question):
+        """[question(speaker) for each speaker]. If there are several, a ValueError names the one that fails."""
+        found = []
+        for speaker in self.speakers:
+            try:
+                found.append(question(speaker))
+            except ValueError as error:
+                raise ValueError(f'{speaker.title()}: {error}' if len(self.speakers) > 1 else str(error)) from None
+        return found
+
     def say(self, text):
         """
         Let each speaker answer, from the same seed. Returns False if they all failed before they said anything; the
         conversation is then as it was before.
         """
-        ids = [speaker.encode(text) for speaker in self.speakers]  # a ValueError before any of them answers
+        ids = self.ask_each(lambda speaker: speaker.encode(text))  # a ValueError before any of them answers
         options, count = dict(self.settings), len(self.speakers[0].turns)
         seed, failed = options.pop('seed'), []
-        generators = [torch.Generator(speaker.device).manual_seed(seed) for speaker in self.speakers]
-        for line in filter(None, [speaker.overflow(text) for speaker in self.speakers]):
+        for line in filter(None, [speaker.overflow(new) for speaker, new in zip(self.speakers, ids)]):
             print(line, file=sys.stderr)
-        for speaker, generator in zip(self.speakers, generators):
+        for speaker, new in zip(self.speakers, ids):
             try:
                 self.print_name(speaker)
-                pieces = speaker.answer(text, stops=self.stops, generator=generator, **options)
+                generator = torch.Generator(speaker.device).manual_seed(seed)
+                pieces = speaker.answer(text, new, stops=self.stops, generator=generator, **options)
                 with contextlib.closing(pieces):  # at once, so that the turn is there
                     for piece in pieces:
                         print(console.visible(piece), end='', flush=True)
@@ -201,7 +211,7 @@ class Chat:
         name, value = re.fullmatch(r'(?:parameter\b\s*)?([\w-]*)[\s=]*(.*)', value, re.DOTALL).groups()
         name = command_name(name)
         if name == 'system':
-            quoted = re.fullmatch(r'"+(.*?)"+', value, re.DOTALL)
+            quoted = None if value.startswith('"""') else re.fullmatch(r'"(.*)"', value, re.DOTALL)
             self.do_system(quoted[1] or '-' if quoted else value)
         elif name in SETTINGS:
             self.change(name, value)
@@ -217,16 +227,18 @@ class Chat:
         print(f'stop: {self.stops}\nsystem: {self.system!r:.300}')
 
     def do_system(self, value):
+        if value.startswith('"""'):
+            value = self.read_block(value[3:]) or '-'
         if value:
             value = '' if value == '-' else value
-            self.speakers, self.system = [speaker.replay(value, speaker.turns, speaker.tokenizer)
-                                          for speaker in self.speakers], value
+            self.speakers, self.system = self.ask_each(
+                lambda speaker: speaker.replay(value, speaker.turns, speaker.tokenizer)), value
         print(f'before the conversation: {self.system!r:.300}' if self.system else 'no text before the conversation')
 
     def do_load(self, value):
         if transcript.is_json(value):
             system, turns = transcript.read(os.path.expanduser(value))
-            self.speakers, self.system = [speaker.replay(system, turns) for speaker in self.speakers], system
+            self.speakers, self.system = self.ask_each(lambda speaker: speaker.replay(system, turns)), system
             print(f'turns: {len(turns)}, from {console.visible(value)}')
             return
         self.speakers[0] = self.load_other(value, '/load')
@@ -277,7 +289,7 @@ class Chat:
     def do_save(self, value):
         if not value:
             raise ValueError('/save needs the name of a file')
-        transcript.write(os.path.expanduser(value), self.system, self.settings, self.speakers)
+        transcript.write(os.path.expanduser(value), self.system, self.speakers)
         print(f'saved to {console.visible(os.path.expanduser(value))}')
 
     def do_reset(self, value):

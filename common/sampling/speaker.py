@@ -39,9 +39,13 @@ class Speaker:
         with contextlib.suppress(ValueError):  # a vocabulary may lack it
             self.newline = tokenizer.encode('\n')
         self.template = meta.get('prompt')  # the form of an instruction; None for a model that continues the text
+        if self.template and '{instruction}' not in self.template:
+            raise ValueError(f'{self.title()} cannot chat: its dataset has the prompt {self.template!r:.200}, without '
+                             '{instruction} for what is typed')
         self.device = next(model.parameters()).device
         self.cache = None  # with what the model has seen of ids(); None: nothing
         self.speed = None  # of the last answer: (tokens, seconds to the first, seconds)
+        self.composed_told = False  # whether a line has said that a text is taken in NFC
         self.begin('')
 
     def title(self):
@@ -56,9 +60,8 @@ class Speaker:
 
     def begin(self, system):
         """Forget the conversation; the text `system` precedes the next one. ValueError if it cannot be encoded."""
-        self.system_ids = self.encode_given(system)
-        if system and self.template:
-            self.system_ids = self.end + self.encode_given(system + '\n\n')
+        asked = system and self.template
+        self.system_ids = self.end + self.encode_given(f'{system}\n\n') if asked else self.encode_given(system)
         self.turns, self.overflow_told = [], False
         self.empty_cache()
 
@@ -87,14 +90,18 @@ class Speaker:
 
     def encode_given(self, text):
         """The ids of a text from the user. ValueError if it cannot be encoded."""
-        return prompts.encode_one(self.tokenizer, text)[1]
+        form, ids = prompts.encode_one(self.tokenizer, text)
+        if form != text and not self.composed_told:
+            self.composed_told = True
+            prompts.say(f'what you typed has {prompts.COMPOSED}')
+        return ids
 
-    def answer(self, text, max_new_tokens, stops, **options):
+    def answer(self, text, text_ids, max_new_tokens, stops, **options):
         """
-        Answer `text`: yields the pieces of the answer as they come. Ctrl-C and errors end the answer and are passed on;
-        the conversation goes on from what was shown.
+        Answer `text`, whose encode() is text_ids: yields the pieces of the answer as they come. Ctrl-C and errors end
+        the answer and are passed on; the conversation goes on from what was shown.
         """
-        text_ids, answer_ids, answer = self.encode(text), [], ''
+        answer_ids, answer = [], ''
         if self.template:  # stop before the model writes the next instruction itself
             stops = [*stops, self.template.partition('{instruction}')[0].strip()]
         pieces = TextStream(self.tokenizer, stops)
@@ -133,9 +140,9 @@ class Speaker:
         self.empty_cache()
         return turn
 
-    def overflow(self, text):
-        """A line, once in a conversation, if it no longer fits the context with `text`; else None."""
-        tokens, size = len(self.ids() + self.encode(text)), self.model.config.block_size
+    def overflow(self, text_ids):
+        """A line, once in a conversation, if it no longer fits the context with the next text; else None."""
+        tokens, size = len(self.ids() + text_ids), self.model.config.block_size
         if tokens <= size or self.overflow_told:
             return None
         self.overflow_told = True

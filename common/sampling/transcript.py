@@ -10,10 +10,10 @@ def is_json(path):
     return path.lower().endswith('.json')
 
 
-def write(path, system, settings, speakers):
+def write(path, system, speakers):
     """The exact text of all turns, in a new file. ValueError if it cannot be written, or is already there."""
     if is_json(path):
-        text = json.dumps({'system': system, 'settings': settings, 'conversations': [
+        text = json.dumps({'system': system, 'conversations': [
             {'model': speaker.name, 'turns': [{'said': turn.text, 'answer': turn.answer, 'ended': turn.ended}
                                               for turn in speaker.turns]} for speaker in speakers]},
             ensure_ascii=False, indent=1) + '\n'
@@ -32,7 +32,7 @@ def write(path, system, settings, speakers):
 
 
 def read(path):
-    """(system, turns) of a JSON that write() has made, without ids. ValueError if it is none."""
+    """(system, turns of the first speaker, without ids) of a JSON that write() has made. ValueError if it is none."""
     with open(path, encoding='utf-8-sig') as f:
         try:
             saved = json.load(f)

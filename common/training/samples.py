@@ -13,9 +13,8 @@ def encode_prompts(meta, sample_prompts):
     """
     if not sample_prompts:
         return []
-    kind, _, path = sample_prompts.partition(':')
-    is_file = kind in ('FILE', 'LINES')
-    texts = read_lines(path, f'sample_prompts={sample_prompts!r}') if is_file else sample_prompts.split('|')
+    is_file = sample_prompts.startswith(('FILE:', 'LINES:'))
+    texts = read_lines(sample_prompts, 'sample_prompts') if is_file else sample_prompts.split('|')
     tokenizer = from_meta(meta)
     return [ids or [tokenizer.start_id] for _, ids in encode(tokenizer, texts)]
 

@@ -1,5 +1,8 @@
 """Prompts from the command line, files and pipes."""
 import io
+import re
+import shutil
+import subprocess
 import unicodedata
 from types import SimpleNamespace
 
@@ -50,9 +53,12 @@ def test_a_byte_order_mark_says_how_a_prompt_is_read(file, capsys, encoding):
     (KOREAN.encode()[:-1], ' 40: it ends within a character, as if it had been cut off'),
     (KOREAN.encode() + b'\xff', ' 43; to convert it: iconv -f ENCODING'),
     ('café'.encode('latin-1') + b' au lait', " 3. As cp1252 it reads 'café au lait'"),
-    (b'\0\xfe', ' 0: it has a NUL there'),
+    (b'\0\xfe', ' 1; to convert it: iconv -f ENCODING'),
+    (b'un caf\xe9', " 6. As cp1252 it reads 'un café'"),
+    (b'a' * 2**17 + b' caf\xe9', f" {2**17 + 4}. As cp1252 it reads '"),
+    (b'\xef\xbb\xbfab\xff', ' 5; to convert it'),
     *((KOREAN.encode(encoding), f': it has a NUL there. As {encoding} it reads {KOREAN!r}. If that is right, '
-                                f'to convert it: iconv -f {encoding} -t utf-8 p.txt')
+                                f'to convert it: iconv -f {encoding.replace("-le", "le").replace("-be", "be")} -t')
       for encoding in ('utf-16-le', 'utf-16-be', 'utf-32-le', 'utf-32-be'))])
 def test_what_is_no_utf_8_is_named_with_the_command_that_converts_it(file, monkeypatch, content, problem):
     file(content)
@@ -68,6 +74,28 @@ def test_utf_16_that_is_cut_off_is_told(file):
     file('가'.encode('utf-16')[:-1])
     with pytest.raises(ValueError, match='is not UTF-16 text, at byte 2: it ends within a character'):
         prompts.read('FILE:p.txt')
+
+
+@pytest.mark.skipif(not shutil.which('iconv'), reason='there is no iconv here')
+def test_the_command_that_converts_a_prompt_does_it_and_its_result_is_what_to_type(file, tmp_path):
+    for encoding in ('utf-16-le', 'utf-16-be', 'utf-32-le', 'utf-32-be', 'cp949', 'johab'):
+        file(KOREAN.encode(encoding))
+        for kind in ('FILE', 'LINES'):
+            said = prompts.conversion(encoding, f'{kind}:p.txt', 'start')
+            command, option = re.fullmatch("to convert it: (.*), then --start=(.*)", said).groups()
+            subprocess.run(command, shell=True, check=True)
+            assert prompts.read(option) == [KOREAN]
+    said = prompts.conversion('euc_jp', "LINES:it's.txt", 'sample_prompts')
+    assert said.endswith("""'it'"'"'s.txt' > 'it'"'"'s.txt.utf8', then '--sample_prompts=LINES:it'"'"'s.txt.utf8'""")
+    assert prompts.conversion('cp949', '-', 'start').endswith('FILE > FILE.utf8, then --start=FILE:FILE.utf8')
+
+
+def test_a_nul_is_a_character_like_others_unless_there_are_many(file):
+    file(b'a\0b')
+    text, = prompts.read('FILE:p.txt')
+    assert prompts.encode(CharTokenizer('ab\0'), [text]) == [('a\0b', [0, 2, 1])]
+    with pytest.raises(ValueError, match=r"does not know the characters '\\x00'"):
+        prompts.encode(CharTokenizer('ab'), [text])
 
 
 LEARNED = BPETokenizer(train_bpe([KOREAN] * 9, 320))
@@ -89,10 +117,19 @@ def test_a_text_stays_as_it_is_where_the_vocabulary_was_made_of_such(capsys):
     assert prompts.encode(LEARNED, [KOREAN])[0][0] == KOREAN and capsys.readouterr().err == ''
 
 
-@pytest.mark.parametrize('bad, problem', [('\udcb0', 'the byte .xb0, which is not UTF-8'), ('\ud83d', 'surrogate'),
-                                          ('a\0', 'a NUL at character 2')])
+def test_characters_that_nothing_has_decomposed_stay_as_they_are(capsys):
+    """NFC replaces these by others, which take fewer tokens here."""
+    for text in ('\uf9d1\uf967', '\u212b', '\u0958'):
+        composed = unicodedata.normalize('NFC', text)
+        known = BPETokenizer(train_bpe([composed] * 9, 270))
+        assert composed != text and prompts.encode(known, [text]) == [(text, known.encode(text))]
+        assert len(known.encode(composed)) < len(known.encode(text))
+    assert capsys.readouterr().err == ''
+
+
+@pytest.mark.parametrize('bad, problem', [('\udcb0', 'the byte .xb0, which is not UTF-8'), ('\ud83d', 'surrogate')])
 def test_a_prompt_that_is_no_text_is_named_for_every_vocabulary(bad, problem):
-    for known in (LEARNED, CharTokenizer('ab\0')):
+    for known in (LEARNED, CharTokenizer('ab')):
         with pytest.raises(ValueError, match=f'^the text .*{problem}'):
             prompts.encode(known, [bad])
         with pytest.raises(ValueError, match=f'^prompt 2 of 3: the text .*{problem}'):

@@ -165,6 +165,12 @@ def test_an_unknown_tokenizer_is_named():
         tokenizer.check_meta({'tokenizer': 'words', 'vocab_size': 4})
 
 
+def test_a_learned_vocabulary_without_end_of_text_is_refused():
+    content = BYTES.content.replace('<|endoftext|>', '<|other|>')
+    with pytest.raises(ValueError, match=r'has no <\|endoftext\|>$'):
+        tokenizer.check_meta({'tokenizer': 'bpe', 'vocab_size': 257, 'tokenizer_json': content})
+
+
 @pytest.mark.parametrize('text, place', [
     ('abc\udce0', r"the byte \xe0, which is not UTF-8, at character 4, after 'abc'"),
     ('\udcb0\udca1', r'the byte \xb0, which is not UTF-8, at character 1'),

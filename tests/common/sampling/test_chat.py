@@ -218,7 +218,7 @@ def speaker(model):
 
 
 def answer(speaker, text, stops=()):
-    return ''.join(speaker.answer(text, 8, stops, temperature=0))
+    return ''.join(speaker.answer(text, speaker.encode(text), 8, stops, temperature=0))
 
 
 def continued(model, text, **options):
@@ -295,7 +295,7 @@ def test_after_an_interrupt_within_a_token_the_conversation_goes_on_from_what_wa
             raise KeyboardInterrupt
         return attend(*args)
     monkeypatch.setattr(model.transformer.h[1].attn, 'forward', interrupted)
-    pieces = speaker.answer('cdefgh', 8, [], temperature=0)
+    pieces = speaker.answer('cdefgh', CHARS.encode('cdefgh'), 8, [], temperature=0)
     assert len(next(pieces) + next(pieces) + next(pieces)) == 3
     with pytest.raises(KeyboardInterrupt):
         next(pieces)
@@ -318,7 +318,13 @@ def test_a_tuned_model_does_not_write_the_next_instruction(model, monkeypatch):
     written = iter(CHARS.encode('abc\n\n### Instruction:\nxyz'))
     monkeypatch.setattr('common.generate.sample', lambda logits, **options: torch.tensor([[next(written)]]))
     speaker = Speaker('tuned', model, CHARS, {'prompt': TEMPLATE})
-    assert ''.join(speaker.answer('h', 99, [])) == 'abc\n\n'
+    assert ''.join(speaker.answer('h', speaker.encode('h'), 99, [])) == 'abc\n\n'
+
+
+def test_a_template_with_no_place_for_what_is_typed_is_refused(talk, conversation, model):
+    conversation.load = lambda name: Speaker(name, model, CHARS, {'prompt': 'a {x} b'})
+    for word in ('/load', '/compare'):
+        assert "other cannot chat: its dataset has the prompt 'a {x} b'" in talk(f'{word} other')[0]
 
 
 @pytest.mark.parametrize('step', [None, 'static'])
@@ -581,6 +587,22 @@ def test_the_text_of_several_lines(talk, conversation):
     assert len(conversation.speakers[0].turns) == 2
 
 
+@pytest.mark.parametrize('word', ['/system', '/set system', '/SET system='])
+def test_the_text_before_a_conversation_may_have_several_lines(talk, conversation, word):
+    for lines, text in ((['"""ab', 'cd""" '], 'ab\ncd'), (['"""', 'xyz', '"""'], 'xyz'), (['"""ab'], 'xyz'),
+                        (['"""x y"""'], 'x y'), (['"""', '"""'], '')):
+        told = talk(f'{word} {lines[0]}', *lines[1:])
+        assert len(told) == 1 and conversation.system == text and not conversation.speakers[0].turns
+
+
+def test_of_two_models_the_one_that_cannot_take_a_text_is_named(talk, conversation, model):
+    conversation.load = lambda name: Speaker(name, model, CharTokenizer('ab\n'), {})
+    talk('/compare other')
+    told = talk('az', '/system az')
+    assert len(told) == 2 and all(line.startswith("other: the model does not know the characters 'z'") for line in told)
+    assert conversation.system == '' and not any(speaker.turns for speaker in conversation.speakers)
+
+
 def test_escapes_of_a_model_are_shown_and_saved_as_they_are(talk, conversation, monkeypatch, tmp_path):
     answer = 'a\x1b]0;title\x07\x9b2J\tb\r\nc\rd'
     pieces = (piece for piece in [*answer[:-5], '\r\n', 'c\rd'])  # a TextStream keeps \r\n together
@@ -645,10 +667,18 @@ def test_a_conversation_moves_to_another_vocabulary_and_back(talk, conversation,
     assert "'한'" in talk('/load plain')[0] and state(conversation) == before
 
 
-def test_hangul_in_pieces_is_understood(model):
-    """As macOS writes it in the names of files."""
-    speaker = Speaker('one', model, CharTokenizer('한글'), {})
-    assert speaker.encode(unicodedata.normalize('NFD', '한글')) == speaker.encode('한글') == [0, 1]
+def test_hangul_in_pieces_is_understood(conversation, model, capsys):
+    """As macOS writes it in the names of files. A line says so, once in a chat."""
+    conversation.speakers = [Speaker('one', model, CharTokenizer('한글'), {})]
+    said = unicodedata.normalize('NFD', '한글')
+    conversation.say('한글')
+    assert capsys.readouterr().err == ''
+    conversation.say(said)
+    conversation.command('/reset')
+    conversation.say(said)
+    assert conversation.speakers[0].turns[0].text_ids == [0, 1]
+    assert capsys.readouterr().err == (
+        'what you typed has decomposed characters (NFD): taken in NFC, which suits this vocabulary better\n')
 
 
 def test_the_same_vocabulary_takes_the_ids_over_as_they_are(model):
