@@ -15,16 +15,20 @@ python run_manager.py remove NAME             # out of the list; its folder stay
 python run_manager.py report --target=1.9     # a table, report.html and report.png; or of any folders: report out out-2
 """
 import argparse
+import itertools
 import json
 import os
 import shlex
 import sys
 
+from common import console
 from common.console import exit_on_error, forget_torchrun, protect_output
 from common.experiments import changes, experiment_list, report, slots, slurm, status
-from common.experiments.manager import GRACE, Manager, say
+from common.experiments.manager import GRACE, Manager, say, signature
 from common.experiments.runs import Run, State
 from common.experiments.state_file import DEFAULT_LIST, Queue
+
+ASK_EVERY = 15  # tables of `status --watch`: as many as 30 seconds have, which is how often Slurm may be asked
 
 root = os.path.dirname(os.path.abspath(__file__))
 
@@ -57,8 +61,8 @@ def parse_command_line():
     command = add('run', run_queue, 'work through the list')
     command.add_argument('--gpus', default='', help='their numbers, as in 0,1; one experiment on each')
     command.add_argument('--nproc_per_node', type=int, default=1, help='GPUs for one experiment, through torchrun')
-    command.add_argument('--jobs', type=int, default=1, help='so many experiments at once, on each GPU of --gpus if '
-                         'that is given; they divide the CPU cores')
+    command.add_argument('--jobs', type=int, default=1, help='how many experiments run at once, on each GPU of --gpus '
+                         'if that is given; they divide the CPU cores')
     command.add_argument('--grace', type=float, default=GRACE, help='seconds that a run which was told to stop has for '
                          f'its iteration and its checkpoint, then it is killed; default: {GRACE}')
     command.add_argument('--launcher', choices=['local', 'slurm'], default='local')
@@ -76,8 +80,9 @@ def parse_command_line():
     command.add_argument('name')
     command.add_argument('--now', action='store_true', help='kill it, without a checkpoint')
     command = add('retry', changes.retry, 'put an experiment back into the queue; it goes on from its last checkpoint')
-    command.add_argument('name', nargs='?')
-    command.add_argument('--failed', action='store_true', help='all that failed')
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument('name', nargs='?')
+    which.add_argument('--failed', action='store_true', help='all that failed')
     command = add('add', changes.add, 'put a line at the end of the list: [NAME:] and what follows python train.py')
     command.add_argument('words', nargs=argparse.REMAINDER, metavar='LINE', help='as it stands in the list, without '
                          'quotes around the whole; --list goes in front of it')
@@ -92,13 +97,19 @@ def parse_command_line():
     command.add_argument('--json', type=os.path.expanduser, metavar='FILE', help='as JSON')
     command.add_argument('--serve', action='store_true', help='show the page on this machine, updated as runs go on')
     command.add_argument('--port', type=int, default=8080)
-    return parser.parse_args()
+    options, unknown = parser.parse_known_args()
+    if unknown:
+        behind = ('; -- goes in front of a line that begins with an option, as in add -- --seed=2'
+                  if options.command == 'add' else '')
+        parser.error(f'unrecognized arguments: {" ".join(unknown)}{behind}')
+    return options
 
 
 def run_queue(options, queue):
     """Work through the list until everything is done, or submit it to Slurm. Returns the exit code."""
     if sys.platform == 'win32':
         raise ValueError('a queue needs processes and signals as Linux and macOS have them')
+    seen = signature(options.list)  # first: what is changed from here on, the manager reads again
     experiments = experiment_list.read(options.list, root)
     gpus = slots.find(options.gpus, options.nproc_per_node)
     check_run(options)
@@ -109,9 +120,8 @@ def run_queue(options, queue):
             print(f'{one.name}: its line has changed since it was done; to train it again from scratch: '
                   f'python run_manager.py retry {one.name}{queue.hint}')
     new = [(one, queue.clash(one)) for one in left if not runs[one.name].started]
-    if clashes := [f'{options.list}, line {one.line}: {clash}' for one, clash in new if clash]:
-        raise ValueError('\n'.join(clashes))
-    experiment_list.check(left, options.list, root, options.nproc_per_node)
+    experiment_list.refuse([(one.line, clash) for one, clash in new if clash], options.list)
+    experiment_list.refuse(experiment_list.check(left, root, options.nproc_per_node), options.list)
     if options.dry_run:
         for one in left:
             words = experiment_list.command(one, root, options.nproc_per_node, runs[one.name].anew)
@@ -121,11 +131,12 @@ def run_queue(options, queue):
                 sbatch, script = slurm.job(one, words, after, options.sbatch)
                 print(f'{shlex.join(sbatch)} <<"END"\n{script}END\n')
         return 0
+    console.width('')  # says that wcwidth is missing before anything is started
     queue.lock_for_manager()
     if options.launcher == 'slurm':
         return submit_all(left, queue, options)
-    return Manager(queue, gpus, options.nproc_per_node, root, options.jobs, options.grace).work(experiments,
-                                                                                               options.list)
+    manager = Manager(queue, gpus, options.nproc_per_node, root, options.jobs, options.grace)
+    return manager.work(experiments, options.list, seen)
 
 
 def check_run(options):
@@ -133,7 +144,7 @@ def check_run(options):
     if options.jobs < 1:
         raise ValueError(f'--jobs={options.jobs} is below 1')
     if not 0 <= options.grace < 1e9:
-        raise ValueError(f'--grace={options.grace:g} is no number of seconds; try --grace={GRACE}')
+        raise ValueError(f'--grace={options.grace:g} is not a number of seconds; try --grace={GRACE}')
     if options.launcher == 'slurm' and (options.jobs > 1 or options.gpus):
         given = '--gpus' if options.gpus else '--jobs'
         raise ValueError(f'{given} does not go with --launcher=slurm, where Slurm says what runs where and when; leave '
@@ -144,8 +155,9 @@ def check_run(options):
 
 def submit_all(experiments, queue, options):
     """Submit a Slurm job for each queued experiment whose prerequisites are done or submitted."""
+    answers = slurm.ask(queue.read())
     with queue.changing() as runs:
-        slurm.update(runs)
+        slurm.update(runs, answers)
     # prerequisites first
     for one in sorted(experiments, key=lambda one: len(experiment_list.ancestors(one, experiments))):
         job = None
@@ -155,12 +167,10 @@ def submit_all(experiments, queue, options):
                 before = [runs[name] for name in one.after if runs[name].state != State.DONE]
                 if run.state != State.QUEUED or any(other.state != State.SUBMITTED for other in before):
                     continue
-                if not run.started:
-                    experiment_list.begin(one)
+                run.start(State.SUBMITTED, one)
                 words = experiment_list.command(one, root, options.nproc_per_node, run.anew)
                 job = slurm.submit(one, words, [other.job for other in before], options.sbatch)
                 run.job, run.slurm = job, 'PENDING'
-                run.start(State.SUBMITTED, one)
         except BaseException:  # Ctrl-C, too
             if job:  # which is not recorded, and would be submitted again
                 slurm.call('scancel', job)
@@ -171,21 +181,22 @@ def submit_all(experiments, queue, options):
 def show_status(options, queue):
     """Print a table of the experiments, or JSON."""
     if options.watch:
-        return status.watch(lambda: look(options, queue)[-1])
+        tables = itertools.count()
+        return status.watch(lambda: look(options, queue, ask=next(tables) % ASK_EVERY == 0)[-1])
     names, runs, lines = look(options, queue)
     print(json.dumps(status.as_json(names, runs), indent=1) if options.json else '\n'.join(lines))
 
 
-def look(options, queue):
-    """(the names of the experiments to show, {name: Run}, the lines of the table)."""
+def look(options, queue, ask=True):
+    """(the names of the experiments to show, {name: Run}, the lines of the table); `ask`: also Slurm."""
     runs = queue.read()
     notes = []
-    if any(run.state == State.SUBMITTED for run in runs.values()):
-        try:
+    try:
+        if ask and (answers := slurm.ask(runs)):  # before the queue is locked, as that may take long
             with queue.changing() as runs:
-                slurm.update(runs)
-        except ValueError as error:  # Slurm does not answer: this is what it said last
-            notes.append(str(error))
+                slurm.update(runs, answers)
+    except ValueError as error:  # Slurm does not answer: this is what it said last
+        notes.append(str(error))
     try:
         experiments = experiment_list.read(options.list)
     except ValueError as error:

@@ -147,6 +147,14 @@ def pad(text, columns):
     return text + ' ' * (columns - width(text))
 
 
+def cut(text, columns):
+    """What so many columns of a terminal hold of a text."""
+    text = text[:columns]
+    while width(text) > columns:
+        text = text[:-1]
+    return text
+
+
 def duration(seconds):
     """12s, 3m04s, 2h05m or 4d03h: the two largest units."""
     seconds = round(seconds)

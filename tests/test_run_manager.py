@@ -11,11 +11,15 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 
 import pytest
 
+import run_manager
+from common import files
 from common.experiments.processes import process_start
 from common.experiments.runs import Run
+from common.experiments.state_file import Queue
 from conftest import TOY, read_metrics, slow
 from running import HANG, ROOT, ok, python
 
@@ -423,7 +427,7 @@ def test_where_nothing_has_run_the_lists_that_have_run_are_named(manage):
     assert 'other lists' not in manage('status').stdout
     assert manage('run', '--list=mine.conf').returncode == 0
     assert '; other lists have run here: mine.conf; --list=FILE names one' in manage('status').stdout
-    assert "'b' was not started yet; known: none; other lists have run here: mine.conf" in manage('logs', 'b').stderr
+    assert "no experiment is called 'b'; known: a; other lists have run here: mine.conf" in manage('logs', 'b').stderr
     assert 'other lists' not in manage('status', '--list=mine.conf').stdout
 
 
@@ -490,7 +494,7 @@ def test_stop_saves_and_retry_resumes(manage):
     assert manage('retry', 'a').returncode == 0 and manage('run').returncode == 0
     assert manage.starts()[-1].endswith('--init_from=scratch')
     assert manage('stop', 'a').returncode == 2 and manage('retry', 'nobody').returncode == 2
-    assert 'nothing has failed' in manage('retry', '--failed').stdout
+    assert 'nothing in the list has failed' in manage('retry', '--failed').stdout
 
 
 @pytest.mark.parametrize('times, expected', [(1, 'done'), (2, 'queued')])
@@ -581,7 +585,7 @@ def test_a_mistake_of_the_user_is_not_tried_again(manage):
     manage.write('a: config/toy.py --wandb_run_name=mistake', 'b: config/toy.py')
     done = manage('run')
     assert manage.states() == {'a': 'failed', 'b': 'done'} and len(manage.starts()) == 1
-    assert 'train.py: n_head=0 is below 1 (that would only fail again; when it is mended: python run_manager.py ' \
+    assert 'train.py: n_head=0 is below 1 (that would only fail again; once it is fixed: python run_manager.py ' \
            'retry a)' in done.stdout
 
 
@@ -601,7 +605,7 @@ def test_jobs_run_several_at_once_and_divide_the_cores(manage):
 
 
 @pytest.mark.parametrize('words, expected', [
-    slow(['--jobs=0'], '--jobs=0 is below 1'), slow(['--grace=nan'], '--grace=nan is no number of seconds'),
+    slow(['--jobs=0'], '--jobs=0 is below 1'), slow(['--grace=nan'], '--grace=nan is not a number of seconds'),
     (['--launcher=slurm', '--jobs=2'], '--jobs does not go with --launcher=slurm'),
     (['--sbatch=--time=1'], '--sbatch has no effect without'),
     slow(['--launcher=slurm', '--dry_run', '--sbatch="'], 'No closing quotation')])
@@ -609,6 +613,55 @@ def test_options_that_do_not_go_together_are_refused(manage, words, expected):
     manage.write('a: config/toy.py')
     done = manage('run', *words)
     assert done.returncode == 2 and expected in done.stderr and not manage.results.exists()
+
+
+@pytest.mark.parametrize('words, expected', [
+    ('add --seed=2 --max_iters=50', 'unrecognized arguments: --seed=2 --max_iters=50; -- goes in front of a line that'),
+    ('retry a --failed', 'not allowed with'), ('retry', 'name --failed is required')])
+def test_a_command_line_that_cannot_be_understood_says_what_to_type(words, expected, capsys, monkeypatch):
+    monkeypatch.setattr('sys.argv', ['run_manager.py', *words.split()])
+    with pytest.raises(SystemExit):
+        run_manager.parse_command_line()
+    assert expected in capsys.readouterr().err
+
+
+def test_a_watch_asks_slurm_every_30_seconds_and_before_the_queue_is_locked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'mine.conf').write_text('a: --seed=2\n')
+    queue, asked = Queue('mine.conf'), []
+    with queue.changing() as runs:
+        runs['a'] = Run(state='submitted', started=5, job='7', out_dir='results/a')
+
+    def ask(runs):
+        asked.append(files.is_locked(f'{queue.path}.lock'))
+        return {'7': ('RUNNING', None)}
+    monkeypatch.setattr('common.experiments.slurm.ask', ask)
+    monkeypatch.setattr('common.experiments.status.watch', lambda lines: [lines() for _ in range(16)])
+    run_manager.show_status(Namespace(watch=True, list='mine.conf'), queue)
+    assert asked == [False, False] and queue.read()['a'].slurm == 'RUNNING'
+
+
+def test_a_package_that_is_missing_is_said_before_anything_starts(manage):
+    (manage.folder / 'wcwidth.py').write_text('raise ModuleNotFoundError("no", name="wcwidth")')
+    manage.write('a: config/toy.py')
+    done = manage('run')
+    assert done.returncode and 'the package wcwidth is not here' in done.stderr and not manage.results.exists()
+
+
+def test_a_stopped_run_whose_folder_was_removed_begins_there_and_resumes_again(manage):
+    with manage.hold() as manager:
+        ok(manage('stop', 'a'))
+        finish(manager)
+    shutil.rmtree(manage.results / 'a')
+    ok(manage('retry', 'a'))
+    with manage.start() as manager:
+        wait_for(lambda: manage.holds('a') and manage.json()['a']['pid'])
+        ok(manage('stop', 'a'))
+        finish(manager)
+    manage.go()
+    ok(manage('retry', 'a'))
+    ok(manage('run'))
+    assert manage.resumed() == [False, True]
 
 
 def test_slurm_is_shown_before_it_is_used(manage):
@@ -654,7 +707,7 @@ def test_an_experiment_is_removed_from_the_list_and_its_results_stay(manage):
     path = manage.folder / 'config' / 'experiment_list.conf'
     before = path.read_text()
     assert 'stop a' in manage('remove', 'a').stderr and 'd comes after c' in manage('remove', 'c').stderr
-    assert "'x' was not started yet" in manage('remove', 'x').stderr and path.read_text() == before
+    assert "no experiment is called 'x'" in manage('remove', 'x').stderr and path.read_text() == before
     assert 'b is out of' in ok(manage('remove', 'b')).stdout
     assert path.read_text() == before.replace("b: config/toy.py  # don't\n", '')
     manage.go()

@@ -4,26 +4,28 @@ command, with `root`, the folder of train.py, and the Queue. No torch.
 """
 import os
 import re
+import shlex
 import time
 
 from common import files
 from common.console import duration
 from common.experiments import experiment_list, slurm, status
-from common.experiments.runs import Run, State, is_busy
+from common.experiments.runs import State, is_busy
 
 
 def stop(options, queue):
     name = options.name
+    # a job may be running by now, and has to save first, or it may have ended
+    answers = slurm.ask({one: run for one, run in queue.read().items() if one == name})
     with queue.changing() as runs:
-        if name not in runs:  # new: the list is read only now, because a mistake in it must not prevent other stops
-            runs.update({one.name: Run(out_dir=one.out_dir) for one in experiment_list.read(options.list)
-                         if one.name == name})
+        slurm.update(runs, answers)
         run = queue.run(runs, name)
-        if run.state == State.SUBMITTED:
-            slurm.update(runs)  # by now it may be running, and has to save first, or it may have ended
         if is_at_work(run, queue):
             if run.wanted is not None and not options.now:
                 raise ValueError(is_stopping(run, name, queue))
+            if not run.is_alive():
+                raise ValueError(f'{name} is just starting, or has just ended; try again when its state has changed: '
+                                 f'python run_manager.py status{queue.hint}')
             run.stop(then=State.STOPPED)
             if not options.now:
                 print(f'{name} ends after its current iteration, with a checkpoint if it has got that far')
@@ -70,12 +72,16 @@ def is_at_work(run, queue):
 
 
 def retry(options, queue):
-    if not options.name and not options.failed:
-        raise ValueError('retry needs a NAME, or --failed')
     with queue.changing() as runs:
-        names = [name for name, run in runs.items() if run.state == State.FAILED] if options.failed else [options.name]
+        listed = [one.name for one in experiment_list.read_lines(options.list)[0]]
+        failed = [name for name in listed if name in runs and runs[name].state == State.FAILED]
+        names = failed if options.failed else [options.name]
         for name in names:
             run = queue.run(runs, name)
+            if name not in listed:
+                words = [f'{name}:', *(f'after={other}' for other in run.after), *(run.words or [])]
+                raise ValueError(f'the line of {name} is no longer in {options.list}; to put it there again: '
+                                 f'python run_manager.py add{queue.hint} {shlex.join(words)}')
             if is_at_work(run, queue) or run.state == State.SUBMITTED:
                 raise ValueError(f'{name} is {run.state}')
             if run.state == State.DONE:  # it begins from scratch; any other resumes
@@ -83,7 +89,7 @@ def retry(options, queue):
             vars(run).update(state=State.QUEUED, attempts=0, not_before=0.0, wanted=None, asked=None, error=None)
             print(f'{name} is in the queue again')
     if not names:
-        print('nothing has failed')
+        print('nothing in the list has failed')
     elif not queue.has_manager():
         print(f'to start it: python run_manager.py run{queue.hint}')
 
@@ -99,12 +105,12 @@ def add(options, queue):
         content, line = experiment_list.with_line(options.list, words)
         experiments = experiment_list.read_bytes(content, options.list, options.root)
         one, runs = experiments[-1], queue.read()
-        if one.name in runs and runs[one.name].started:
+        if one.name in runs and runs[one.name].started and runs[one.name].words != one.words:
             raise ValueError(f'{one.name} has run already, with another line; put another name in front, as in '
                              f'{one.name}-2: ...')
         if clash := queue.clash(one):
             raise ValueError(clash)
-        experiment_list.check([one], options.list, options.root, processes=1)
+        experiment_list.refuse(experiment_list.check([one], options.root, processes=1), options.list)
         with files.write_whole(options.list, 'wb') as f:
             f.write(content)
     print(f'{options.list}, line {one.line}: {line}')
@@ -116,12 +122,14 @@ def remove(options, queue):
     """Take an experiment that does not run out of the list and the queue. Its folder stays."""
     name = options.name
     with queue.changing() as runs:
-        experiments = experiment_list.read(options.list, options.root, may_be_empty=True)
+        experiments, _ = experiment_list.read_lines(options.list, options.root)
         one = next((one for one in experiments if one.name == name), None)
-        run = runs.get(name) or queue.run({one.name: Run(out_dir=one.out_dir) for one in experiments}, name)
-        if is_at_work(run, queue) or run.state == State.SUBMITTED or is_busy(run.out_dir):
-            raise ValueError(f'{name} is {run.state}, or another process trains in its folder; first: '
-                             f'python run_manager.py stop {name}{queue.hint}')
+        run = queue.run(runs, name)
+        busy = is_busy(run.out_dir)
+        if is_at_work(run, queue) or run.state == State.SUBMITTED or run.state == State.RUNNING and busy:
+            raise ValueError(f'{name} is {run.state}; first: python run_manager.py stop {name}{queue.hint}')
+        if busy:
+            raise ValueError(f'another process trains in {run.out_dir}; remove {name} when that has ended')
         if waiting := [other.name for other in experiments if name in other.after]:
             raise ValueError(f'{", ".join(waiting)} comes after {name}; remove that first')
         if one:

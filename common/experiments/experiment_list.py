@@ -1,13 +1,14 @@
 """The list of experiments, one per line, and the checks before anything starts. It needs no torch."""
 import collections
+import contextlib
 import os
 import re
 import shlex
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from common import files, settings
+from common import charsets, files, settings
 from common.experiments import naming
+
 
 @dataclass
 class Experiment:
@@ -21,10 +22,8 @@ class Experiment:
 
 def read(path, root=None, may_be_empty=False):
     """The experiments of a list; with `root`, the folder of train.py, also their settings. ValueError: all mistakes."""
-    if not os.path.isfile(path):
-        raise ValueError(f'there is no list {path!r}; --list=FILE names one, and config/experiment_list.conf shows how')
-    with open(path, 'rb') as f:
-        experiments = read_bytes(f.read(), path, root)
+    experiments, mistakes = read_lines(path, root)
+    refuse(mistakes, path)
     if not experiments and not may_be_empty:
         raise ValueError(f'{path} has no experiment in it yet: one per line, exactly what follows `python train.py`')
     return experiments
@@ -32,10 +31,27 @@ def read(path, root=None, may_be_empty=False):
 
 def read_bytes(content, path, root=None):
     """As read(), of the bytes in a list."""
+    experiments, mistakes = parse_lines(content, path, root)
+    refuse(mistakes, path)
+    return experiments
+
+
+def read_lines(path, root=None):
+    """As read(), but (the experiments, [(line, its mistake)]). ValueError or OSError if it is no text."""
+    if not os.path.isfile(path):
+        raise ValueError(f'there is no list {path!r}; --list=FILE names one, and config/experiment_list.conf shows how')
+    with open(path, 'rb') as f:
+        return parse_lines(f.read(), path, root)
+
+
+def parse_lines(content, path, root):
+    """As read_lines(), of the bytes in a list."""
     try:
         lines = content.decode('utf-8-sig').splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f'{path} is not text in UTF-8 ({error})') from None
+        encoding = charsets.by_mark(content)
+        advice = f'; it is in {encoding}: iconv -f {encoding} -t utf-8 {shlex.quote(path)} > new.conf' * bool(encoding)
+        raise ValueError(f'{path} is not text in UTF-8 ({error}){advice}') from None
     experiments, mistakes = [], []
     for number, line in enumerate(lines, 1):
         try:
@@ -45,19 +61,22 @@ def read_bytes(content, path, root=None):
                 if root:
                     one.settings = settings.read(os.path.join(root, 'train.py'), one.words)
         except ValueError as error:
-            mistakes.append(f'line {number}: {error}')
-    mistakes += contradictions(experiments)
+            mistakes.append((number, str(error)))
+    return experiments, mistakes + list(contradictions(experiments))
+
+
+def refuse(mistakes, path):
+    """ValueError that says each mistake [(line or None, text)] of the list at `path`, if there are any."""
     if mistakes:
-        raise ValueError('\n'.join(f'{path}, {mistake}' for mistake in mistakes))
-    return experiments
+        raise ValueError('\n'.join(f'{path}, line {line}: {text}' if line else text for line, text in mistakes))
 
 
 def with_line(path, words):
     """(the bytes of a list with one more line, that line). ValueError for words that a line cannot hold."""
     if not words:
         raise ValueError('add needs a line: [NAME:] and what follows `python train.py`, as in add a: config/small.py')
-    # one word with spaces in it is a line in quotes
-    line = words[0] if len(words) == 1 else ' '.join(
+    # one word with spaces in it is a line in quotes, or an option whose value has some
+    line = words[0] if len(words) == 1 and not words[0].startswith('-') else ' '.join(
         word if re.fullmatch(r'[\w.+=-]+:', word) else shlex.quote(word) for word in words)
     if len(line.splitlines()) != 1:
         raise ValueError(f'{line!r} is not one line, as an experiment in a list is')
@@ -128,41 +147,38 @@ def check_first_word(word, others, root):
 
 
 def contradictions(experiments):
-    """What is wrong with the lines taken together, one text per mistake."""
-    by_name, by_folder, names = {}, {}, {}
-    at, below = {}, {}  # place: the first experiment whose folder that is, or is in there
+    """What is wrong with the lines taken together: (line, text) of each mistake."""
+    by_name, by_folder, names, places = {}, {}, {}, []
     for one in experiments:
         by_name.setdefault(one.name, one)
         by_folder.setdefault(os.path.realpath(one.out_dir), one)
         place = naming.place(one.out_dir)
-        parents = [str(parent) for parent in Path(place).parents]
-        shared = below.get(place) or next((at[parent] for parent in (place, *parents) if parent in at), None)
-        at.setdefault(place, one)
-        for parent in parents:
-            below.setdefault(parent, one)
+        shared = next((other for taken, other in places if naming.is_in(taken, place) or naming.is_in(place, taken)),
+                      None)
+        places.append((place, one))
         other = names.setdefault(naming.folded(one.name), one)
         if other is not one:
             also = '' if other.name == one.name else f'on some disks, where {other.name} is the same, '
-            yield (f'line {one.line}: {one.name} is {also}the name of line {other.line} too; put another one in front, '
-                   f'as in {one.name}-2: ...')
+            yield one.line, (f'{one.name} is {also}the name of line {other.line} too; put another one in front, as in '
+                             f'{one.name}-2: ...')
         elif shared:
-            yield f'line {one.line}: line {shared.line} writes to out_dir={shared.out_dir!r} too'
+            yield one.line, f'line {shared.line} writes to out_dir={shared.out_dir!r} too'
         out_dir = one.settings.get('out_dir', one.out_dir)
         if out_dir != one.out_dir:
-            yield f'line {one.line}: a config file sets out_dir={out_dir!r} after --out_dir; put --out_dir behind it'
+            yield one.line, f'a config file sets out_dir={out_dir!r} after --out_dir; put --out_dir behind it'
     for one in experiments:
         for name in one.after:
             if name not in by_name:
-                yield f'line {one.line}: after={name} names no experiment; the list has {", ".join(by_name)}'
+                yield one.line, f'after={name} names no experiment; the list has {", ".join(by_name)}'
         if one in ancestors(one, experiments):
-            yield f'line {one.line}: {one.name} waits for itself, by after={" after=".join(one.after)}'
+            yield one.line, f'{one.name} waits for itself, by after={" after=".join(one.after)}'
         init_from = one.settings.get('init_from', 'scratch')
         if init_from in ('scratch', 'resume', 'auto'):
             continue
         path = os.path.realpath(init_from)
         source = by_folder.get(path) or by_folder.get(os.path.dirname(path))  # a run's folder, or a checkpoint in it
         if source and source not in [one, *ancestors(one, experiments)]:
-            yield f'line {one.line}: it starts from what {source.name} writes; add after={source.name}'
+            yield one.line, f'it starts from what {source.name} writes; add after={source.name}'
 
 
 def ancestors(experiment, experiments):
@@ -177,26 +193,28 @@ def ancestors(experiment, experiments):
     return found
 
 
-def check(experiments, path, root, processes):
-    """ValueError, one line per mistake, if an experiment cannot run here: its settings, its dataset, the disk."""
+def check(experiments, root, processes):
+    """
+    Why experiments cannot run here, by their settings, their dataset, or the disk: [(line, text)] of each mistake, with
+    no line for that of all together.
+    """
     mistakes, disks, needed = [], {}, collections.Counter()
     for one in experiments:
         try:
             vocab_size = check_alone(one, root, processes)
         except (ValueError, OSError) as error:
-            mistakes.append(f'{path}, line {one.line}: {error}')
+            mistakes.append((one.line, str(error)))
             continue
         folder = files.existing_parent(one.out_dir)
         disk = disks.setdefault(os.stat(folder).st_dev, folder)  # one folder stands for its whole disk
-        replaced = sum(map(os.path.getsize, saved_states(one.out_dir)))
+        replaced = sum(state.st_size for state in saved_states(one.out_dir).values())
         needed[disk] += settings.disk_bytes(one.settings, vocab_size) - replaced
     for folder, size in needed.items():
         free = files.free_bytes(folder)
         if size > free:
-            mistakes.append(f'the experiments that are not done yet may write {size / 1e9:.1f} GB, but the disk of '
-                            f'{folder} has {free / 1e9:.1f} GB free')
-    if mistakes:
-        raise ValueError('\n'.join(mistakes))
+            mistakes.append((None, f'the experiments that are not done yet may write {size / 1e9:.1f} GB, but the disk '
+                                   f'of {folder} has {free / 1e9:.1f} GB free'))
+    return mistakes
 
 
 def check_alone(experiment, root, processes):
@@ -215,18 +233,17 @@ def check_alone(experiment, root, processes):
     return vocab_size
 
 
-def begin(experiment):
-    """Make the folder of an experiment that starts from scratch. An empty file there, .begun, records when."""
-    os.makedirs(experiment.out_dir, exist_ok=True)
-    open(os.path.join(experiment.out_dir, '.begun'), 'w').close()
-
-
 def saved_states(out_dir):
-    """The states that a run can resume from; [] if none is newer than .begun: an earlier run left them."""
-    begun, *states = [os.path.join(out_dir, name) for name in ('.begun', 'last.pt', 'last.pt.new', 'prev.pt')]
-    states = [path for path in states if os.path.exists(path)]
-    newer = os.path.exists(begun) and any(os.path.getmtime(path) > os.path.getmtime(begun) for path in states)
-    return states if newer else []
+    """
+    {name: os.stat_result} of the states that a run can resume from; {} if none is newer than .begun: an earlier run
+    left them.
+    """
+    found = {}
+    for name in ('.begun', 'last.pt', 'last.pt.new', 'prev.pt'):
+        with contextlib.suppress(OSError):  # a run that is training renames them
+            found[name] = os.stat(os.path.join(out_dir, name))
+    begun = found.pop('.begun', None)
+    return found if begun and any(state.st_mtime > begun.st_mtime for state in found.values()) else {}
 
 
 def command(experiment, root, processes, anew):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from common.console import duration, pad, visible, width
+from common.console import cut, duration, pad, visible
 from common.experiments import experiment_list, processes, slots
 from common.experiments.processes import process_start
 from common.experiments.runs import Run, State, is_busy
@@ -40,7 +40,8 @@ class Manager:
         if each := jobs > 1 and slots.threads(jobs * len(self.slots) * processes):
             self.environment['OMP_NUM_THREADS'] = str(each)
             say(f'{jobs} experiments share {"a GPU" if self.slots[0] else "the machine"}; OMP_NUM_THREADS={each}')
-        self.list = None             # what signature() said when the list was read
+        self.recorded = False        # whether the queue's file has the experiments in the list
+        self.mistakes = ''           # in the list, which is read again until there are none
         self.children = {}           # name: Popen, without the runs that an earlier manager started
         self.killed = {}             # name: time.time() of its SIGKILL
         self.interrupts = 0
@@ -55,14 +56,15 @@ class Manager:
         """First Ctrl-C: start nothing more. Second, or SIGTERM: stop the runs, with a checkpoint. More: kill them."""
         self.interrupts = max(self.interrupts + 1, 2 if number == signal.SIGTERM else 1)
 
-    def work(self, experiments, path):
-        """Work through `experiments`, and those that are added to the list at `path`. Returns the exit code."""
+    def work(self, experiments, path, seen):
+        """Work through the list at `path`: `experiments` when its signature() was `seen`. Returns the exit code."""
+        self.experiments, self.path, self.seen = experiments, path, seen
         told = 0
         while True:
             told = self.tell(told)
             try:
-                experiments = self.update_all(experiments, path)
-                waiting = not self.interrupts and not self.broken and self.start_all(experiments)
+                self.update_all()
+                waiting = not self.interrupts and not self.broken and self.start_all()
                 runs = self.queue.read()
             except (OSError, Damaged) as error:  # a full disk, perhaps: the queue's file is as it was, and runs go on
                 if self.interrupts:
@@ -77,9 +79,9 @@ class Manager:
             if sys.stdout.isatty():
                 print_over('; '.join(f'{name}: {runs[name].brief()}' for name in running), end='\r')
             time.sleep(LOOK)
-        names = [one.name for one in experiments if one.name in runs]
+        names = [one.name for one in self.experiments if one.name in runs]
         print_over('\n'.join(status_lines(names, runs)))
-        if all(runs[name].state == State.DONE for name in names):
+        if not self.mistakes and all(runs[name].state == State.DONE for name in names):
             return 0
         return RESUMABLE if self.interrupts else 1
 
@@ -94,7 +96,7 @@ class Manager:
         return now
 
     def end_children(self):
-        """What a second or third interrupt asks for, when it cannot be recorded."""
+        """Stop the runs after a second interrupt, kill them after a third, when the queue's file cannot be written."""
         for child in self.children.values():
             if self.interrupts >= 2 and child.poll() is None:
                 child.terminate() if self.interrupts == 2 else child.kill()
@@ -109,29 +111,38 @@ class Manager:
         while time.time() < end and self.interrupts == before:
             time.sleep(LOOK)
 
-    def read_again(self, experiments, path):
-        """The list as it is now, or `experiments` if there is a mistake in it."""
+    def read_again(self):
+        """Take up the list as it is now, but for its lines with mistakes, and those that come after them."""
+        self.read_at, before = time.time(), self.mistakes
         try:
-            new = experiment_list.read(path, self.root, may_be_empty=True)
-            known = {one.name: one.words for one in experiments}
-            changed = [one for one in new if known.get(one.name) != one.words]
-            experiment_list.check(changed, path, self.root, self.processes)
-            return new
+            experiments, mistakes = experiment_list.read_lines(self.path, self.root)
+            wrong = {line for line, _ in mistakes}
+            known = {one.name: one.words for one in self.experiments}
+            changed = [one for one in experiments if one.line not in wrong and known.get(one.name) != one.words]
+            mistakes += experiment_list.check(changed, self.root, self.processes)
+            wrong = {line for line, _ in mistakes}
+            wrong |= {one.line for one in changed if None in wrong}  # all together have no room on the disk
+            self.experiments = [one for one in experiments if wrong.isdisjoint(
+                {one.line, *(other.line for other in experiment_list.ancestors(one, experiments))})]
+            self.recorded = False
+            experiment_list.refuse(mistakes, self.path)
+            self.mistakes = ''
         except (ValueError, OSError) as error:
-            say(f'{error}\n(continuing with the list as it was)')
-            return experiments
+            self.mistakes = str(error)
+        if self.mistakes not in ('', before):
+            say(f'{self.mistakes}\n(continuing without what is wrong; the list is read again)')
 
-    def update_all(self, experiments, path):
-        """
-        Record what is new in the list and which runs have ended; pass a stop on to those that have not. Returns the
-        experiments in the list now.
-        """
+    def update_all(self):
+        """Record what is new in the list and which runs have ended; pass a stop on to those that have not."""
         with self.queue.changing() as runs:  # in which `add` and `remove` cannot change the list
-            now = signature(path)
-            if now not in (self.list, None):
-                self.list, experiments = now, self.read_again(experiments, path)
-            for one in experiments:
-                run = runs.setdefault(one.name, Run())
+            now = signature(self.path)
+            if now and (now != self.seen or self.mistakes and time.time() > self.read_at + PAUSE):
+                self.seen = now
+                self.read_again()
+            for one in self.experiments:
+                if not self.recorded:
+                    runs.setdefault(one.name, Run())
+                run = runs.get(one.name, Run())  # not there if it was removed, and the list cannot be read now
                 run.after = one.after
                 if run.state == State.QUEUED:
                     run.out_dir = one.out_dir
@@ -139,11 +150,10 @@ class Manager:
                 if run.state == State.RUNNING:
                     self.update(name, run)
                 if self.interrupts >= 2 and run.state == State.RUNNING and not run.wanted and run.is_alive():
-                    with contextlib.suppress(ValueError):  # it has just ended
-                        run.stop(then=State.QUEUED)
+                    run.stop(then=State.QUEUED)
                 if run.state == State.RUNNING and run.wanted:
                     self.end_overdue(name, run)
-        return experiments
+        self.recorded = True
 
     def end_overdue(self, name, run):
         """Kill a run that was asked to stop and has not ended in time. One that a debugger holds, or a dead disk."""
@@ -167,7 +177,7 @@ class Manager:
         # the earlier manager may have been killed before it recorded the pid
         elif run.is_alive() or run.pid is None and time.time() < run.started + AT_ONCE:
             return
-        elif is_busy(run.out_dir) and (run.pid is None or not processes.marked(run.out_dir)):
+        elif is_busy(run.out_dir) and (run.pid is None or not processes.marked(run.out_dir, run.started)):
             return
         done = code in (0, None) and run.ended('done')
         if not done:  # torchrun's ranks and data workers outlive it if it was killed
@@ -184,20 +194,20 @@ class Manager:
             run.state, run.not_before = State.QUEUED, time.time() + (PAUSE if at_once and code else 0)
             say(f'{name}: ended before it was done, and goes on from its checkpoint')
         elif code == MISTAKE or self.processes > 1 and run.says_mistake():
-            self.failed(name, run, f'{run.last_line()[:300]} (that would only fail again; when it is mended: '
+            self.failed(name, run, f'{run.last_line()[:300]} (that would only fail again; once it is fixed: '
                                    f'python run_manager.py retry {name}{self.queue.hint})', for_good=True)
         elif code == 0:
             self.failed(name, run, 'it ended without its last line in metrics.jsonl')
         else:
             self.failed(name, run, f'killed by signal {-code}' if code < 0 else run.last_line()[:300])
 
-    def start_all(self, experiments):
+    def start_all(self):
         """Fill the free slots. Returns whether an experiment is left that can be started now or later."""
-        waiting = False
-        for one in experiments:
-            with self.queue.changing() as runs:
+        waiting, claimed = False, []
+        with self.queue.changing() as runs:
+            for one in self.experiments:
                 run = runs.get(one.name)  # None: removed just now
-                before = {runs[other.name].state for other in experiment_list.ancestors(one, experiments)
+                before = {runs[other.name].state for other in experiment_list.ancestors(one, self.experiments)
                           if other.name in runs}
                 if not run or run.state != State.QUEUED or not before <= {State.QUEUED, State.RUNNING, State.DONE}:
                     continue
@@ -207,8 +217,9 @@ class Manager:
                 slot = min(sharing, key=sharing.get)
                 paused = time.time() < run.not_before <= time.time() + PAUSE  # no longer, whatever the clock was set to
                 ready = before <= {State.DONE} and not paused and sharing[slot] < self.jobs
-                if not ready or not self.claim(one, run, slot):
-                    continue
+                if ready and self.claim(one, run, slot):
+                    claimed.append((one, run))
+        for one, run in claimed:
             self.start(one, run)
         return waiting
 
@@ -223,18 +234,15 @@ class Manager:
         if not run.started and (clash := self.queue.clash(experiment)):
             self.failed(name, run, f'not started: {clash}', for_good=True)
             return False
-        from_scratch = not run.started
-        self.children.pop(name, None)
-        self.killed.pop(name, None)
-        run.start(State.RUNNING, experiment)
-        run.pid, run.slot = None, slot
         try:
-            if from_scratch:
-                experiment_list.begin(experiment)
-            return True
+            run.start(State.RUNNING, experiment)
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             self.failed(name, run, f'not started: {error}')
             return False
+        run.pid, run.slot = None, slot
+        self.children.pop(name, None)
+        self.killed.pop(name, None)
+        return True
 
     def start(self, experiment, run):
         """Start the process of an experiment that was claimed: from scratch, or from its last state."""
@@ -242,7 +250,7 @@ class Manager:
         try:
             os.makedirs(out_dir, exist_ok=True)
             words = experiment_list.command(experiment, self.root, self.processes, run.anew)
-            env = {**os.environ, **self.environment, processes.MARK: os.path.realpath(out_dir),
+            env = {**os.environ, **self.environment, processes.MARK: processes.mark(out_dir, run.started),
                    **({'CUDA_VISIBLE_DEVICES': slot} if slot else {})}
             with open(os.path.join(out_dir, 'log.txt'), 'ab', buffering=0) as log:
                 with contextlib.suppress(OSError):  # a full disk: the run is worth more than its log
@@ -264,7 +272,7 @@ class Manager:
         run.state = State.FAILED if for_good or run.attempts >= ATTEMPTS else State.QUEUED
         run.error, run.not_before = error, time.time() + PAUSE
         say(f'{name}: failed: {error}')
-        at_once = run.started and time.time() < run.started + AT_ONCE
+        at_once = not run.started or time.time() < run.started + AT_ONCE
         self.failed_at_once = self.failed_at_once | {name} if at_once else set()
         if len(self.failed_at_once) == 3 and not self.broken:
             self.broken = True
@@ -280,12 +288,10 @@ def signature(path):
 
 
 def print_over(text, end='\n'):
-    """Print over the line of progress; of a text that another one will take the place of, what one line holds."""
+    """Print a text where the line of progress is. With end='\\r' it is that line, cut to what the terminal holds."""
     columns = shutil.get_terminal_size().columns - 1 if sys.stdout.isatty() else 0
     text = visible(text)
-    while end == '\r' and width(text) > columns:
-        text = text[:-1]
-    print(pad(text, columns), end=end, flush=True)
+    print(pad(cut(text, columns) if end == '\r' else text, columns), end=end, flush=True)
 
 
 def say(text):

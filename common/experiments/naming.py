@@ -12,15 +12,13 @@ STATE_FILE = re.compile(r'\.json(\.|$)', re.IGNORECASE)  # results/NAME.json, .j
 def name_of(words):
     """
     The name of a line that has none: config/quickstart.py --seed=2 gives quickstart-seed=2. One that is too long ends
-    in a hash instead; earlier versions cut none, so that what has such a folder already keeps its name.
+    in a hash instead.
     """
     parts = [os.path.splitext(os.path.basename(word))[0] if word.endswith('.py') else word.lstrip('-')
              for word in words]
     name = re.sub(r'[^\w.=+-]+', '_', '-'.join(parts) or 'train')
     name = name if NAME.match(name) else f'_{name}'
-    if len(name) <= LONGEST or os.path.isdir(os.path.join('results', name)):
-        return name
-    return f'{name[:LONGEST]}-{short_hash(name)}'
+    return name if len(name) <= LONGEST else f'{name[:LONGEST]}-{short_hash(name)}'
 
 
 def short_hash(text):

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 
-MARK = 'NANOGPT_RUN'  # set for each process that the manager starts: the real path of its out_dir
+MARK = 'NANOGPT_RUN'  # set for each process that the manager starts: see mark()
 
 
 def process_start(pid):
@@ -23,33 +23,40 @@ def process_start(pid):
     return None if not stat or stat[0][0] == 'Z' else ' '.join(stat[1:])
 
 
-def marked(out_dir):
+def mark(out_dir, started):
+    """The value of MARK for one start of a run: the folder alone would be that of another queue's run there, too."""
+    return f'{os.path.realpath(out_dir)} {started!r}'
+
+
+def marked(out_dir, started=None):
     """
-    The pids of all processes that inherited the mark of a run, whoever their parents are now: torchrun gives each rank
-    a session of its own, so killing its process group would leave them. Linux only; elsewhere [].
+    {pid: started} of all processes that inherited the mark of a run, whoever their parents are now: torchrun gives each
+    rank a session of its own, so killing its process group would leave them. started: of one start; None: of any. Linux
+    only; elsewhere {}.
     """
-    mark, found = os.fsencode(f'{MARK}={os.path.realpath(out_dir)}'), []
+    prefix, found = os.fsencode(f'{MARK}={os.path.realpath(out_dir)} '), {}
     for name in os.listdir('/proc') if os.path.isdir('/proc/self') else []:
         if name.isdecimal() and int(name) != os.getpid():
-            with contextlib.suppress(OSError), open(f'/proc/{name}/environ', 'rb') as f:  # of another user, or gone
-                if mark in f.read().split(b'\0'):
-                    found.append(int(name))
-    return found
+            # OSError: of another user, or gone; ValueError: a longer path
+            with contextlib.suppress(OSError, ValueError), open(f'/proc/{name}/environ', 'rb') as f:
+                for variable in f.read().split(b'\0'):
+                    if variable.startswith(prefix):
+                        found[int(name)] = float(variable.removeprefix(prefix))
+    return {pid: at for pid, at in found.items() if started in (None, at)}
 
 
 def oldest(out_dir):
-    """(pid, process_start) of the marked process of a run that started first, its leader, or (None, None)."""
-    found = [(start, pid) for pid in marked(out_dir) if (start := process_start(pid))]
-    start, pid = min(found, key=lambda one: int(one[0]), default=(None, None))
-    return pid, start
+    """(pid, process_start, started) of the marked process that started first, a run's leader; or all None."""
+    found = [(pid, start, started) for pid, started in marked(out_dir).items() if (start := process_start(pid))]
+    return min(found, key=lambda one: int(one[1]), default=(None, None, None))
 
 
-def kill(out_dir, leader=None):
-    """SIGKILL to every process of a run. leader: its first process, if that is known to be alive."""
+def kill(out_dir, started, leader=None):
+    """SIGKILL to every process of one start of a run. leader: its first process, if that is known to be alive."""
     if leader is not None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(leader, signal.SIGKILL)
     for _ in range(3):  # one that is just being forked is found the next time
-        for pid in marked(out_dir):
+        for pid in marked(out_dir, started):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

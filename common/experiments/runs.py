@@ -57,7 +57,7 @@ class Run:
             if not isinstance(value, one.type):
                 raise ValueError(f'{one.name}={value!r} is not of type {getattr(one.type, "__name__", one.type)}')
             if isinstance(value, (int, float)) and not is_figure(value):
-                raise ValueError(f'{one.name}={value:.5} is no figure that it can have')
+                raise ValueError(f'{one.name}={value!r:.20} is out of range')
         for key, values in (('after', self.after), ('words', self.words or [])):
             if not all(isinstance(value, str) for value in values):
                 raise ValueError(f'{key}={values!r} is not of type list of str')
@@ -69,23 +69,28 @@ class Run:
             raise ValueError(f'state={self.state!s}, but job is missing')
 
     def start(self, state, experiment):
-        """Record that `experiment` is started now, in this state."""
+        """
+        Record that `experiment` is started now, in this state. OSError or ValueError, and nothing recorded, if its
+        folder cannot be made. An empty file there, .begun, says since when the queue uses it: older states are not its.
+        """
+        begun = os.path.join(experiment.out_dir, '.begun')
+        if not self.started or not os.path.exists(begun):
+            os.makedirs(experiment.out_dir, exist_ok=True)
+            open(begun, 'w').close()
         self.state, self.started = state, time.time()
         self.wanted = self.asked = self.missing = None
         self.out_dir, self.words = experiment.out_dir, experiment.words
         self.max_iters = experiment.settings['max_iters']
 
     def stop(self, then):
-        """Ask the process to save and end; `then` is the state after it. ValueError if there is no process."""
-        if not self.is_alive():
-            raise ValueError('it is just starting, or has just ended; check its status, and try again')
+        """Ask the process to save and end; `then` is the state after it."""
         self.wanted, self.asked = then, time.time()
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(self.pid, signal.SIGTERM)
 
     def kill(self):
         """End all of its processes at once, without a checkpoint."""
-        processes.kill(self.out_dir, self.pid if self.is_alive() else None)
+        processes.kill(self.out_dir, self.started, self.pid if self.is_alive() else None)
 
     def is_alive(self):
         """Whether the process that was started for this run still exists."""
@@ -158,6 +163,8 @@ class Run:
             if self.is_alive() or self.pid is None:
                 ago = f' {duration(time.time() - self.asked)} ago' if self.asked else ''
                 return self.state, self.brief() + (f', asked to stop{ago}' if self.wanted else '')
+            if self.wanted == State.STOPPED:  # as the next run records it
+                return self.wanted, self.brief()
             return 'interrupted', 'its process has ended; the next run finds out how, and resumes it'
         if self.state == State.DONE:
             return self.state, self.outcome()
@@ -168,7 +175,7 @@ class Run:
             return (self.slurm or self.state).lower(), f'job {self.job}{gone}, {self.brief()}'
         if self.state == State.QUEUED and is_busy(self.out_dir):
             return self.state, 'another process trains in its folder'
-        if self.started:
+        if self.started or self.attempts:
             failures = f'; failed {self.attempts} times: {self.error}' if self.attempts else ''
             return self.state, self.brief() + failures
         states = {name: runs[name].state if name in runs else State.QUEUED for name in self.after}

@@ -26,11 +26,13 @@ exit $code
 
 
 def call(*words, **options):
-    """The output of a Slurm command. ValueError with its error message if it fails."""
+    """The output of a Slurm command. ValueError with its error message if it fails, or does not answer."""
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=True, **options).stdout
+        return subprocess.run(words, capture_output=True, text=True, check=True, **{'timeout': 60, **options}).stdout
     except FileNotFoundError:
         raise ValueError(f'there is no {words[0]} here; --launcher=slurm is for a cluster that has Slurm') from None
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f'{words[0]} has not answered for {error.timeout} seconds') from None
     except subprocess.CalledProcessError as error:
         raise ValueError(f'{words[0]}: {error.stderr.strip() or f"exit code {error.returncode}"}') from None
 
@@ -57,14 +59,14 @@ def job(experiment, words, after, more):
 def submit(experiment, words, after, more):
     """Submit a job(); returns its number."""
     sbatch, script = job(experiment, words, after, more)
-    return call(*sbatch, input=script).strip().partition(';')[0]  # NUMBER, or NUMBER;CLUSTER
+    return call(*sbatch, input=script, timeout=None).strip().partition(';')[0]  # NUMBER, or NUMBER;CLUSTER
 
 
-def update(runs):
-    """Update all submitted runs with what Slurm says of their jobs, and what they wrote."""
-    jobs = {run.job: run for run in runs.values() if run.state == State.SUBMITTED}
+def ask(runs):
+    """{job: (state, exit code)} of the submitted runs. No code: it waits or runs; no state: not known."""
+    jobs = [run.job for run in runs.values() if run.state == State.SUBMITTED]
     if not jobs:
-        return
+        return {}
     states = {}
     with contextlib.suppress(ValueError):  # a cluster may keep no accounts
         for line in call('sacct', '-n', '-X', '-P', '-j', ','.join(jobs), '-o', 'JobID,State,ExitCode').splitlines():
@@ -72,11 +74,18 @@ def update(runs):
             states[number] = state.partition(' ')[0], code  # without the user, as in CANCELLED by 1000
     # no -j, because squeue fails if one of the jobs has left the queue
     lines = call('squeue', '-h', '--me', '-o', '%i|%T').splitlines()
-    waiting = {number: state for number, _, state in (line.partition('|') for line in lines)}
-    for number, run in jobs.items():
-        state, code = (waiting[number], '') if number in waiting else states.get(number, (None, ''))
+    states |= {number: (state, None) for number, _, state in (line.partition('|') for line in lines)}
+    return {number: states.get(number, (None, '')) for number in jobs}
+
+
+def update(runs, answers):
+    """Update the submitted runs that ask() has `answers` about, also by what they wrote."""
+    for run in runs.values():
+        if run.state != State.SUBMITTED or run.job not in answers:
+            continue
+        state, code = answers[run.job]
         run.slurm = state or run.slurm
-        if state not in ENDED | {None} or number in waiting:
+        if code is None or state not in ENDED | {None}:
             run.missing = None
         elif run.ended('done'):
             run.state, run.error = State.DONE, None
@@ -87,7 +96,7 @@ def update(runs):
         else:  # not a failure until Slurm has had time to say so
             run.missing = run.missing or time.time()
             if time.time() > run.missing + PATIENCE:
-                run.state, run.error = State.FAILED, f'Slurm does not know job {number} any more: {run.last_line()}'
+                run.state, run.error = State.FAILED, f'Slurm does not know job {run.job} any more: {run.last_line()}'
 
 
 def stop(run, now=False):

@@ -11,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from common import files
-from common.experiments import naming, processes
+from common.experiments import experiment_list, naming, processes
 from common.experiments.runs import Run, State, is_busy
 
 DEFAULT_LIST = 'config/experiment_list.conf'
@@ -53,9 +53,16 @@ class Queue:
         return f'; other lists have run here: {", ".join(lists)}; --list=FILE names one' if lists else ''
 
     def run(self, runs, name):
-        """One of the runs. ValueError if there is none of that name."""
+        """One of the runs, to which one in the list is added if it is new. ValueError if there is none of that name."""
+        listed = {}
         if name not in runs:
-            raise ValueError(f'{name!r} was not started yet; known: {", ".join(runs) or "none"}{self.others()}')
+            with contextlib.suppress(ValueError, OSError):  # a list that is no text must not prevent a stop
+                listed = {one.name: one for one in experiment_list.read_lines(self.list)[0]}
+        if name in listed:
+            runs[name] = Run(out_dir=listed[name].out_dir, after=listed[name].after)
+        if name not in runs:
+            known = ', '.join(runs | listed) or 'none'
+            raise ValueError(f'no experiment is called {name!r}; known: {known}{self.others()}')
         return runs[name]
 
     def other_files(self):
@@ -67,9 +74,11 @@ class Queue:
             with contextlib.suppress(ValueError, OSError):  # its own commands say what is wrong with it
                 for name, run in read(path).items():
                     if run.started and naming.overlap(run.out_dir, experiment.out_dir):
-                        return (f'out_dir={experiment.out_dir!r} has what {name} of the list '
-                                f'{list_of(path) or guessed_list(path)} wrote; put another name in front, as in '
-                                f'{experiment.name}-2: ..., or another --out_dir')
+                        other = list_of(path) or guessed_list(path)
+                        renamed = (f'; if this list was {other}: {shlex.join(["mv", path, self.path])}'
+                                   if not os.path.exists(other) and not os.path.exists(self.path) else '')
+                        return (f'out_dir={experiment.out_dir!r} has what {name} of the list {other} wrote; put '
+                                f'another name in front, as in {experiment.name}-2: ..., or another --out_dir{renamed}')
         return None
 
     def read(self):
@@ -211,7 +220,9 @@ def found_again(experiment):
     run = Run(out_dir=experiment.out_dir, after=experiment.after, max_iters=experiment.settings['max_iters'])
     with contextlib.suppress(FileNotFoundError):
         run.started = os.path.getmtime(os.path.join(run.out_dir, '.begun'))
-        run.pid, run.start_time = processes.oldest(run.out_dir)
+    run.pid, run.start_time, started = processes.oldest(run.out_dir)
+    run.started = started or run.started
+    if run.started:
         runs = run.pid or is_busy(run.out_dir)
         run.state = State.DONE if run.ended('done') else State.RUNNING if runs else State.QUEUED
     return run

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 
-from common.console import pad, visible, width
+from common.console import cut, pad, visible, width
 from common.experiments.runs import State
 
 EVERY = 2.0  # seconds between two tables of `status --watch`
@@ -57,7 +57,8 @@ def watch(lines):
             except (ValueError, OSError) as error:  # the list is being edited, perhaps
                 shown = str(error).splitlines()
             if on_terminal:
-                shown = shown[:shutil.get_terminal_size().lines - 1]
+                columns, rows = shutil.get_terminal_size()
+                shown = [cut(line, columns - 1) for line in shown[:rows - 1]]
                 # to the top; clear what each line, and the page, had there before
                 print('\x1b[H' + ''.join(f'{line}\x1b[K\n' for line in shown) + '\x1b[J', end='', flush=True)
             else:

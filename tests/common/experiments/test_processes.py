@@ -16,22 +16,26 @@ def test_all_that_a_run_has_started_is_killed_in_whatever_session_it_is(tmp_path
             'for own in (True, False):\n'
             f'    subprocess.Popen(["sleep", "{HANG}"], start_new_session=own, stdout=subprocess.DEVNULL)\n'
             'print("there")')
-    env = {**os.environ, processes.MARK: str(tmp_path)}
-    other = subprocess.Popen(['sleep', str(HANG)], env={**env, processes.MARK: f'{tmp_path}2'})
+    env = {**os.environ, processes.MARK: processes.mark(tmp_path, 5.25)}
+    # of another run, and of another queue's in the same folder
+    others = [subprocess.Popen(['sleep', str(HANG)], env={**env, processes.MARK: mark})
+              for mark in (processes.mark(f'{tmp_path} 2', 5.25), processes.mark(tmp_path, 6.5))]
     subprocess.run([sys.executable, '-c', code], env=env, stdout=subprocess.PIPE, start_new_session=True)
-    assert len(processes.marked(tmp_path)) == 2
-    assert processes.oldest(tmp_path)[0] == processes.marked(tmp_path)[0] and processes.oldest('/') == (None, None)
-    starts = {pid: processes.process_start(pid) for pid in processes.marked(tmp_path)}
-    processes.kill(tmp_path)
+    found = processes.marked(tmp_path, 5.25)
+    assert len(found) == 2 and processes.marked(tmp_path) == {**found, others[1].pid: 6.5}
+    assert processes.oldest(tmp_path)[2] in (5.25, 6.5) and processes.oldest('/') == (None, None, None)
+    starts = {pid: processes.process_start(pid) for pid in found}
+    processes.kill(tmp_path, 5.25)
     while any(processes.process_start(pid) == start for pid, start in starts.items()):
         pass  # until the kernel has ended them
-    assert processes.marked(tmp_path) == [] and other.poll() is None
-    other.kill()
-    other.wait()
+    assert processes.marked(tmp_path, 5.25) == {} and [other.poll() for other in others] == [None, None]
+    for other in others:
+        other.kill()
+        other.wait()
 
 
 def test_a_process_that_is_stopped_ends_too(tmp_path):
     process = subprocess.Popen(['sleep', str(HANG)], start_new_session=True)
     process.send_signal(19)
-    processes.kill(tmp_path, process.pid)
+    processes.kill(tmp_path, 5.25, process.pid)
     assert process.wait() == -9

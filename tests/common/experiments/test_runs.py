@@ -1,10 +1,12 @@
 """What is known of a run: its process, its figures, its end."""
 import os
+import shutil
 import subprocess
 import time
 
 import pytest
 
+from common.experiments.experiment_list import Experiment
 from common.experiments.manager import Manager
 from common.experiments.processes import process_start
 from common.experiments.runs import Run, State
@@ -59,6 +61,30 @@ def test_files_that_cannot_be_read_now_are_named_and_nothing_ends(tmp_path):
 def test_a_folder_with_an_impossible_name_has_a_row_of_its_own(tmp_path):
     run = Run(state=State.DONE, started=1, out_dir='x' * 300)
     assert 'File name too long' in run.describe({'a': run})[1]
+
+
+def test_one_that_was_stopped_and_has_ended_is_not_said_to_be_resumed(tmp_path):
+    run = Run(state=State.RUNNING, started=5, pid=1, start_time='gone', out_dir=str(tmp_path), wanted=State.STOPPED)
+    assert run.describe({})[0] == State.STOPPED
+    run.wanted = State.QUEUED
+    assert run.describe({})[0] == 'interrupted'
+
+
+def test_a_folder_that_was_removed_is_begun_again_and_one_that_cannot_be_made_starts_nothing(tmp_path):
+    one = Experiment('a', [], str(tmp_path / 'a'), 1, [], {'max_iters': 5})
+    run, begun = Run(), tmp_path / 'a' / '.begun'
+    (tmp_path / 'a').touch()
+    with pytest.raises(OSError):
+        run.start(State.RUNNING, one)
+    assert (run.state, run.started) == (State.QUEUED, None)
+    os.unlink(tmp_path / 'a')
+    for remove in (False, True):
+        run.start(State.RUNNING, one)
+        assert begun.exists()
+        os.utime(begun, (5, 5))
+        run.start(State.RUNNING, one)
+        assert begun.stat().st_mtime == 5, 'what is there is resumed'
+        shutil.rmtree(tmp_path / 'a')
 
 
 def test_a_process_whose_start_could_not_be_recorded_is_recorded_later():

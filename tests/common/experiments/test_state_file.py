@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common import files
-from common.experiments.experiment_list import Experiment, begin
+from common.experiments.experiment_list import Experiment
 from common.experiments.runs import Run, State
 from common.experiments.state_file import Damaged, Queue
 from running import ROOT, ok, python
@@ -122,7 +122,8 @@ def test_a_folder_that_another_list_has_used_is_refused_by_its_name(queue, out_d
     ('{"a": {"state": null}}', "run 'a': state=None is not of type State"),
     ('{"a": {"attempts": "two"}}', "run 'a': attempts='two' is not of type int"),
     ('{"a": {"started": "5"}}', "run 'a': started='5' is not of type int | float | None"),
-    ('{"a": {"started": NaN}}', 'is no figure'), ('{"a": {"not_before": 1e999}}', 'is no figure'),
+    ('{"a": {"started": NaN}}', 'out of range'), ('{"a": {"not_before": 1e999}}', 'out of range'),
+    (f'{{"a": {{"attempts": 1{"0" * 30}}}}}', 'attempts=10000000000000000000 is out of range'),
     ('{"a": {"state": "running"}}', 'started is missing'), ('{"a": {"after": [1]}}', 'after='),
     ('{"a": {"state": "submitted", "started": 5}}', 'job is missing'), ('{"a": {"out_dir": "\\u0000"}}', 'out_dir='),
     ('{"a": {"out_dir": "\\ud800"}}', 'out_dir='), ('\udcff\udcfe', 'utf-8'), ('\0' * 50, 'Expecting value')])
@@ -137,11 +138,36 @@ def test_a_damaged_file_is_named_and_stays_as_it_is(queue, content, expected):
     assert Path(queue.path).read_bytes() == content
 
 
+def test_a_list_that_was_renamed_is_told_how_to_keep_its_queue(queue):
+    use('q.conf', 'a')
+    one = Experiment('a', [], 'results/a', 1, [])
+    assert 'mv' not in queue.clash(one), 'q.conf is still there'
+    os.rename('q.conf', 'mine.conf')
+    assert queue.clash(one).endswith('; if this list was q.conf: mv results/q.json results/mine.json')
+    os.rename('results/q.json', 'results/mine.json')
+    assert Queue('mine.conf').clash(one) is None and 'a' in Queue('mine.conf').read()
+
+
+def test_a_run_is_found_again_by_its_process_with_the_start_that_its_mark_says(queue, monkeypatch):
+    monkeypatch.setattr('common.experiments.processes.oldest', lambda out_dir: (7, '123', 5.25))
+    Path(queue.path).write_text('')
+    run = queue.repair([found('a')])[0]['a']
+    assert (run.state, run.pid, run.start_time, run.started) == (State.RUNNING, 7, '123', 5.25)
+
+
+def test_a_name_that_is_not_known_is_told_with_those_that_are(queue):
+    Path('mine.conf').write_text('b: --seed=1 after=a\nc --seed=2\n')
+    runs = {'a': Run()}
+    with pytest.raises(ValueError, match="no experiment is called 'x'; known: a, b$"):
+        queue.run(runs, 'x')
+    assert list(runs) == ['a'] and queue.run(runs, 'b').after == ['a'] and list(runs) == ['a', 'b']
+
+
 def found(name, state=None, **settings):
     """An experiment whose folder the queue has begun, and which has come to `state`."""
     one = Experiment(name, [], f'results/{name}', 1, [], dict(max_iters=10, **settings))
     if state:
-        begin(one)
+        Run().start(State.RUNNING, one)
         line = '{"iter": 9, "done": true}\n' if state == 'done' else '{"iter": 4}\n'
         Path(one.out_dir, 'metrics.jsonl').write_text(line)
     return one

@@ -67,6 +67,13 @@ def test_watch_redraws_in_place_on_a_terminal_and_within_it(two_looks, capsys, m
     assert capsys.readouterr().out == '\x1b[2J' + 2 * screen + '\n'
 
 
+def test_watch_cuts_each_line_to_one_row_of_the_terminal(two_looks, capsys, monkeypatch):
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+    monkeypatch.setattr('shutil.get_terminal_size', lambda: os.terminal_size((10, 4)))
+    status.watch(lambda: ['x' * 30, '가' * 30])
+    assert capsys.readouterr().out.startswith(f'\x1b[2J\x1b[H{"x" * 9}\x1b[K\n{"가" * 4}\x1b[K\n\x1b[J')
+
+
 @pytest.mark.parametrize('last, expected', [(None, 'one\ntwo\nthree\n'), (2, 'two\nthree\n'), (0, ''),
                                             (9, 'one\ntwo\nthree\n')])
 def test_a_log_is_shown_from_its_start_or_its_last_lines(tmp_path, capsys, last, expected):
