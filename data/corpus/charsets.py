@@ -1,7 +1,5 @@
 """Text files that are not UTF-8: a copy of one in UTF-8, and what to do about an unknown one. It knows no documents."""
 import codecs
-import difflib
-import encodings.aliases
 import os
 import re
 import shlex
@@ -9,7 +7,7 @@ import sys
 
 from tqdm import tqdm
 
-from common.charsets import PIECE, by_mark, decode_strictly, guesses, unicode_in
+from common.charsets import PIECE, UNICODE, by_mark, decode_mostly, escaped_in, guesses, is_clear, unicode_in
 from common.console import visible
 from common.files import write_whole
 from corpus import sources
@@ -29,13 +27,11 @@ codecs.register_error('corpus.mark', mark)
 
 def canonical(name):
     """Python's own name of an encoding; None for UTF-8, which needs no word. ValueError for one that it lacks."""
-    found = lookup(name)
-    if found is None:
-        known = filter(lookup, {*encodings.aliases.aliases, *encodings.aliases.aliases.values()})
-        near = difflib.get_close_matches(re.sub(r'\W+', '_', name.lower()), sorted(known), n=1)
-        raise ValueError(f'--encoding={visible(name)} is no encoding of text that Python knows; ' +
-                         (f'did you mean {near[0]}? Others' if near else 'some') + ' are cp949 (Korean), shift_jis '
-                         '(Japanese), gb18030 and big5 (Chinese), utf-16, cp1252 (Western Europe)')
+    page = re.fullmatch(r'(?:x-)?(?:windows|ms|ibm|cp)[-_ ]?(\d+)', name.lower())  # as in windows-949
+    found = lookup(name) or page and lookup(f'cp{page[1]}')
+    if not found:
+        raise ValueError(f'--encoding={visible(name)} is no encoding of text that Python knows; some are cp949 '
+                         '(Korean), shift_jis (Japanese), gb18030 and big5 (Chinese), utf-16, cp1252 (Western Europe)')
     return None if found.name in ('utf-8', 'utf-8-sig') else found.name
 
 
@@ -60,7 +56,8 @@ def copy_others(files, encoding, folder):
     """
     Those of the files (as sources.find returns them) that are not UTF-8 get a UTF-8 copy in `folder`, whose name and
     size become their 'copy' and 'bytes': text files with the mark of UTF-16 or UTF-32 and, if `encoding` is given,
-    all others that are no valid UTF-8. What is no character in them becomes a byte 0xff.
+    all others that are no valid UTF-8. What is no character in them becomes a byte 0xff. ValueError for a file in an
+    encoding that its bytes do not tell from ASCII or, without a mark, for one in UTF-16 or UTF-32 of unknown order.
     """
     read_as = {}
     for number, file in enumerate(files):
@@ -68,27 +65,48 @@ def copy_others(files, encoding, folder):
         if sources.suffix(path) == '.parquet' or path.startswith('hf://') and encoding is None:
             continue
         with sources.open_file(path) as stream:
-            head = stream.read(4)
-        name = by_mark(head)
-        if name is None and encoding and not is_utf8(path):
-            name = encoding
+            piece = stream.read(PIECE)
+        if name := by_mark(piece):
+            how = f'{name}, by its byte order mark'
+        elif encoding is None:
+            if escaped := escaped_in(piece):
+                raise ValueError(f'{visible(path)} is not plain text but {escaped}; to read it as what it is:\n'
+                                 f'{same_command(f"--encoding={escaped}")}\nTo take its bytes as they are: '
+                                 '--encoding=ascii')
+            continue
+        elif is_utf8(path, encoding):
+            how = 'utf-8, which is what it is in'
+        else:
+            name = how = with_order(encoding, piece, path)
         if name:
             file['copy'], file['encoding'] = f'input-{number}.utf8', name
             file['bytes'] = write_copy(path, name, os.path.join(folder, file['copy']))
-        if name or encoding:
-            why = name or 'utf-8, which is what it is in'
-            read_as.setdefault(why + ', by its byte order mark' * (name != encoding and bool(name)), []).append(path)
-    for name, paths in read_as.items():
-        print(f'read as {name}: {sources.some(paths)}')
+        read_as.setdefault(how, []).append(path)
+    for how, paths in read_as.items():
+        print(f'read as {how}: {sources.some(paths)}')
 
 
-def is_utf8(path):
-    """Whether a file has UTF-8's mark, or most of it beyond ASCII is valid UTF-8, which it hardly ever is by chance."""
+def with_order(encoding, piece, path):
+    """An encoding; of UTF-16 or UTF-32 the form that the first piece of a file is in. ValueError if in neither."""
+    if encoding not in ('utf-16', 'utf-32'):
+        return encoding
+    found = next((name for name, _ in guesses(piece) if name in UNICODE), None)
+    if found is None:
+        raise ValueError(f'{visible(path)} has no byte order mark and does not look like {encoding}; if it is, name '
+                         f'--encoding={encoding}-le or {encoding}-be')
+    return found
+
+
+def is_utf8(path, encoding):
+    """
+    Whether a file has UTF-8's mark, or most of it beyond ASCII is valid UTF-8, which it hardly ever is by chance. One
+    of ASCII is UTF-8 where `encoding` would make something else of it.
+    """
     with sources.open_file(path) as stream:
-        return mostly_utf8(iter(lambda: stream.read(BLOCK), b''))
+        return mostly_utf8(iter(lambda: stream.read(BLOCK), b''), 'a'.encode(encoding) != b'a')
 
 
-def mostly_utf8(blocks):
+def mostly_utf8(blocks, if_ascii=False):
     decoder, valid, invalid = codecs.getincrementaldecoder('utf-8')('replace'), 0, 0
     for block in blocks:
         if block.startswith(codecs.BOM_UTF8):
@@ -101,7 +119,7 @@ def mostly_utf8(blocks):
         valid += len(text) - found - len(block.translate(None, NOT_ASCII))
         if invalid > max(valid, 1000):
             return False
-    return valid > invalid
+    return valid > invalid or if_ascii and valid == invalid == 0
 
 
 def write_copy(path, encoding, target):
@@ -119,7 +137,7 @@ def write_copy(path, encoding, target):
 def advice(content, tried):
     """What to do about a text that is not in the encoding `tried` (None: UTF-8), by a piece of it."""
     otherwise = 'mend the file, or leave out what cannot be read: --skip_bad'
-    if decode_strictly(content, tried) if tried else mostly_utf8([content]):
+    if decode_mostly(content, tried) if tried else mostly_utf8([content]):
         return f'\nThe rest is {tried or "UTF-8"}, so this place is damaged: {otherwise}'
     controls = sum(byte < 32 and byte not in b'\t\n\f\r' for byte in content)
     if tried is None and controls > 0.1 * len(content) and not unicode_in(content):
@@ -128,7 +146,7 @@ def advice(content, tried):
     if not found:
         return f'\nIf you know its encoding: {same_command("--encoding=NAME")}\nOtherwise {otherwise}'
     shown = ''.join(f'\n  {name:10} {text}' for name, text in found)
-    command = same_command(f'--encoding={found[0][0]}')
+    command = same_command(f'--encoding={found[0][0] if is_clear(content, found[0][0]) else "NAME"}')
     return f'\nIn other encodings it reads:{shown}\nIf one is right, name it:\n{command}\nOtherwise {otherwise}'
 
 

@@ -17,9 +17,8 @@ from common.files import write_whole
 SHARD = 2**24  # characters of text in a shard: a second of work
 UNIT = 2**20   # characters that a thread tokenises at a time
 CHUNK = 2**22  # numbers that are read from a file at a time
-# the state before the first shard; one without the *_bytes is of an older version, which did not count them
-START = {'file': 0, 'position': 0, 'bytes': 0, 'characters': 0, 'counts': {'train_bytes': 0, 'val_bytes': 0},
-         'decomposed': ''}
+# the state before the first shard
+START = {'file': 0, 'position': 0, 'bytes': 0, 'characters': 0, 'counts': {}, 'decomposed': ''}
 # GPT-2's pattern always splits words here, so the pieces of a long text give the same ids as the whole
 BOUNDARY = re.compile(r'(?<=\S)(?=[ \n])')
 
@@ -65,7 +64,7 @@ def dtype_for(vocab_size):
 def tokenise(shards, plan, read, skip_bad):
     """
     Write all ids that the shards do not have yet. Returns what meta.json says about the documents; 'scored' are here
-    the bytes of the text that counts in the loss, unless an older version has begun the work.
+    the bytes of the text that counts in the loss.
     """
     encoder, state = Encoder(plan), {**START, **shards.last}
     threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -91,9 +90,8 @@ def tokenise(shards, plan, read, skip_bad):
     meta = {'documents': {split: counts[split] for split in dataset.SPLITS}, 'characters': state['characters'],
             'split': {'files': 'files of its own', 'hash': f'{100 * plan.val_fraction:g}% of the documents, by hash',
                       'cut': f'the last {100 * (1 - plan.cut):g}% of each document'}[plan.rule],
-            'left_out': {key: counts[key] for key in ('empty', 'unusable')}}
-    if 'val_bytes' in counts:
-        meta['scored'] = {split: counts[f'{split}_bytes'] for split in dataset.SPLITS}
+            'left_out': {key: counts[key] for key in ('empty', 'unusable')},
+            'scored': {split: counts[f'{split}_bytes'] for split in dataset.SPLITS}}
     if counts['decomposed']:
         print(f'{counts["decomposed"]:,} characters of the text only complete the one before them' +
               f', as in {state["decomposed"]}' * bool(state['decomposed']) + ': it has more tokens than it needs, and '
@@ -118,7 +116,7 @@ def in_order(pool, encode, work, ahead):
 def units(shards, state, plan, read, skip_bad):
     """Yields (pieces for Encoder.encode_unit, the state to go on from; None except at the end of a source's block)."""
     counts, characters = collections.Counter(state['counts']), state['characters']
-    decomposed = state.get('decomposed', '')
+    decomposed = state['decomposed']
     written = chunks(shards.path('val_keys'), np.float64) if 'val_keys' in state['lengths'] else ()
     val_keys = {key for keys in written for key in keys.tolist()}
 
@@ -150,7 +148,7 @@ def units(shards, state, plan, read, skip_bad):
                             decomposed = decomposed or example(text, composed)
                         for piece in cut_up(text):
                             pieces.append((split, piece, counts_in_loss, separate))
-                            if counts_in_loss and 'val_bytes' in counts:
+                            if counts_in_loss:
                                 counts[f'{split}_bytes'] += len(piece.encode())
                             separate, size, characters = False, size + len(piece), characters + len(piece)
                             if size >= UNIT:

@@ -74,8 +74,8 @@ def summarize(folder, meta, expected, config):
 
 
 def quoted(text):
-    """A text in one line, in quotes: what does not print is escaped, as are bytes that are no character."""
-    return repr(text).replace('\\\\x', '\\x').replace('\ufffd', '\\ufffd')
+    """A text in one line, in quotes: what does not print is escaped, as is U+FFFD, which looks like a fault of ours."""
+    return tokenizer.quoted(text).replace('\ufffd', '\\ufffd')
 
 
 def excerpt(folder, meta, start, count):

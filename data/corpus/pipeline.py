@@ -157,7 +157,6 @@ def make(folder, job, source_name, read, skip_bad):
     if earlier:
         source = visible(str(earlier.get('source', '?')))
         print(f'when it is done, this replaces the dataset in {folder}, made of {source}; --out=FOLDER keeps both')
-    name_leftovers(folder, but=work)
     read = functools.partial(read, work=work)
     shards = Shards(work)
     if shards.manifest['plan'] is None:
@@ -184,10 +183,9 @@ def make(folder, job, source_name, read, skip_bad):
         except ValueError:  # a restart would come to the same
             shards.remove()
             raise
-        tokens, text_bytes = done.pop('scored'), about.pop('scored', None)
-        meta = {**done, **about, 'source': source_name, 'made_from': made_from}
-        if text_bytes:
-            meta['scored'] = {split: {'tokens': tokens[split], 'bytes': text_bytes[split]} for split in tokens}
+        tokens, text_bytes = done.pop('scored'), about.pop('scored')
+        meta = {**done, **about, 'source': source_name, 'made_from': made_from,
+                'scored': {split: {'tokens': tokens[split], 'bytes': text_bytes[split]} for split in tokens}}
         for key in ('prompt', 'encoding', 'normalize'):
             if getattr(job, key):
                 meta[key] = getattr(job, key)

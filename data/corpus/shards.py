@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import shutil
-import time
 
 from common import files
 from common.console import visible
@@ -19,7 +18,7 @@ from common.console import visible
 WORK = re.compile(r'unfinished-[0-9a-f]{8}(-damaged(-\d+)?)?')  # a folder of unfinished work
 OURS = re.compile(r'(\.lock|(manifest|meta|tokenizer)\.json|val_keys|(train|val)(_mask)?\.(bin|code_points)|'
                   r'input-\d+\.utf8)(\.tmp)?')  # the files in it
-DOWNLOAD = 'input.txt.tmp'  # what a killed download has left
+RULES = 2  # of the manifest and of what is text; raised when a restart could not go on with earlier work
 
 
 class Shards:
@@ -73,6 +72,9 @@ class Shards:
             manifest = None
         if not isinstance(manifest, dict) or manifest.pop('sha256', None) != digest(manifest):
             raise ValueError('its manifest.json is not as it was written')
+        if manifest.get('rules') != RULES:
+            print(f'{self.folder} is unfinished work of another version, and begins anew')
+            return nothing_done()
         there = os.listdir(self.folder)
         if manifest['ready'] is not None:  # without its last file it was delivered, and has been replaced since
             return manifest if manifest['ready'][-1] in there else nothing_done()
@@ -117,7 +119,7 @@ class Shards:
             self.manifest['obsolete'] = [name for name in obsolete if name not in there]
             self.write_manifest()
         ready = self.manifest['ready']
-        for name in [ready[-1], *self.manifest.get('obsolete', set(obsolete) - set(ready))]:
+        for name in [ready[-1], *self.manifest['obsolete']]:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(os.path.join(folder, name))
         for name in ready:
@@ -136,7 +138,7 @@ class Shards:
 
 def nothing_done():
     """The manifest before any work."""
-    return {'plan': None, 'shards': 0, 'last': {'lengths': {}}, 'ready': None}
+    return {'rules': RULES, 'plan': None, 'shards': 0, 'last': {'lengths': {}}, 'ready': None}
 
 
 def digest(manifest):
@@ -150,17 +152,13 @@ def leftovers(folder):
         path = os.path.join(folder, name)
         if WORK.fullmatch(name) and os.path.isdir(path) and not os.path.islink(path):
             found[path] = sum(os.lstat(os.path.join(path, name)).st_size for name in os.listdir(path))
-        elif name == DOWNLOAD and time.time() - os.path.getmtime(path) > 3600:  # else it may be going on
-            found[path] = os.path.getsize(path)
     return found
 
 
-def name_leftovers(folder, but=None):
-    """Print what preparations that did not end have left in a folder, except in the path `but`."""
+def name_leftovers(folder):
+    """Print what preparations that did not end have left in a folder."""
     with contextlib.suppress(OSError):  # it is no more than a hint
         for path, size in leftovers(folder).items():
-            if path == but:
-                continue
             print(f'{visible(path)} is unfinished work of another command, {megabytes(size)}; to remove it: '
                   f'python data/corpus.py clean {shlex.quote(folder)}')
 
@@ -175,7 +173,7 @@ def clean(folder, dry_run):
         try:
             if not dry_run:
                 remove(path)
-            elif os.path.isdir(path):
+            else:
                 check_ours(path)
             print(f'{"would remove" if dry_run else "removed"} {visible(path)}, {megabytes(size)}')
         except (ValueError, OSError) as error:
@@ -188,9 +186,6 @@ def clean(folder, dry_run):
 
 def remove(path):
     """Remove a leftover. ValueError if another process is at work there, or if other files are in it."""
-    if not os.path.isdir(path):
-        os.remove(path)
-        return
     check_ours(path)
     try:
         lock = files.lock_if_possible(os.path.join(path, '.lock'), 'no process may be at work there')

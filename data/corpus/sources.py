@@ -34,8 +34,9 @@ class Unreachable(ValueError):
 def find(pattern):
     """
     The files that a pattern names, in order and each once: a file, a folder with its subfolders, a glob, or on Hugging
-    Face hf://datasets/OWNER/NAME/GLOB (or NAME@REVISION). What is in folders and not taken is printed: hidden names,
-    links to folders, and what cannot be read. ValueError if there are no files, or none of a known kind.
+    Face hf://datasets/OWNER/NAME/GLOB (or NAME@REVISION). What is not taken is printed, except files of other
+    kinds in folders: in folders hidden names, links to folders and what cannot be read, anywhere pipes, sockets,
+    devices, links to nothing and other names of a file. ValueError if there are no files, or none of a known kind.
     """
     if pattern.startswith('hf://'):
         return find_on_hub(pattern)
@@ -58,8 +59,9 @@ def find(pattern):
     for what, paths in left_out.items():
         print(f'left out, {what}: {some(sorted(paths))}')
     if not files:
-        raise ValueError(f'{pattern!r} is or has no file of {", ".join(SUFFIXES)} that can be read; convert other '
-                         'formats to .jsonl, with a {"text": "..."} on each line')
+        convert = '; convert other formats to .jsonl, with a {"text": "..."} on each line'
+        raise ValueError(f'{pattern!r} is or has no file of {", ".join(SUFFIXES)} that can be read' +
+                         ('' if left_out else convert))
     return sorted(files, key=lambda file: file['path'])
 
 

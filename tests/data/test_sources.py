@@ -97,8 +97,10 @@ def test_what_is_named_is_taken_though_it_is_hidden_or_a_link(tree, capsys):
     assert capsys.readouterr().out == ''
     assert tree('**/deep') == ['sub/deep/c.md']
     for nothing in ('g.txt', 'h.txt', 'pipe.txt', 'f.csv', '**/x.txt'):
-        with pytest.raises(ValueError, match='no file of .txt, .md, .jsonl, .parquet that can be read'):
+        with pytest.raises(ValueError, match='no file of .txt, .md, .jsonl, .parquet that can be read') as error:
             tree(nothing)
+        left_out = 'left out, ' in capsys.readouterr().out
+        assert left_out != ('convert other formats' in str(error.value)), 'only where that is the reason'
 
 
 def test_a_folder_without_permission_is_named_and_the_others_are_taken(tree, monkeypatch, capsys):

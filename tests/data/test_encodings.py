@@ -119,11 +119,74 @@ def test_what_is_not_in_the_encoding_is_named_by_its_line_and_can_be_skipped(pre
     assert len(prepare('--input=b.jsonl', '--skip_bad', '--val_input=a.jsonl')) == 2, 'of 200 all are left out'
 
 
-@pytest.mark.parametrize('name, near', [('cp-949', 'cp949'), ('utf17', 'utf'), ('kor', 'cp949 (Korean)'), ('', 'cp949'),
-                                        ('base64', 'cp949'), ('idna', 'cp949'), ('a\0b', 'cp949')])
-def test_an_unknown_encoding_gets_the_nearest_and_the_usual_ones(prepare, name, near):
+@pytest.mark.parametrize('name', ['utf17', 'kor', '', 'base64', 'idna', 'a\0b', 'windows-94', 'cp', 'windows-9490'])
+def test_an_unknown_encoding_gets_the_usual_ones_and_no_guess(prepare, name):
     code, said = prepare('--input=a.jsonl', f'--encoding={name}')
-    assert code == 2 and 'is no encoding of text that Python knows' in said and near in said and 'Traceback' not in said
+    assert code == 2 and 'is no encoding of text that Python knows; some are cp949 (Korean)' in said
+    assert 'did you mean' not in said and 'Traceback' not in said
+
+
+def test_code_pages_have_their_number_by_any_name():
+    for name in ('windows-949', 'x-windows-949', 'MS949', 'ms-949', 'cp-949', 'uhc', '949', 'Windows_949'):
+        assert charsets.canonical(name) == 'cp949'
+    assert [charsets.canonical(name) for name in ('ks_c_5601-1987', 'windows-1252', 'IBM437', 'windows-874')] == [
+        'euc_kr', 'cp1252', 'cp437', 'cp874']
+    assert charsets.canonical('windows-65001') is None, 'UTF-8'
+
+
+@pytest.mark.parametrize('name', ['utf-16-le', slow('utf-32'), slow('cp037')])
+def test_ascii_is_utf8_where_the_encoding_would_make_something_else_of_it(prepare, tmp_path, capsys, name):
+    (tmp_path / 'in').mkdir()
+    (tmp_path / 'in' / 'a.txt').write_bytes(b'plain text' * 9)
+    (tmp_path / 'in' / 'b.txt').write_bytes(('other' if name == 'cp037' else KOREAN).encode(name))
+    (tmp_path / 'in' / 'c.txt').write_bytes(b'')
+    _, _, meta = prepare('--input=in', f'--encoding={name}')
+    assert set(meta['chars']) <= {*'plain text other', *KOREAN}
+    assert f'read as utf-8, which is what it is in: {tmp_path}/in/a.txt' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['iso2022_kr', slow('hz'), slow('utf-7')])
+def test_encodings_of_ascii_bytes_alone_are_read_when_they_are_named(same, tmp_path, name):
+    text = (CHINESE if name == 'hz' else KOREAN) * 20
+    (tmp_path / 'b.txt').write_bytes(text.encode(name))
+    assert same(text, '--input=b.txt', f'--encoding={name}')
+
+
+@pytest.mark.parametrize('name, text', [('iso2022_kr', KOREAN), slow('iso2022_jp', JAPANESE), slow('hz', CHINESE)])
+def test_ascii_bytes_that_are_another_encoding_are_not_taken_for_text(prepare, tmp_path, name, text):
+    (tmp_path / 'b.txt').write_bytes((text * 20).encode(name))
+    code, said = prepare('--input=b.txt')
+    assert code == 2 and f'b.txt is not plain text but {name}' in said and f'--encoding={name}\n' in said
+    assert 'read' in said and len(prepare('--input=b.txt', '--encoding=ascii')) == 3, 'as it is'
+
+
+@pytest.mark.parametrize('name', ['utf-16-le', 'utf-16-be', slow('utf-32-le')])
+def test_utf16_without_a_mark_is_read_in_the_order_that_makes_a_text(prepare, same, tmp_path, capsys, name):
+    (tmp_path / 'b.txt').write_bytes((KOREAN * 20).encode(name))
+    assert same(KOREAN * 20, '--input=b.txt', f'--encoding={name[:6]}')
+    assert f'read as {name}: ' in capsys.readouterr().out
+    (tmp_path / 'b.txt').write_bytes(KOREAN.encode('cp949'))
+    code, said = prepare('--input=b.txt', f'--encoding={name[:6]}')
+    assert code == 2 and 'b.txt has no byte order mark' in said
+    assert f'name --encoding={name[:6]}-le or {name[:6]}-be\n' in said
+
+
+def test_of_a_few_letters_the_readings_are_shown_and_none_is_chosen(prepare, tmp_path):
+    (tmp_path / 'b.txt').write_bytes('안녕하세요'.encode('cp949') + b' plain' * 50)
+    code, said = prepare('--input=b.txt')
+    assert code == 2 and "cp949      '안녕하세요 plain" in said and said.count('--encoding=') == 1
+    assert '--encoding=NAME\n' in said
+    (tmp_path / 'b.txt').write_bytes('“It’s fine,” he said.\n'.encode('cp1252') * 200)
+    assert '--encoding=cp1252\n' in prepare('--input=b.txt')[1]
+
+
+def test_a_damaged_place_does_not_hide_the_encoding_of_the_rest(prepare, tmp_path):
+    lines = KOREAN.encode('cp949') * 50
+    (tmp_path / 'b.txt').write_bytes(lines + b'\xff\xff\n' + lines)
+    code, said = prepare('--input=b.txt')
+    assert code == 2 and '--encoding=cp949\n' in said and "'옛날 옛적에" in said
+    code, said = prepare('--input=b.txt', '--encoding=cp949')
+    assert code == 2 and 'line 51: not cp949' in said and 'The rest is cp949, so this place is damaged' in said
 
 
 def test_utf8_by_any_name_is_the_dataset_that_needs_no_encoding(prepare, tmp_path, capsys):
@@ -253,23 +316,24 @@ def test_of_instructions_the_bytes_of_answers_count(prepare, tmp_path, capsys):
     assert 'a token of val is ' in capsys.readouterr().out
 
 
-def test_work_that_an_older_version_began_has_no_count_rather_than_a_wrong_one(prepare, tmp_path, monkeypatch):
+def test_work_that_another_version_began_is_begun_anew_and_a_line_says_so(prepare, tmp_path, monkeypatch, capsys):
     for module, name, size in ((documents, 'BLOCK', 2000), (encoding, 'SHARD', 4000)):
         monkeypatch.setattr(module, name, size)
-    whole = prepare('--input=a.jsonl', out='whole')
-    close = shards.Shards.close
+    prepare('--input=a.jsonl', out='whole')
+    write_manifest = shards.Shards.write_manifest
 
-    def close_as_before(self, **state):
-        state['counts'] = {key: count for key, count in state['counts'].items() if not key.endswith('_bytes')}
-        state.pop('decomposed')
-        close(self, **state)
+    def write_and_stop(self):
+        self.manifest.pop('rules', None)
+        write_manifest(self)
         if self.manifest['shards'] == 2:
             raise Killed
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(shards.Shards, 'close', close_as_before)
+        patch.setattr(shards.Shards, 'write_manifest', write_and_stop)
         prepare('--input=a.jsonl')
-    train, val, meta = prepare('--input=a.jsonl')
-    assert np.array_equal(train, whole[0]) and 'scored' in whole[2] and 'scored' not in meta
+    capsys.readouterr()
+    assert 'scored' in prepare('--input=a.jsonl')[2]
+    assert 'is unfinished work of another version, and begins anew\n' in capsys.readouterr().out
+    assert files_of(tmp_path / 'out') == files_of(tmp_path / 'whole')
 
 
 @needs_gpt2
