@@ -25,8 +25,10 @@ exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # be
 # -----------------------------------------------------------------------------
 
 import contextlib
+import glob
 import importlib.util
 import itertools
+import signal
 import sys
 import tempfile
 import time
@@ -73,7 +75,15 @@ def find_places():
     check_folder(folder, 'to')
     if not os.access(existing_parent(folder), os.W_OK):
         raise ValueError(f'{folder} cannot be written in {existing_parent(folder)}; --to=FOLDER names another one')
+    for left in glob.glob(f'{glob.escape(partial_name(folder))}*'):
+        print(f'{left} is what an export that was killed has left, unless one is at work there; it can be deleted')
     return source, os.path.normpath(folder)
+
+
+def partial_name(folder):
+    """How the names of the folders begin in which an export to `folder` is written."""
+    parent, name = os.path.split(os.path.normpath(folder))
+    return os.path.join(parent, f'{name[:50]}.partial-')
 
 
 def check_empty(folder):
@@ -207,10 +217,10 @@ def same_tokens(folder, tokenizer, text):
 
 def write(folder, model, tokenizer, about, text, source):
     """Write the export into a new folder beside `folder`, whose place it takes when it is complete."""
-    begin, (parent, name) = time.perf_counter(), os.path.split(os.path.abspath(folder))
+    begin, (parent, prefix) = time.perf_counter(), os.path.split(os.path.abspath(partial_name(folder)))
     os.makedirs(parent, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f'{name[:50]}.partial-', dir=parent) as place:
-        partial = os.path.join(place, name)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=parent) as place:
+        partial = os.path.join(place, os.path.basename(folder))
         os.mkdir(partial)
         write_files(partial, model, tokenizer, about['meta'], about)
         modelcard.write(partial, folder, format, model.config, about, tokenizer, text, source)
@@ -242,6 +252,7 @@ def export():
     if format not in PACKAGES:
         raise ValueError(f'format={format!r} is not one of {", ".join(PACKAGES)}')
     source, folder = find_places()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as a shell expects; leaves nothing half written behind
     model, saved = load_weights(source)
     config = model.config
     if format == 'hf' and config.modern:

@@ -102,6 +102,8 @@ def parse_command_line():
         behind = ('; -- goes in front of a line that begins with an option, as in add -- --seed=2'
                   if options.command == 'add' else '')
         parser.error(f'unrecognized arguments: {" ".join(unknown)}{behind}')
+    if sum(word == '--list' or word.startswith('--list=') for word in sys.argv) > 1:
+        parser.error('--list is there twice; a command takes one, but report also takes folders: report out out-2')
     return options
 
 

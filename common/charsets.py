@@ -26,6 +26,11 @@ DAMAGED = 0.02  # the part of what is not ASCII that may be broken, or odd
 FEW = 20        # characters beyond ASCII; fewer may be by chance what they look like
 
 
+def iconv_name(encoding):
+    """What iconv calls one of Python's encodings."""
+    return re.sub('-(le|be)$', r'\1', encoding.replace('_', '-'))
+
+
 def by_mark(content):
     """utf-16 or utf-32, if bytes begin with its byte order mark; else None."""
     return next((name for mark, name in MARKS.items() if content.startswith(mark)), None)

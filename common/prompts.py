@@ -1,7 +1,6 @@
 """Prompts as users give them: on the command line, in a file, through a pipe. It knows no model."""
 import ast
 import os
-import re
 import shlex
 import sys
 import unicodedata
@@ -36,11 +35,11 @@ def read(start):
 
 
 def read_lines(source, key='start'):
-    """The lines of a file, a list; else like read_file(). ValueError if there are none."""
-    text = read_file(source, key)
-    if not text:
+    """The lines of a file without empty ones, a list; else like read_file(). ValueError if there are none."""
+    lines = [line for line in read_file(source, key).split('\n') if line]
+    if not lines:
         raise ValueError(f'{key}={source!r} is empty; it should have a prompt a line')
-    return text.removesuffix('\n').split('\n')
+    return lines
 
 
 def read_file(source, key='start'):
@@ -89,9 +88,8 @@ def advice(found, source, key):
 def conversion(encoding, source, key):
     """The command that makes a file of UTF-8 of `source`, and the option that names this file."""
     kind, _, path = ('FILE:FILE' if source == '-' else source).partition(':')
-    name = re.sub('-(le|be)$', r'\1', encoding.replace('_', '-'))  # as iconv calls it
-    return (f'to convert it: iconv -f {name} -t utf-8 {shlex.quote(path)} > {shlex.quote(f"{path}.utf8")}, then '
-            f'{shlex.quote(f"--{key}={kind}:{path}.utf8")}')
+    return (f'to convert it: iconv -f {charsets.iconv_name(encoding)} -t utf-8 {shlex.quote(path)} > '
+            f'{shlex.quote(f"{path}.utf8")}, then {shlex.quote(f"--{key}={kind}:{path}.utf8")}')
 
 
 def encode(tokenizer, texts):

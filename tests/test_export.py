@@ -365,6 +365,20 @@ modelcard.write = slow_write
     assert os.listdir(tmp_path) == ['mine'] and os.listdir(tmp_path / 'mine') == ['theirs']
 
 
+def test_what_a_killed_export_has_left_is_named(runs, hooked_export, tmp_path):
+    die = """
+import signal
+from common.exporting import modelcard
+modelcard.write = lambda *args: os.kill(os.getpid(), signal.%s)
+"""
+    args = f'--out_dir={runs["char"]}', '--format=safetensors', '--to=mine'
+    assert hooked_export(die % 'SIGTERM', *args).returncode == 143 and os.listdir(tmp_path) == []
+    assert hooked_export(die % 'SIGKILL', *args).returncode == -9
+    left, = os.listdir(tmp_path)
+    assert f'{left} is what an export that was killed has left' in ok(hooked_export('', *args)).stdout
+    assert sorted(os.listdir(tmp_path)) == ['mine', left]
+
+
 def test_an_export_is_for_those_whom_the_umask_allows(runs, hooked_export, tmp_path):
     ok(hooked_export('os.umask(0o027)', f'--out_dir={runs["char"]}', '--format=safetensors', '--to=mine'))
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / 'mine', *(tmp_path / 'mine').iterdir())}

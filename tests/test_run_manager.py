@@ -192,7 +192,7 @@ def test_a_list_is_worked_through_in_its_order_but_for_what_waits(manage):
                  'c: config/toy.py', 'config/toy.py --seed=3')
     output = ok(manage('run')).stdout
     assert re.findall(r'(\S+): started', output) in (['a', 'c', 'b', 'toy-seed=3'], ['a', 'c', 'toy-seed=3', 'b'])
-    assert set(manage.states().values()) == {'done'} and 'best val loss 1.5000 in 1s' in output
+    assert set(manage.states().values()) == {'done'} and 'best val loss 1.5000, 1s of training' in output
     assert manage.starts() == ['$ python train.py config/toy.py --seed=2 --out_dir=results/a']
     assert manage('run').returncode == 0 and len(manage.starts()) == 1, 'what is done stays done'
 

@@ -41,6 +41,7 @@ def stop(options, queue):
             elif run.state == State.RUNNING:  # torchrun's ranks outlive it if it was killed
                 run.kill()
             run.state, run.wanted = State.STOPPED, None
+            print(f'{name} was not running, and is out of the queue')
         else:
             raise ValueError(f'{name} is {run.state} already')
     print(f'to resume it: python run_manager.py retry {name}{queue.hint}')

@@ -196,6 +196,17 @@ def label_of(members):
     return f'{members[0].name} ({len(members)} {"seeds" if len(seeds) == len(members) else "runs"})'
 
 
+def twins(runs):
+    """A sentence on each experiment that is there twice with the same seed."""
+    for members in groups(runs).values():
+        found = {}
+        for run in members:
+            found.setdefault(json.dumps(run.settings.get('seed')), []).append(run.name)
+        for names in found.values():
+            if len(names) > 1:
+                yield f'{names_of(names)} are one experiment with one seed, and the mean counts each of them'
+
+
 def losses_are_comparable(runs):
     """Whether no two of these runs are known to have different validation data or vocabularies."""
     return len({run.data for run in runs} - {None}) <= 1

@@ -13,7 +13,7 @@ from common import files
 from common.console import duration, pad, perplexity, width
 from common.experiments import naming, page
 from common.experiments.records import (comparability, differing, groups, losses_are_comparable, one_line, read_all,
-                                        short)
+                                        short, twins)
 
 # the figures of a run: key, heading of the table, and how it is written there
 FIGURES = {'parameters': ('parameters', lambda count: f'{count / 1e6:.2f}M'),
@@ -150,6 +150,7 @@ def remarks(runs, target):
         if not losses_are_comparable(runs):
             yield f'{target:g} is not the same loss in all of these runs: the times to it cannot be compared'
     yield from comparability(runs)
+    yield from twins(runs)
 
 
 def flat_rows(runs, target):

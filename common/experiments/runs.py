@@ -155,7 +155,7 @@ class Run:
         if now['unreadable']:
             return now['unreadable']
         best = 'not known' if now['best_val_loss'] is None else f'{now["best_val_loss"]:.4f}'
-        return f'best val loss {best} in {duration(now["train_s"] or 0)}'
+        return f'best val loss {best}, {duration(now["train_s"] or 0)} of training'
 
     def describe(self, runs):
         """(state, details) for people; `runs`: all runs of the queue."""

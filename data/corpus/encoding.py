@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import dataset, tokenizer
+from common.charsets import iconv_name
 from common.files import write_whole
 
 SHARD = 2**24  # characters of text in a shard: a second of work
@@ -97,8 +98,10 @@ def tokenise(shards, plan, read, skip_bad):
               f', as in {state["decomposed"]}' * bool(state['decomposed']) + ': it has more tokens than it needs, and '
               'words that look the same differ. --normalize=NFC composes them')
     if counts['crlf'] and plan.vocabulary['tokenizer'] == 'char':
+        other = next((file['encoding'] for file in plan.files if 'encoding' in file), None)
+        utf8 = f'iconv -f {iconv_name(other)} -t utf-8 FILE |' if other else 'cat FILE |'
         print(f'{counts["crlf"]:,} lines end as on Windows, and their \\r is a character of the vocabulary; to make a '
-              "file without: tr -d '\\r' < FILE > NEW_FILE")
+              f"file without: {utf8} tr -d '\\r' > NEW_FILE")
     return meta if plan.rule == 'cut' else {**meta, 'train_documents_in_val': counts['in_both']}
 
 

@@ -125,7 +125,8 @@ def parse(doc, source):
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        message = re.sub("argument (.*): ignored explicit argument '(.*)'", r'\1 takes no value: leave out =\2', message)
+        message = re.sub("argument (.*): ignored explicit argument '(.*)'", r'\1 takes no value: leave out =\2',
+                         message)
         stop(f'{message} (--help lists the options)')
 
 

@@ -32,7 +32,7 @@ def test_a_list_of_texts_is_several_prompts_and_all_else_one(start, texts):
 def test_a_file_is_one_prompt_or_has_one_a_line(file):
     file('\ufeffthe\r\n\r\na cat\x0b\u2028\n'.encode())
     assert prompts.read('FILE:p.txt') == ['the\n\na cat\x0b\u2028\n']
-    assert prompts.read('LINES:p.txt') == ['the', '', 'a cat\x0b\u2028'], 'other ends of lines end none here'
+    assert prompts.read('LINES:p.txt') == ['the', 'a cat\x0b\u2028'], 'other ends of lines end none here'
     file(b'')
     assert prompts.read('FILE:p.txt') == ['']
     with pytest.raises(ValueError, match="^start='LINES:p.txt' is empty; it should have a prompt a line$"):

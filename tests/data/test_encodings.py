@@ -281,7 +281,10 @@ def test_windows_line_ends_stay_and_are_named(prepare, tmp_path, capsys):
     train, val, meta = prepare('--input=b.txt')
     said = capsys.readouterr().out
     assert '\r' in meta['chars'] and "100 lines end as on Windows, and their \\r is a character" in said
-    assert "tr -d '\\r' < FILE > NEW_FILE" in said
+    assert "cat FILE | tr -d '\\r' > NEW_FILE" in said
+    (tmp_path / 'c.txt').write_bytes('one line\r\nand another\r\n'.encode('utf-16') * 50)
+    prepare('--input=c.txt', out='c')
+    assert "iconv -f utf-16 -t utf-8 FILE | tr -d '\\r' > NEW_FILE" in capsys.readouterr().out
     prepare('--input=b.txt', '--vocab_size=300')
     assert 'as on Windows' not in capsys.readouterr().out
 

@@ -171,3 +171,11 @@ def test_names_and_settings_of_any_characters_are_one_line_each(tmp_path):
     assert json.dumps(page.content(read, report.table_columns(read), [])).isascii()
     assert not any('\x1b' in line or '\n' in line for line in lines)
     assert '\x1b' not in report.as_csv(read) + report.as_json(read, [])
+
+
+def test_one_experiment_with_one_seed_twice_is_said():
+    def run(name, seed):
+        return records.Record(name, name, {'seed': seed, 'n_layer': 2}, [], [], True, {})
+    runs = [run('a', 1), run('b', 2), run('c', 1)]
+    assert list(records.twins(runs)) == ['a, c are one experiment with one seed, and the mean counts each of them']
+    assert list(records.twins(runs[:2])) == []
