@@ -394,6 +394,7 @@ def test_a_home_folder_in_a_path_is_meant(manage):
     assert done.returncode == 2 and "--list='' names no file" in done.stderr and 'Traceback' not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_command_that_is_printed_can_be_pasted(manage):
     (manage.folder / 'my lists').mkdir()
     (manage.folder / 'my lists' / 'one.conf').write_text("a: config/toy.py --out_dir='of a'\n")
@@ -412,6 +413,7 @@ def test_a_preempted_run_goes_on_and_that_is_no_failure(manage):
     assert manage.resumed() == [False, True] and 'from 4' in manage.log()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_under_torchrun_goes_on(manage):
     """torchrun then exits with 1, as after a failure."""
     manager = manage.hold(words=['--nproc_per_node=2'])
@@ -421,6 +423,7 @@ def test_a_run_that_was_stopped_under_torchrun_goes_on(manage):
     assert 'torch.distributed.run' in manage.starts()[0] and manage.resumed()[1]
 
 
+@pytest.mark.slow
 def test_where_nothing_has_run_the_lists_that_have_run_are_named(manage):
     manage.write('a: config/toy.py')
     (manage.folder / 'mine.conf').write_text('b: config/toy.py --max_iters=1\n')
@@ -443,6 +446,7 @@ def test_a_killed_manager_finds_its_run_alive(manage):
     assert len(manage.starts()) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_manager_goes_on_with_a_run_that_died_too(manage):
     with manage.hold() as first:
         first.kill()
@@ -648,6 +652,7 @@ def test_a_package_that_is_missing_is_said_before_anything_starts(manage):
     assert done.returncode and 'the package wcwidth is not here' in done.stderr and not manage.results.exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_whose_folder_was_removed_begins_there_and_resumes_again(manage):
     with manage.hold() as manager:
         ok(manage('stop', 'a'))
@@ -751,6 +756,7 @@ def test_a_list_whose_manager_works_does_not_take_a_folder_that_another_one_took
     assert "b: failed: not started: out_dir='results/b' has what b of the list mine.conf wrote" in output
 
 
+@pytest.mark.slow
 def test_a_damaged_state_file_is_repaired_by_its_command(manage):
     manage.write('a: config/toy.py', 'b: config/toy.py')
     ok(manage('run'))

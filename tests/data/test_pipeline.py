@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from common import dataset, tokenizer
-from conftest import make_dataset
+from conftest import make_dataset, slow
 from corpus import documents, encoding, inspection, pipeline, plan
 from running import HANG, ROOT, python
 from test_documents import short, write
@@ -132,6 +132,7 @@ def test_a_vocabulary_beyond_uint16_takes_uint32(prepare, tmp_path):
     assert np.array_equal(np.concatenate((train, val)), np.arange(70000))
 
 
+@pytest.mark.slow
 def test_a_document_of_50_mb(prepare, tmp_path):
     line = 'Any word, and another 1 one.\n'
     (tmp_path / 'a.jsonl').write_text(json.dumps({'text': line * (50_000_000 // len(line))}))
@@ -373,7 +374,7 @@ def progress(folder):
     return json.loads(manifest.read_text())
 
 
-@pytest.mark.parametrize('args', [('--vocab_size=300',), ('--tokenizer=char', '--val_input=val.jsonl')])
+@pytest.mark.parametrize('args', [('--vocab_size=300',), slow(('--tokenizer=char', '--val_input=val.jsonl'))])
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(driver, tmp_path, args):
     assert driver(out='whole', args=args).wait() == 0
     kept = None
@@ -394,6 +395,7 @@ def test_a_vocabulary_is_learned_once(driver):
     assert 'learning' not in said and code == 0
 
 
+@pytest.mark.slow
 def test_other_settings_leave_unfinished_work_alone(driver, prepare, tmp_path):
     """A is killed, then B in the same folder; A goes on as if B had never run."""
     assert driver(out='whole').wait() == 0
@@ -405,7 +407,7 @@ def test_other_settings_leave_unfinished_work_alone(driver, prepare, tmp_path):
     assert files_of(tmp_path / 'out') == files_of(tmp_path / 'whole')
 
 
-@pytest.mark.parametrize('moves', range(4))
+@pytest.mark.parametrize('moves', [0, slow(1), slow(2), 3])
 def test_killed_while_the_files_take_their_places(driver, tmp_path, moves):
     kill = f'''
 replace, moved = os.replace, []
@@ -681,6 +683,7 @@ def test_pythons_documentation_may_have_links_to_nothing(tmp_path, monkeypatch):
     assert [*script['documents'](str(tmp_path))] == ['One.']
 
 
+@pytest.mark.slow
 def test_pythons_documentation_is_a_corpus_that_needs_no_download(tmp_path):
     for part in ('data', 'common'):  # a copy, because its text is written beside the script
         shutil.copytree(os.path.join(ROOT, part), tmp_path / part,

@@ -106,6 +106,7 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(chat):
     assert chat.process.wait(timeout=HANG) == 0
 
 
+@pytest.mark.slow
 def test_several_lines_and_a_line_corrected(chat):
     chat.type('/temp 0')
     os.write(chat.fd, b'"""the cat\n')
@@ -141,6 +142,7 @@ def test_with_no_model_yet_one_can_be_trained(person, tmp_path):
     assert one.process.wait(timeout=HANG) == 1
 
 
+@pytest.mark.slow
 def test_without_an_out_dir_the_newest_model_answers(person, trained, tmp_path):
     (tmp_path / 'out-mine').mkdir()
     os.link(os.path.join(trained, 'ckpt.pt'), tmp_path / 'out-mine' / 'ckpt.pt')
