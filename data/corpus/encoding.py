@@ -97,7 +97,7 @@ def tokenise(shards, plan, read, skip_bad):
         print(f'{counts["decomposed"]:,} characters of the text only complete the one before them' +
               f', as in {state["decomposed"]}' * bool(state['decomposed']) + ': it has more tokens than it needs, and '
               'words that look the same differ. --normalize=NFC composes them')
-    if counts['crlf'] and plan.vocabulary['tokenizer'] == 'char':
+    if counts['crlf']:
         other = next((file['encoding'] for file in plan.files if 'encoding' in file), None)
         utf8 = f'iconv -f {iconv_name(other)} -t utf-8 FILE |' if other else 'cat FILE |'
         print(f'{counts["crlf"]:,} lines end as on Windows, and their \\r is a character of the vocabulary; to make a '
@@ -120,6 +120,7 @@ def units(shards, state, plan, read, skip_bad):
     """Yields (pieces for Encoder.encode_unit, the state to go on from; None except at the end of a source's block)."""
     counts, characters = collections.Counter(state['counts']), state['characters']
     decomposed = state['decomposed']
+    is_char = plan.vocabulary['tokenizer'] == 'char'
     written = chunks(shards.path('val_keys'), np.float64) if 'val_keys' in state['lengths'] else ()
     val_keys = {key for keys in written for key in keys.tolist()}
 
@@ -144,7 +145,8 @@ def units(shards, state, plan, read, skip_bad):
                     separate = begins and counts[split] > 0
                     counts[split] += begins
                     for text, counts_in_loss in parts:
-                        counts['crlf'] += text.count('\r\n')
+                        if is_char:  # counting takes time
+                            counts['crlf'] += text.count('\r\n')
                         if not unicodedata.is_normalized('NFC', text):
                             composed = unicodedata.normalize('NFC', text)
                             counts['decomposed'] += max(len(text) - len(composed), 0)
