@@ -12,8 +12,8 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
-from common.console import visible
 from common.charsets import PIECE
+from common.console import visible
 from corpus import charsets, sources
 
 END_OF_TEXT = b'<|endoftext|>'
