@@ -20,12 +20,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from common import generate, weights
+from common.device import autocast_dtype
 from common.settings import check_shape
 from common.training import attention
+from common.training.loss import linear_cross_entropy
 from common.training.muon import MuonAdamW
 
-LOSS_CHUNK = 1024  # tokens whose logits are in memory at once: with GPT-2's vocabulary 0.2 GB in float32
-EVAL_CHUNK = 256   # tokens whose logits are in float32 at once
+LOGITS_AT_ONCE = 2**28  # in training: 1 GB in float32
+EVAL_CHUNK = 256        # tokens whose logits are in float32 at once in an evaluation
 
 
 @dataclass
@@ -136,7 +138,12 @@ class Block(nn.Module):
         self.ln_2 = layer_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x, rope=None, cache=None):
+    def forward(self, x, rope=None, cache=None, recompute=False):
+        if recompute:  # here and not around the block, whose call FSDP hooks into
+            return recompute_in_backward(self.residual, x, rope, use_reentrant=False)
+        return self.residual(x, rope, cache)
+
+    def residual(self, x, rope, cache=None):
         x = x + self.attn(self.ln_1(x), rope, cache)
         x = x + self.mlp(self.ln_2(x))
         return x
@@ -147,7 +154,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        # recompute blocks and logits in the backward pass: less memory, more time, and forward() returns no logits
+        # recompute blocks in the backward pass, and have fewer logits at once: less memory, more time
         self.gradient_checkpointing = False
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),
@@ -206,36 +213,41 @@ class GPT(nn.Module):
         ids that the cache has seen (generate.feed).
         Returns (logits, loss): with targets the logits of all positions (B, T, vocab_size) and the mean cross entropy
         in nats (0 if no target counts); without, the logits of the last position (B, 1, vocab_size) and None. In
-        training with gradient_checkpointing logits are None.
+        training the logits have no gradient, and are None where they would be more than LOGITS_AT_ONCE.
         ValueError if T is longer than block_size.
         """
         if idx.size(1) > self.config.block_size:
             raise ValueError(f'a sequence of {idx.size(1)} tokens is longer than block_size={self.config.block_size}')
         x, rope = self.embed(idx, cache)
-        x = self.transformer.drop(x)
+        # under autocast the residual stream is in 16 bits, too: half the memory to read, write and keep
+        x = self.transformer.drop(x.to(autocast_dtype(x)))
         recompute = self.gradient_checkpointing and self.training
         for block in self.transformer.h:
-            x = recompute_in_backward(block, x, rope, use_reentrant=False) if recompute else block(x, rope, cache)
+            x = block(x, rope, cache, recompute)
+        return self.head(x, targets)
+
+    def head(self, x, targets):
+        """
+        What forward() returns, from the output of the last block (B, T, n_embd). A function of its own, as FSDP's hooks
+        keep forward() from being compiled, but not what it calls.
+        """
         x = self.transformer.ln_f(x)
         if targets is None:
             return self.lm_head(x[:, -1:]), None  # generation needs the last position only
-        if recompute:
-            logits, loss = None, self.loss_in_chunks(x.flatten(0, 1), targets.flatten())
-        elif torch.is_grad_enabled() or torch.compiler.is_compiling():
-            logits = self.lm_head(x)
+        counted = (targets >= 0).sum().clamp(min=1)
+        learning = self.training and torch.is_grad_enabled()
+        at_once = LOGITS_AT_ONCE // 4 if self.gradient_checkpointing else LOGITS_AT_ONCE
+        if learning and targets.numel() * self.config.vocab_size > at_once:
+            loss = linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), at_once)
+            return None, loss / counted
+        logits = self.lm_head(x)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction='sum')
         else:  # evaluating: only a chunk of the logits is in float32 at a time; in compiled code none is
-            logits = self.lm_head(x)
             chunks = zip(logits.flatten(0, 1).split(EVAL_CHUNK), targets.flatten().split(EVAL_CHUNK))
             loss = sum(F.cross_entropy(*chunk, ignore_index=-1, reduction='sum') for chunk in chunks)
-        return logits, loss / (targets >= 0).sum().clamp(min=1)
-
-    def loss_in_chunks(self, x, targets):
-        """The summed cross entropy of x (N, n_embd), with the logits of one chunk in memory at a time."""
-        def summed_loss(x, targets):
-            return F.cross_entropy(self.lm_head(x), targets, ignore_index=-1, reduction='sum')
-        return sum(recompute_in_backward(summed_loss, *chunk, use_reentrant=False)
-                   for chunk in zip(x.split(LOSS_CHUNK), targets.split(LOSS_CHUNK)))
+        # detached, or a compiled backward pass would take a gradient of the logits, too: as many zeros
+        return logits.detach() if learning else logits, loss / counted
 
     @torch.no_grad()
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, **options):

@@ -12,7 +12,7 @@ import os
 import sys
 
 # -----------------------------------------------------------------------------
-# output
+# output, and where to start
 out_dir = 'out'                    # folder, relative to the working directory; created if needed
 eval_interval = 2000               # iterations between evaluations
 eval_iters = 200                   # batches of each split in an evaluation; 0: the whole validation split
@@ -22,15 +22,13 @@ always_save_checkpoint = True      # save the full state at every evaluation; Fa
 keep_interval = 0                  # iterations between weights that are kept for good (iter_010000.pt); 0: none
 patience = 0                       # evaluations in a row without improvement that end the run; 0: none do
 sample_prompts = ''                # texts to continue at every evaluation: 'ROMEO:|JULIET:', or FILE:PATH, one per line
-# start
-init_from = 'scratch'              # scratch, resume, auto; gpt2[-medium|-large|-xl] or any GPT-2 on Hugging Face or in
-                                   # a folder; a checkpoint file or another run's out_dir (its weights, iteration 0)
-seed = 1337                        # of the weights, the order of the data, dropout and the samples
-# wandb, tensorboard
 tensorboard_log = False            # into out_dir/tensorboard
 wandb_log = False                  # with WANDB_API_KEY from the environment, or from a file .env
 wandb_project = 'owt'
 wandb_run_name = 'gpt2'
+init_from = 'scratch'              # scratch, resume, auto; gpt2[-medium|-large|-xl] or any GPT-2 on Hugging Face or in
+                                   # a folder; a checkpoint file or another run's out_dir (its weights, iteration 0)
+seed = 1337                        # of the weights, the order of the data, dropout and the samples
 # data
 dataset = 'openwebtext'            # a folder in data/, or a path to one: train.bin, val.bin, meta.json
 auto_prepare = False               # run the dataset's prepare.py if it has no train.bin yet
@@ -71,6 +69,7 @@ device = 'auto'                    # cuda, cuda:1, mps, cpu; auto: the best ther
 dtype = 'auto'                     # float32, bfloat16, float16 (with loss scaling); auto: what the device is fast in
 compile = True                     # torch.compile, where it works
 fsdp = False                       # shard weights, gradients and moments over the processes: for larger models
+compress_gradients = False         # without fsdp: send them in 16 bits, for GPUs that are joined by PCIe only
 config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
 root = os.path.dirname(os.path.abspath(__file__))
 exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once
@@ -137,7 +136,7 @@ with exit_on_error():
 # 4) The optimizer, after the model is on its device: it refers to the parameters there.
 with exit_on_error():
     if fsdp:
-        distributed.shard(raw_model, raw_model.transformer.h, device)
+        distributed.shard(raw_model, raw_model.transformer.h, device, dtype)
     else:
         raw_model.to(device)
     if not eval_only:
@@ -263,10 +262,9 @@ def train_step(iter_num):
     for group in optimizer.param_groups:
         group['lr'] = lr * group['lr_ratio']
         group['momentum'] = 0.85 + 0.1 * min(iter_num / 300, 1.0)  # of Muon only; this warmup is modded-nanogpt's
-    if dropout > 0.0:
-        torch.manual_seed(int(batches.random_numbers(seed, DROPOUT + rank, iter_num, 1)[0]))
+    torch.manual_seed(int(batches.random_numbers(seed, DROPOUT + rank, iter_num, 1)[0]))
     xs, ys = get_batch('train', train_starts(iter_num)[rank::world_size])  # (micro-batches, batch_size, block_size)
-    loss_weights = distributed.micro_batch_weights(ys)  # the loss is the mean over all targets of the global batch
+    loss_weights = distributed.micro_batch_weights(ys, data['train'].masked)  # of a mean over the global batch
     data['train'].read_ahead(train_starts(iter_num + 1)[rank::world_size])
     loss_sum = torch.zeros((), device=device)
     for micro_step, (x, y, weight) in enumerate(zip(xs, ys, loss_weights)):
@@ -284,15 +282,17 @@ def train_step(iter_num):
     loss, requests = distributed.mean_over_ranks(loss_sum, stop_signal.requested())  # of ranks that want to stop
     grad_norm = grad_norm.full_tensor() if fsdp else grad_norm
     skip = step_guard.check_update(iter_num, loss, requests, grad_norm, scaled=scaler.is_enabled())
-    if guard.prepare_step(skip, optimizer, scaler):
-        scaler.step(optimizer)
+    guard.update(optimizer, skip, grad_norm)
     scaler.update()
     optimizer.zero_grad(set_to_none=world_size == 1 or fsdp)  # DDP's gradients must stay in its buckets
     return lr, loss, grad_norm
 
 
 # 6) Three views of the same weights: raw_model saves and samples, compiled_model evaluates, model (in DDP) trains.
-model = raw_model if world_size == 1 or fsdp or eval_only else distributed.data_parallel(raw_model, device)
+model = raw_model
+if world_size > 1 and not (fsdp or eval_only):
+    with exit_on_error():
+        model = distributed.data_parallel(raw_model, device, dtype, compress_gradients)
 if compile:
     train_batch = None if eval_only else get_batch('train', np.arange(batch_size))
     eval_batch = get_batch('val', eval_starts['val'][0]) if is_script else None

@@ -2,6 +2,7 @@
 import time
 
 import torch
+from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
 from common.distributed import print0
@@ -14,7 +15,7 @@ def compile_or_eager(model, ctx, trial, mode=None):
     In a DistributedDataParallel the inner model is compiled, and first called through DDP: PyTorch then cuts the graph
     at the gradient buckets, so that gradients travel while the backward pass goes on.
     """
-    start = time.perf_counter()
+    start, (graphs, breaks) = time.perf_counter(), counts()
     parallel = isinstance(model, DistributedDataParallel)
     inner = model.module if parallel else model
     # not dynamic: evaluation may have batches of another size, and one graph for all sizes would be slow
@@ -35,9 +36,20 @@ def compile_or_eager(model, ctx, trial, mode=None):
             model.module = inner
         return model
     finally:
-        model.zero_grad(set_to_none=True)
-    print0(f'compile: done in {time.perf_counter() - start:.1f} s')
+        model.zero_grad(set_to_none=not parallel)  # DDP's gradients must stay in its buckets
+    graphs, breaks = (now - before for now, before in zip(counts(), (graphs, breaks)))
+    seconds = f'{time.perf_counter() - start:.1f} s'
+    if graphs == 0:
+        print0(f'compile: no graph was made in {seconds}, so this runs in eager or was compiled before; '
+               'TORCH_LOGS=graph_breaks tells more')
+    else:
+        print0(f'compile: done in {seconds}, graphs: {graphs}' + f', graph breaks: {breaks}' * (breaks > 0))
     return used
+
+
+def counts():
+    """(graphs, graph breaks) of torch.compile in this process so far."""
+    return counters['stats']['unique_graphs'], sum(counters['graph_break'].values())
 
 
 def training_trial(train_batch, eval_batch):
@@ -45,7 +57,8 @@ def training_trial(train_batch, eval_batch):
     def trial(model):
         if train_batch is not None:
             model(*train_batch)[1].backward()
-            model.zero_grad(set_to_none=True)  # now: after an evaluation FSDP's model has other parameters, not sharded
+            # now: after an evaluation FSDP's model has other parameters, not sharded
+            model.zero_grad(set_to_none=not isinstance(model, DistributedDataParallel))
         if eval_batch is not None:
             inner = getattr(model, 'module', model)  # without DDP, as evaluate() calls it
             inner.eval()

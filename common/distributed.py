@@ -150,32 +150,54 @@ def mean_over_ranks(value, *more):
     return means
 
 
-def micro_batch_weights(targets):
+def micro_batch_weights(targets, masked):
     """
     The weight of each micro-batch of this rank in the loss, which is the mean over all targets of all ranks: targets
-    (n, B, T), where -1 does not count; returns (n,) float32. DDP and FSDP average gradients over the ranks, so the sums
-    of these weights have the mean 1 over the ranks.
+    (n, B, T), where -1 does not count, which is nowhere unless the data are `masked`; returns (n,) float32. DDP and
+    FSDP average gradients over the ranks, so the sums of these weights have the mean 1 over the ranks.
     """
+    if not masked:  # without asking the other ranks
+        return targets.new_full((len(targets),), 1 / len(targets), dtype=torch.float32)
     counted = (targets >= 0).sum(dim=(1, 2)).float()
     return counted / mean_over_ranks(counted.sum()).clamp(min=1.0)  # a tensor of one element
 
 
-def data_parallel(model, device):
-    """DDP: the whole model on every rank, and gradients averaged over the ranks in the backward pass."""
-    return DistributedDataParallel(model, device_ids=[device] if device.startswith('cuda') else None,
-                                   gradient_as_bucket_view=True)  # or gradients would take twice the memory
+def data_parallel(model, device, dtype, compress):
+    """
+    DDP: the whole model on every rank, and gradients averaged over the ranks in the backward pass. With `compress` they
+    travel in 16 bits: in float16 if that is the `dtype` of the run, whose loss scaling notices an overflow, else in
+    bfloat16, which needs NCCL: ValueError without a GPU.
+    """
+    # a compiled graph is cut at each bucket of gradients: 5 for GPT-2 124M, where PyTorch's 25 MB would make 20
+    parallel = DistributedDataParallel(model, device_ids=[device] if device.startswith('cuda') else None,
+                                       gradient_as_bucket_view=True,  # or gradients would take twice the memory
+                                       bucket_cap_mb=100)
+    if compress and dtype != 'float16' and not device.startswith('cuda'):
+        raise ValueError('compress_gradients=True is for GPUs; leave it out')
+    if compress:
+        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks as hooks
+        parallel.register_comm_hook(None, hooks.fp16_compress_hook if dtype == 'float16' else hooks.bf16_compress_hook)
+    # one token, whose loss counts for nothing, gives gradients their places in the buckets. Else the first iteration
+    # would keep those of its unsynchronized micro-batches beside them, and a resumed run might not have that memory
+    token = torch.zeros(1, 1, dtype=torch.long, device=device)
+    parallel(token, token)[1].backward()
+    parallel.zero_grad(set_to_none=False)
+    return parallel
 
 
-def shard(model, blocks, device):
+def shard(model, blocks, device, dtype):
     """
     FSDP: split the model's parameters over the ranks and move them to their devices. Each block is gathered when it is
-    used. Gradients are split after each micro-batch, which costs time and saves memory.
+    used, in `dtype` (a name). Gradients are split and added up in float32 after each micro-batch, which costs time and
+    saves memory.
     """
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
     mesh = init_device_mesh(device.partition(':')[0], (world_size(),))
+    policy = MixedPrecisionPolicy(param_dtype=getattr(torch, dtype), reduce_dtype=torch.float32,
+                                  cast_forward_inputs=False)
     for block in [*blocks, model]:
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
 
 
 def gather(value, seen=None):

@@ -6,13 +6,11 @@ import math
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from common import checkpoint as checkpoint_file
 from common.training import moments
 from model import GPT, GPTConfig, attend, load_weights, rotary, rotate
+from peak_bytes import PeakBytes
 from running import ROOT, ok, python
 
 SMALL = dict(block_size=32, vocab_size=96, n_layer=3, n_head=4, n_embd=48)
@@ -199,7 +197,7 @@ def test_a_new_model_knows_nothing_and_keeps_the_residual_scale():
 
 @pytest.mark.parametrize('modern', [False, True])
 def test_gradient_checkpointing_changes_no_gradient(monkeypatch, modern):
-    monkeypatch.setattr('model.LOSS_CHUNK', 24)  # of 64 tokens
+    monkeypatch.setattr('model.LOGITS_AT_ONCE', 4 * 24 * 96)  # a quarter of it with checkpointing: of 24 of 64 tokens
     model, idx = small_gpt(dropout=0.1, modern=modern).train(), torch.randint(96, (2, 32))
     targets = idx.clone()
     targets[0, :5] = -1
@@ -349,24 +347,6 @@ def test_weights_of_another_shape_are_named(tmp_path):
     model_args = dataclasses.asdict(model.config)
     with pytest.raises(ValueError, match='do not fit'):
         GPT.from_checkpoint(dict(model=model.state_dict(), model_args={**model_args, 'n_embd': 96}))
-
-
-class PeakBytes(TorchDispatchMode):
-    """The most bytes that the tensors made within it take at a time."""
-
-    def __init__(self):
-        super().__init__()
-        self.live, self.peak = {}, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.live = {key: (place, size) for key, (place, size) in self.live.items() if not place.expired()}
-        self.peak = max(self.peak, sum(size for _, size in self.live.values()))
-        return result
 
 
 def test_an_evaluation_takes_a_16_bit_copy_of_the_weights_and_the_logits_of_one_batch():

@@ -196,15 +196,15 @@ def test_two_processes_train_as_one(hooked, hooked_ranks, tmp_path):
     for ours, theirs in zip(evaluations1, evaluations2, strict=True):
         assert ours['val_loss'] == pytest.approx(theirs['val_loss'], abs=1e-4)
         assert ours['val_acc'] == pytest.approx(theirs['val_acc'], abs=1e-2)
-    # two micro-batches a process: the gradients of both travel with the second
-    assert noted(tmp_path, 'two-travel') == [['False', 'True'] * 20] * 2
+    # two micro-batches a process: the gradients of both travel with the second. Before, those of a token find their places
+    assert noted(tmp_path, 'two-travel') == [['True'] + ['False', 'True'] * 20] * 2
 
 
 def test_every_process_and_iteration_drops_others(hooked_ranks, tmp_path):
     """As many random streams of dropout as processes, each a new one in every iteration."""
     for done in hooked_ranks(RECORDER.format(folder='two'), '--dropout=0.1', '--max_iters=4'):
         assert done.returncode == 0, done.stderr
-    seeds = noted(tmp_path, 'two-seeds')
+    seeds = [rank[1:] for rank in noted(tmp_path, 'two-seeds')]  # the first is of no iteration
     assert [len(rank) for rank in seeds] == [4, 4] and len({*seeds[0], *seeds[1]}) == 8
 
 
@@ -239,11 +239,11 @@ def test_gradient_checkpointing_computes_the_blocks_twice_and_the_same(hooked, t
     count = '''
 import atexit
 passes = 0
-def forward(self, *args, original=model.Block.forward):
+def residual(self, *args, original=model.Block.residual):
     global passes
     passes += self.training
     return original(self, *args)
-model.Block.forward = forward
+model.Block.residual = residual
 atexit.register(lambda: print('passes:', passes))
 '''
     for folder, option in (('plain', '--gradient_checkpointing=False'), ('again', '--gradient_checkpointing=True')):
@@ -332,12 +332,93 @@ def test_in_float16_what_overflows_is_skipped_and_a_resume_is_exact(hooked, tmp_
     assert_same_run(tmp_path / 'out', tmp_path / 'whole')
 
 
+# four iterations of train.py's step, in which nothing may read a tensor on the host, as that waits for a GPU; but the
+# guard, which reads the result of the iteration before
+NO_SYNC = '''
+import contextlib
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from common.training import guard
+
+reads = {getattr(torch.Tensor, name) for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__",
+                                                  "__int__", "__index__", "nonzero", "is_nonzero")}
+operators = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2")
+allowed = []
+
+class Calls(TorchFunctionMode):
+    def __torch_function__(self, call, types, args=(), kwargs=None):
+        assert call not in reads or allowed, f"{call.__name__} waits for the device"
+        return call(*args, **(kwargs or {}))
+
+class Operators(TorchDispatchMode):
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        mask = "index" in str(call) and any(t is not None and t.dtype == torch.bool for t in args[1] if len(args) > 1)
+        waits = mask or call.overloadpacket.__name__ in operators
+        assert not waits or allowed, f"{call} waits for the device"
+        return call(*args, **(kwargs or {}))
+
+def fetch_skipped(self, original=guard.StepGuard.fetch_skipped):
+    allowed.append(self.pending)
+    try:
+        return original(self)
+    finally:
+        allowed.pop()
+
+guard.StepGuard.fetch_skipped = fetch_skipped
+train = {"__file__": sys.argv[0], "__name__": "train"}
+exec(compile(open(sys.argv[0]).read(), sys.argv[0], "exec"), train)
+train["train_step"](0)
+if torch.cuda.is_available():
+    torch.cuda.set_sync_debug_mode("error")
+with Calls(), Operators():
+    for i in range(1, 5):
+        spoiled
+        train["train_step"](i)
+print("nothing waited")
+sys.exit()
+'''
+
+
+@pytest.mark.parametrize('options', [[], ['--optimizer=muon', '--modern=True', '--spike_z=6.0'],
+                                     ['--dtype=float16'], slow(['--dtype=float16', '--optimizer=muon']),
+                                     slow(['--dtype=bfloat16', '--gradient_checkpointing=True', '--dropout=0.1'])])
+def test_no_iteration_waits_for_the_device(hooked, options):
+    code = (FLOAT16 if '--dtype=float16' in options else '').replace("print('scale:', self.get_scale())", 'pass')
+    done = ok(hooked(code + NO_SYNC.replace('spoiled', 'pass'), *options))
+    assert 'nothing waited' in done.stdout
+
+
+def test_an_iteration_that_waited_would_be_noticed(hooked):
+    for spoiled in ('torch.ones(1).item()', 'bool(torch.ones(1))', 'torch.ones(1).cpu()', 'torch.ones(2).nonzero()',
+                    'torch.ones(2)[torch.ones(2) > 0]'):
+        assert 'waits for the device' in hooked(NO_SYNC.replace('spoiled', spoiled)).stderr, spoiled
+
+
 NOT_FUSED = '''
 from common.training import guard
 adamw, check = torch.optim.AdamW.__init__, guard.StepGuard.check_update
 torch.optim.AdamW.__init__ = lambda self, groups, fused, **rest: adamw(self, groups, fused=False, **rest)
 guard.StepGuard.check_update = lambda self, i, loss, *rest, scaled: check(self, i, loss / (i != 1), *rest, scaled)
 '''
+
+
+SENT = '''
+original = torch.distributed.all_reduce
+def all_reduce(tensor, *args, **options):
+    if tensor.numel() > 1000:
+        print("sent:", tensor.dtype, flush=True)
+    return original(tensor, *args, **options)
+torch.distributed.all_reduce = all_reduce
+'''
+
+
+def test_gradients_travel_in_16_bits_where_that_was_asked_for(hooked_ranks, tmp_path):
+    """In float16, which a float16 run alone has between CPUs; on GPUs a bfloat16 run sends bfloat16."""
+    for done in hooked_ranks(SENT + FLOAT16, '--compress_gradients=True', '--dtype=float16'):
+        assert set(re.findall('^sent: (.*)$', ok(done).stdout, re.MULTILINE)) == {'torch.float16'}
+    assert learned(tmp_path / 'out')
+    for done in hooked_ranks('', '--compress_gradients=True', '--dtype=bfloat16'):
+        assert done.returncode == 2 and 'is for GPUs' in done.stdout + done.stderr
 
 
 def test_where_adamw_is_not_fused_a_harmful_update_is_skipped_too(hooked, tmp_path):

@@ -71,8 +71,8 @@ def gpu(index):
     if torch.version.hip or capability >= (8, 0):  # is_bf16_supported would look at the current GPU
         yield Row(OK, f'{here}, precision', 'bfloat16 natively')
     else:
-        yield Row(OK, f'{here}, precision', 'float16 with loss scaling; bfloat16 would be emulated and is never used, '
-                  "Muon's iteration runs in float32")
+        yield Row(OK, f'{here}, precision', "float16 with loss scaling, in Muon's iteration too; parameters stay in "
+                  'float32; bfloat16 would be emulated and is never used')
     if find_gpu(index) is None:
         yield Row(WARNING, f'{here}, peak', 'not in the table, so no MFU is shown',
                   'add it to GPUS in common/device.py, with its source')

@@ -178,15 +178,18 @@ class StepGuard:
             sys.exit(1)
 
 
-def prepare_step(skip, optimizer, scaler):
+def update(optimizer, skip, grad_norm):
     """
-    Tell the optimizer whether to skip this update. False if it cannot skip one by itself, and so must not step. A fused
-    one reads found_inf on the device and changes nothing where it is 1: no host sync. With loss scaling GradScaler
-    overwrites found_inf, and other optimizers ignore it: then the host must read `skip` (a bool tensor), which waits.
+    A step of the optimizer with unscaled gradients, unless `skip` (a bool tensor), or they are not finite. A fused
+    optimizer reads found_inf on the device and changes nothing where it is 1: no host sync. GradScaler.step() would
+    overwrite found_inf, but its update() does not need it. Other optimizers ignore found_inf: the host waits for it.
     """
-    skips_by_itself = optimizer.defaults['fused'] and not scaler.is_enabled()
-    optimizer.found_inf = skip.float() if skips_by_itself else None
-    return skips_by_itself or not skip
+    harmful = skip | ~torch.isfinite(grad_norm)
+    if optimizer.defaults['fused']:
+        optimizer.found_inf = harmful.float()
+    elif harmful:
+        return
+    optimizer.step()
 
 
 def check_disk(out_dir, config, vocab_size):

@@ -1,17 +1,15 @@
 """What the machine is said to be, on machines that are not there: the V100's rules above all."""
 import shutil
-from contextlib import nullcontext
 from unittest.mock import Mock
 
 import pytest
 import torch
 
 from common.training import guard
-from common.compile import compile_or_eager, training_trial
 from common.device import (autocast, check_architecture, find_gpu, is_out_of_memory, muon_dtype, native_bf16,
                            peak_flops, resolve_device, resolve_dtype)
 from common.distributed import start_processes
-from model import GPT, GPTConfig
+from model import GPTConfig
 
 CUDA13 = ['sm_75', 'sm_80', 'sm_86', 'sm_90', 'sm_100', 'sm_120']
 CUDA126 = ['sm_50', 'sm_60', 'sm_70', 'sm_75', 'sm_80', 'sm_86', 'sm_90']
@@ -63,12 +61,15 @@ def test_bfloat16_is_native_where_the_cpu_pytorch_and_onednn_have_it(monkeypatch
     assert native_bf16('cpu') == native and not native_bf16('mps')
 
 
-def test_muon_never_iterates_in_float16_or_emulated_bfloat16(gpu):
+def test_muon_iterates_in_the_16_bits_of_the_run_where_they_are_native(gpu, monkeypatch):
     gpu()
-    assert muon_dtype('cuda', 'float16') == torch.float32
+    assert muon_dtype('cuda', 'float16') == torch.float16
     gpu('NVIDIA H200', native_bf16=True)
-    assert muon_dtype('cuda', 'bfloat16') == muon_dtype('cuda', 'float16') == torch.bfloat16
-    assert muon_dtype('cuda', 'float32') == torch.float32
+    assert muon_dtype('cuda:1', 'bfloat16') == torch.bfloat16 and muon_dtype('cuda', 'float16') == torch.float16
+    for native in (True, False):
+        monkeypatch.setattr('common.device.native_bf16', lambda device: native)
+        assert muon_dtype('cpu', 'bfloat16') == (torch.bfloat16 if native else torch.float32)
+        assert muon_dtype('cpu', 'float16') == muon_dtype('cpu', 'float32') == torch.float32
 
 
 def test_float16_on_a_cpu_is_refused():
@@ -184,91 +185,6 @@ def test_processes_on_a_mac_share_its_cpu(monkeypatch):
     assert resolve_device('auto') == 'cpu'
     with pytest.raises(ValueError, match='one process'):
         resolve_device('mps')
-
-
-def test_a_model_that_does_not_compile_runs_in_eager_and_says_so(monkeypatch, capsys):
-    def no_compiler(*args, **kwargs):
-        raise RuntimeError('Failed to find C++ compiler\nmore lines')
-    monkeypatch.setattr(torch, 'compile', lambda model, **options: no_compiler)
-    model = torch.nn.Linear(2, 2)
-    assert compile_or_eager(model, nullcontext(), lambda compiled: compiled(torch.ones(2))) is model
-    assert capsys.readouterr().out == ('compile: not possible here, running eager instead '
-                                       '(RuntimeError: Failed to find C++ compiler)\n')
-
-
-def test_the_reason_why_it_does_not_compile_is_told(monkeypatch, capsys):
-    def backend(graph, inputs):
-        raise RuntimeError('no such instruction: vfmadd')
-    compile = torch.compile
-    monkeypatch.setattr(torch, 'compile', lambda model, **options: compile(model, backend=backend, **options))
-    model = torch.nn.Linear(2, 2)
-    assert compile_or_eager(model, nullcontext(), lambda compiled: compiled(torch.ones(2))) is model
-    assert '(RuntimeError: no such instruction: vfmadd)' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize('fails_in', ['training', 'evaluation'])
-def test_training_and_evaluation_compile_before_the_run_begins(monkeypatch, capsys, fails_in):
-    """They are two graphs, of batches of two sizes, and neither is one for all sizes."""
-    torch._dynamo.reset()
-    sizes, compile = [], torch.compile
-
-    def backend(graph, inputs):
-        sizes.append([value for value in inputs if not value.is_floating_point()][0].size(0))
-        if len(sizes) == {'training': 1, 'evaluation': 2}[fails_in]:
-            raise RuntimeError('out of registers')
-        return graph
-    monkeypatch.setattr(torch, 'compile', lambda model, **options: compile(model, backend=backend, **options))
-    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=8)).train()
-    batches = [(torch.zeros(rows, 8, dtype=torch.long),) * 2 for rows in (4, 3)]
-    assert compile_or_eager(model, nullcontext(), training_trial(*batches)) is model
-    assert 'running eager instead (RuntimeError: out of registers)' in capsys.readouterr().out and model.training
-    assert sizes == {'training': [4], 'evaluation': [4, 3]}[fails_in]
-
-
-@pytest.fixture
-def process_group(tmp_path):
-    """A process group of this process alone, for DistributedDataParallel."""
-    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
-@pytest.fixture
-def graphs(monkeypatch):
-    """The graphs that torch.compile makes from here on, of which each runs as it is."""
-    torch._dynamo.reset()
-    made, compile = [], torch.compile
-
-    def backend(graph, inputs):
-        made.append(graph)
-        return graph
-    monkeypatch.setattr(torch, 'compile', lambda model, **options: compile(model, backend=backend, **options))
-    return made
-
-
-@pytest.mark.parametrize('bucket_mb, expected', [(100, 2), (1, 4)])
-def test_with_ddp_the_graph_is_cut_where_gradients_can_travel(process_group, graphs, bucket_mb, expected):
-    """
-    That is where a bucket of them is full: the first has 1 MB, the others what DDP is told. Of gradients the blocks
-    have 2.4 MB and the embedding 2.
-    """
-    raw_model = GPT(GPTConfig(n_layer=12, n_head=2, n_embd=64, block_size=8, vocab_size=8192)).train()
-    ids = torch.arange(16).view(2, 8)
-    right = raw_model(ids, ids)[1]
-    parallel = torch.nn.parallel.DistributedDataParallel(raw_model, bucket_cap_mb=bucket_mb)
-    model = compile_or_eager(parallel, nullcontext(), lambda compiled: compiled(ids, ids)[1].backward())
-    assert model.module is not raw_model and len(graphs) == expected
-    assert all(p.grad is None for p in raw_model.parameters())
-    torch.testing.assert_close(model(ids, ids)[1], right)
-    assert len(graphs) == expected, 'compiled already'
-
-
-def test_with_ddp_too_a_model_that_does_not_compile_runs_in_eager(process_group, monkeypatch):
-    monkeypatch.setattr(torch, 'compile', lambda model, **options: torch.nn.Module())  # which cannot be called
-    raw_model = torch.nn.Linear(2, 2)
-    model = torch.nn.parallel.DistributedDataParallel(raw_model)
-    assert compile_or_eager(model, nullcontext(), lambda compiled: compiled(torch.ones(2))) is model
-    assert model.module is raw_model
 
 
 @pytest.mark.parametrize('n_embd, device, dtype, said', [(64, 'cuda', 'float16', ''), (36, 'cpu', 'bfloat16', ''),

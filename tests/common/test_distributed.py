@@ -2,8 +2,10 @@
 import signal
 
 import pytest
+import torch
 
 from common import distributed
+from model import GPT, GPTConfig
 
 TORCHRUN = dict(RANK='3', WORLD_SIZE='4', LOCAL_RANK='1', LOCAL_WORLD_SIZE='2')
 
@@ -70,3 +72,43 @@ def test_at_its_end_no_signal_changes_the_exit_code_of_a_run(environment, monkey
     monkeypatch.setattr(signal, 'signal', handlers.__setitem__)
     distributed.shut_down(0)
     assert handlers == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    """A process group of this process alone, for DDP and FSDP."""
+    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def small_gpt():
+    return GPT(GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=8, vocab_size=32)), torch.arange(16).view(2, 8)
+
+
+def test_gradients_are_in_the_buckets_of_ddp_before_the_first_iteration(process_group):
+    """As a micro-batch that does not synchronize finds them, or it would make others beside."""
+    model, idx = small_gpt()
+    parallel = distributed.data_parallel(model, 'cpu', 'float32', compress=False)
+
+    def storages():
+        return {p.grad.untyped_storage().data_ptr() for p in model.parameters()}
+    assert len(storages()) == 1 and not any(p.grad.any() for p in model.parameters())
+    with parallel.no_sync():
+        parallel(idx, idx)[1].backward()
+    assert len(storages()) == 1 and all(p.grad.any() for p in model.parameters() if p.dim() > 1)
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+def test_fsdp_computes_in_the_dtype_of_the_run_and_keeps_float32(process_group, dtype):
+    model, idx = small_gpt()
+    right = model(idx, idx)[1]
+    seen = {}
+    distributed.shard(model, model.transformer.h, 'cpu', dtype)
+    for module in (model.lm_head, model.transformer.wpe, model.transformer.h[1].mlp.c_fc):
+        module.register_forward_pre_hook(lambda module, args: seen.update({module: module.weight.dtype}))
+    loss = model(idx, idx)[1]
+    loss.backward()
+    assert len(seen) == 3 and set(seen.values()) == {getattr(torch, dtype)}
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
+    assert abs(loss - right) < (0.02 if dtype == 'bfloat16' else 1e-6)

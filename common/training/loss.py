@@ -1,0 +1,43 @@
+"""The loss of a language model's output layer without the logits of the whole batch in memory. It knows no model."""
+import torch
+from torch.nn import functional as F
+
+from common.device import autocast_dtype
+
+LOGITS_AT_ONCE = 2**28  # 1 GB in float32. Each chunk adds to the gradient of the weights: many small ones would be slow
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """
+    The summed cross entropy of the logits x @ weight.T, in nats, without those whose target is -1: x (N, n_embd),
+    weight (vocab_size, n_embd), targets (N,). The loss is linear in its gradient, so the forward pass computes that of
+    a chunk, too, while its logits are there: nothing is computed twice, and no logits are kept. As in Hsu et al. 2024,
+    "Liger Kernel", https://arxiv.org/abs/2410.10989
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, targets, logits_at_once):
+        dtype = autocast_dtype(x)
+        x16, weight16 = x.to(dtype), weight.to(dtype)  # once, not once a chunk
+        loss = x.new_zeros((), dtype=torch.float32)
+        x_grads, weight_grad = [], torch.zeros_like(weight, dtype=torch.float32)
+        chunks = -(-x.size(0) * weight.size(0) // logits_at_once)
+        for rows, ids in zip(x16.chunk(chunks), targets.chunk(chunks)):
+            grad = F.log_softmax(rows @ weight16.T, dim=-1, dtype=torch.float32)  # log-probabilities, for now
+            loss = loss + F.nll_loss(grad, ids, ignore_index=-1, reduction='sum')
+            grad.exp_().scatter_add_(1, ids.clamp(min=0)[:, None], grad.new_full((len(ids), 1), -1.0))
+            grad = grad.mul_((ids >= 0)[:, None]).to(dtype)  # of the logits: probability - (1 at the target)
+            x_grads.append(grad @ weight16)
+            weight_grad += grad.T @ rows
+        ctx.save_for_backward(torch.cat(x_grads).to(x.dtype), weight_grad)
+        return loss
+
+    @staticmethod
+    def backward(ctx, loss_grad):
+        x_grad, weight_grad = ctx.saved_tensors
+        return x_grad * loss_grad, weight_grad * loss_grad, None, None
+
+
+def linear_cross_entropy(x, weight, targets, logits_at_once=LOGITS_AT_ONCE):
+    """LinearCrossEntropy; where no gradient is needed it is the plain loss."""
+    return LinearCrossEntropy.apply(x, weight, targets, logits_at_once)
