@@ -9,14 +9,15 @@ python bench.py config/train_gpt2.py --mode=plan --gpu=v100-16gb --gpus=8    # m
 python bench.py --mode=matmul                       # matmuls and memory alone: what could be reached
 python bench.py --mode=sample                       # tokens a second, beside Hugging Face's generate()
 python bench.py --mode=check                        # is this machine ready to train?
+python bench.py --mode=claims                       # every figure of docs/measurements.md again, as far as it goes here
 """
 import os
 
 from common import settings
 
 # -----------------------------------------------------------------------------
-mode = 'step'          # step, plan, matmul, sample, check
-json = False           # one JSON object with what was measured, for programs
+mode = 'step'          # step, plan, matmul, sample, check, claims
+json = False           # one JSON object with what was measured or planned, for programs
 # step
 vocab_size = 0         # of the model; 0: the dataset's, or GPT-2's 50304 if that is not prepared here
 real_data = False      # batches from the dataset, as in training; False: random ids
@@ -28,9 +29,10 @@ sweep_dtype = []       # []: those that the device is fast in
 sweep_compile = [False, True]
 sweep_batch_size = []  # []: a quarter, half, once, twice and four times batch_size
 sweep_gradient_checkpointing = [False, True]
-out = ''               # of a sweep: FILE.jsonl, a line for each combination, and FILE.png, their curves
+out = ''               # of a sweep: FILE.jsonl, a line for each combination, and FILE.png, their curves; of claims:
+                       # FILE.jsonl, to which each is added, and FILE.md, their table; '' is claims.jsonl
 # plan
-gpu = 'auto'           # v100-16gb, v100-32gb, a100-40gb, h100, ...; auto: the one here
+gpu = 'auto'           # v100-16gb, v100-32gb, a100-40gb, h100, ...; auto: the one here; cpu: this machine without one
 gpus = 1               # of them; with --fsdp=True they share weights, gradients and moments
 # sample
 prompt_tokens = 16
@@ -41,11 +43,17 @@ rounds = 3             # in which all ways take turns, because a machine's speed
 use_huggingface = True  # also time Hugging Face's generate(), if transformers is installed and block_size allows it
 uncached = True        # also the loop that computes the whole context for each token
 compile_step = False   # also each with the step compiled
+# claims
+minutes = 30.0         # what does not fit into them is left for the next call, which goes on from there
+only = ''              # these claims, as in only=check,roofline
+list = False           # only say which there are, how long they take, and what they need
+input = ''             # the file of tiny Shakespeare's text; '': that of data/shakespeare_char, if it is there
+table = ''             # only make the table between the marks in this Markdown file anew, from `out`
 # -----------------------------------------------------------------------------
 root = os.path.dirname(os.path.abspath(__file__))
 train_defaults = settings.read(os.path.join(root, 'train.py'))  # all are settings here too
 globals().update({**train_defaults, 'gradient_accumulation_steps': gradient_accumulation_steps})
-config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, list))]
+config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, type([])))]
 config_keys.remove('root')
 defaults = {k: globals()[k] for k in config_keys}
 exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once
@@ -64,8 +72,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import console, dataset as datasets, tokenizer, weights
-from common.benchmark import decoding, planner, readiness, roofline, sweep as sweeps
+from common import console, dataset as datasets, device as devices, tokenizer, weights
+from common.benchmark import claims, decoding, ledger, planner, readiness, roofline, sweep as sweeps
 from common.device import (explain_out_of_memory, find_gpu, memory_gb, native_bf16, peak_flops, resolve_device,
                            resolve_dtype, synchronize)
 from common.distributed import world_size
@@ -74,6 +82,12 @@ from model import GPT, GPTConfig
 results = sys.stdout
 if json:
     sys.stdout = sys.stderr  # for messages along the way
+if mode == 'plan' and gpu != 'auto':
+    devices.has_gpu = lambda: gpu != 'cpu'  # a config file that looks for a GPU is to find the one that is planned for
+    there = settings.read(__file__, sys.argv[1:])
+    if there != {key: globals()[key] for key in config_keys}:
+        print(f'planned is what the config file sets on a machine with gpu={gpu}; on this one it sets something else')
+        globals().update(there)
 if init_from in weights.OPENAI:
     n_layer, n_head, n_embd, bias = *weights.OPENAI[init_from], True
 elif init_from not in ('scratch', 'auto', 'resume'):
@@ -107,7 +121,7 @@ def make_random_data(folder):
     for split in datasets.SPLITS:
         ids.tofile(os.path.join(folder, f'{split}.bin'))
     with open(os.path.join(folder, 'meta.json'), 'w', encoding='utf-8') as f:
-        f.write(dumps({'tokenizer': 'char', 'vocab_size': vocab_size, 'chars': list(map(chr, range(vocab_size))),
+        f.write(dumps({'tokenizer': 'char', 'vocab_size': vocab_size, 'chars': [*map(chr, range(vocab_size))],
                        'dtype': dtype}))
 
 
@@ -147,6 +161,10 @@ def measure_step():
     stretches = tqdm(range(windows if seconds < 5 else min(windows, 3)), 'windows', disable=None, leave=False)
     all_ms = [1000 * roofline.seconds(lambda: run(count), device) / count for _ in stretches]
     memory = memory_gb(device)  # before the matmuls below allocate theirs
+    on_cuda, compiled = device.startswith('cuda'), train['compiled_model'] is not model
+    reserved = torch.cuda.max_memory_reserved(device) / 1e9 if on_cuda else None
+    plan = planner.memory(model, optimizer, half=dtype != 'float32', dropout=dropout, batch_size=batch_size,
+                          checkpointing=gradient_checkpointing, compiled=compiled)
     shares = roofline.shares(train, lambda step: run(count, step), device)
     ms, tokens = statistics.median(all_ms), gradient_accumulation_steps * batch_size * block_size
     flops = model.flops_per_token() * tokens / (ms / 1000)
@@ -155,8 +173,9 @@ def measure_step():
             'real_data', 'device', 'dtype', 'batch_size', 'block_size', 'gradient_accumulation_steps',
             'gradient_checkpointing')
     return dict(
-        {key: globals()[key] for key in same}, torch=torch.__version__, compile=train['compiled_model'] is not model,
-        device_name=torch.cuda.get_device_name(device) if device.startswith('cuda') else None,
+        {key: globals()[key] for key in same}, torch=torch.__version__, compile=compiled,
+        device_name=torch.cuda.get_device_name(device) if on_cuda else None,
+        reserved_gb=reserved, planned_gb=sum(plan.values()) / planner.GB if on_cuda else None,
         parameters=model.get_num_params(), warmup_s=warmup_s, ms=ms, ms_lowest=min(all_ms), ms_highest=max(all_ms),
         tok_s=1000 * tokens / ms, tflops=flops / 1e12, mfu=peak and flops / peak, mfu_measured=flops / reached,
         matmul_tflops=reached / 1e12, memory_gb=memory, **{f'share_{part}': share for part, share in shares.items()})
@@ -177,6 +196,7 @@ def show_step():
     print('of the time: ' + ', '.join(f'{part} {share:.0%}' for part, share in shares.items()))
     whose = '' if device.startswith('cuda') else ', of the whole process'
     most = f'{row["memory_gb"]:.2f} GB at most{whose}' if row['memory_gb'] else 'not counted on this device'
+    most += f' (the plan says {row["planned_gb"]:.2f})' if row['planned_gb'] else ''
     print(f'memory: {most}')
 
 
@@ -242,25 +262,33 @@ def show_plan():
     """What a run with these settings needs and may reach, on GPUs that need not be here."""
     with torch.device('meta'):
         model = make_model()
-    card = planner.gpu_by_name(gpu)
+    card = planner.gpu_by_name(gpu, dtype)
     if dtype == 'bfloat16' and gpu.startswith(('v100', 't4')):
         print('no bfloat16 on such a card: the plan is for float16, which train.py uses there')
-    options = dict(model=model, optimizer=optimizer, half=dtype != 'float32', dropout=dropout, gpus=gpus, fsdp=fsdp)
-    tokens = gradient_accumulation_steps * batch_size * block_size
+    figures = planner.plan(model, card, dtype, globals(), gpus)
+    if json:
+        print(dumps({'gpu': gpu, **figures}), file=results)
+        return
+    what = f'the CPU here ({card.memory_gb:.0f} GB' if gpu == 'cpu' else f'{gpus} x {gpu} ({card.memory_gb:.0f} GB'
+    peak = f'a matmul in {dtype} reaches {card.tflops:.3f}' if gpu == 'cpu' else f'{card.tflops:g}'
     print(f'{model.get_num_params() / 1e6:.2f}M parameters, {vocab_size:,} ids in the vocabulary ({whose_ids}), '
-          f'{tokens:,} tokens an iteration\n{gpus} x {gpu} ({card.memory_gb:.0f} GB, {card.tflops:g} TFLOP/s). '
-          'Derived, not measured.\n')
-    print('\n'.join([*planner.memory_lines(card, batch_size, options), '',
-                     *planner.time_lines(card, max_iters * tokens, options, globals())]))
+          f'{figures["tokens_per_iter"]:,} tokens an iteration\n{what}, {peak} TFLOP/s). '
+          + ('Derived from that matmul.\n' if gpu == 'cpu' else 'Derived, not measured.\n'))
+    print('\n'.join([*planner.memory_lines(figures), '', *planner.time_lines(figures)]))
 
 
 def show_matmul():
     """The roofline: matmul in each precision, and reading memory."""
+    row = {}
     for name in ('float32', 'bfloat16', 'float16'):
-        print(f'matmul in {name:11} {roofline.matmul_flops(device, name) / 1e12:10.3f} TFLOP/s')
+        row[name] = roofline.matmul_flops(device, name) / 1e12
+        print(f'matmul in {name:11} {row[name]:10.3f} TFLOP/s')
     card = find_gpu(device) if device.startswith('cuda') else None
     of_peak = f' of {card.bandwidth:g}' if card else ''
-    print(f'reading memory       {roofline.read_bytes_per_second(device) / 1e9:12.1f} GB/s{of_peak}')
+    row['read_gb_s'] = roofline.read_bytes_per_second(device) / 1e9
+    print(f'reading memory       {row["read_gb_s"]:12.1f} GB/s{of_peak}')
+    if json:
+        print(dumps(row), file=results)
 
 
 def show_readiness():
@@ -297,8 +325,26 @@ def show_decoding():
         print(dumps({way: statistics.median(values) for way, values in speeds.items()}), file=results)
 
 
+def measure_claims():
+    """What this project claims, measured here; or only the list, or the table of what was measured."""
+    path, chosen = out or 'claims.jsonl', ledger.chosen(claims.CLAIMS, only)
+    if table:
+        ledger.update_document(claims.CLAIMS, ledger.read(path), table)
+        return
+    with ledger.workplace(root, device, input) as bench:
+        here = ledger.machine(device)
+        if list:
+            print('\n'.join(ledger.listing(chosen, here, bench, ledger.read(path))))
+            return
+        check_writable(path, 'name a file in a folder that exists, as in --out=claims.jsonl')
+        if not ledger.run(claims.CLAIMS, chosen, bench, here, minutes, path):
+            sys.exit(1)
+
+
 MODES = {'step': run_sweep if sweep else profile_step if profile else show_step, 'plan': show_plan,
-         'matmul': show_matmul, 'sample': show_decoding, 'check': show_readiness}
+         'matmul': show_matmul, 'sample': show_decoding, 'check': show_readiness, 'claims': measure_claims}
+
+CLAIMS_TAKE = {'mode', 'minutes', 'only', 'list', 'input', 'table', 'out', 'device'}
 
 
 def contradictions():
@@ -306,8 +352,14 @@ def contradictions():
     return [
         (mode not in MODES, f'mode={mode!r} is not one of {", ".join(MODES)}'),
         (world_size() > 1, 'it measures one process: leave out torchrun, or unset RANK WORLD_SIZE LOCAL_RANK'),
-        (json and (mode in ('plan', 'matmul', 'check') or profile or sweep),
-         'json goes with a step and with mode=sample; a sweep has out'),
+        (json and (mode not in ('step', 'plan', 'matmul', 'sample') or profile or sweep),
+         'json goes with a step, with mode=plan, matmul and sample; a sweep and mode=claims have out'),
+        (mode == 'claims' and config_given - CLAIMS_TAKE,
+         f'mode=claims has its own settings for everything; leave out {", ".join(sorted(config_given - CLAIMS_TAKE))}'),
+        (mode == 'claims' and device not in ('auto', 'cpu', 'cuda'),
+         f'{device=}: another GPU is chosen by CUDA_VISIBLE_DEVICES=1 before the command'),
+        (mode != 'claims' and config_given & {'minutes', 'only', 'list', 'input', 'table'},
+         'minutes, only, list, input and table are for --mode=claims'),
         (mode != 'step' and (profile or sweep), f'profile and sweep go with mode=step, not with mode={mode}'),
         (mode != 'plan' and (gpu, gpus) != (defaults['gpu'], defaults['gpus']),
          'gpu and gpus are for --mode=plan; everything else is measured on --device'),
@@ -315,6 +367,7 @@ def contradictions():
           for key in ('rounds', 'windows', 'max_new_tokens', 'prompt_tokens', 'gpus')),
         (fsdp and mode != 'plan', 'fsdp=True splits a model over several GPUs, and this measures one; leave it out, or '
                                   'make a plan with --mode=plan --gpus=8'),
+        (gpu == 'cpu' and gpus > 1, f'gpu=cpu is this machine, not one of gpus={gpus}; leave out --gpus'),
         (fsdp and gpus == 1, 'fsdp=True splits a model over several GPUs; say how many, as in --gpus=8'),
         (mode == 'step' and vocab_size > sys.maxunicode, f'vocab_size={vocab_size} is above {sys.maxunicode}'),
         (mode == 'plan' and dtype not in ('auto', 'float32', 'bfloat16', 'float16'),
@@ -343,6 +396,8 @@ try:
             if not gradient_accumulation_steps:
                 gradient_accumulation_steps = -(-train_defaults['gradient_accumulation_steps'] // gpus) * gpus
             settings.check(globals(), gpus)
+            if gpu == 'cpu':
+                dtype = resolve_dtype(dtype, 'cpu')
             dtype = 'float16' if dtype == 'auto' else dtype  # or bfloat16: the same memory
         elif mode != 'check':  # which reports what is wrong instead of stopping at it
             gradient_accumulation_steps = gradient_accumulation_steps or 1

@@ -2,7 +2,6 @@
 import time
 
 import torch
-from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
 from common.distributed import print0
@@ -49,6 +48,7 @@ def compile_or_eager(model, ctx, trial, mode=None):
 
 def counts():
     """(graphs, graph breaks) of torch.compile in this process so far."""
+    from torch._dynamo.utils import counters  # takes a second to import
     return counters['stats']['unique_graphs'], sum(counters['graph_break'].values())
 
 

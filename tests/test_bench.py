@@ -121,14 +121,58 @@ def test_a_cell_that_dies_is_a_row(tmp_path, capsys):
 
 def test_the_plan_needs_no_gpu(run):
     done = ok(run('bench.py', 'config/train_gpt2.py', '--mode=plan', '--gpu=v100-16gb', '--gpus=8'))
-    for word in ('123.59M parameters', '491,520 tokens', 'optimizer', 'logits', 'largest batch_size', 'tokens/s',
-                 'days for 295 billion', 'kWh', 'nanoGPT issue 215', 'Derived'):
+    for word in ('123.59M parameters', '491,520 tokens', 'of compiled code', 'optimizer', 'logits', 'tokens/s',
+                 'largest batch_size', 'days for 295 billion', 'kWh', 'Derived',
+                 'others: compiled, 38% at 124M (nanoGPT issue 215)'):
         assert word in done.stdout, word
     disk = float(re.search(r'^disk +([\d.]+) GB', done.stdout, re.MULTILINE)[1])
     assert disk == pytest.approx(10 * 4 * 0.1244, abs=0.05)  # the best weights, and three states of thrice as much
     kept = run('bench.py', 'config/train_gpt2.py', '--mode=plan', '--gpu=t4', '--keep_interval=100000',
                '--dtype=bfloat16').stdout
     assert '8.0 GB: the best weights, 6 that are kept' in kept and 'no bfloat16' in kept
+
+
+def test_a_plan_in_json_has_the_figures_that_are_printed(run):
+    words = ['bench.py', 'config/train_gpt2.py', '--mode=plan', '--gpu=v100-16gb', '--gpus=8', '--vocab_size=50304',
+             '--batch_size=40']
+    text = ok(run(*words)).stdout
+    done = ok(run(*words, '--json=True'))
+    figures = json.loads(done.stdout)
+    assert (figures['gpu'], figures['gpus'], figures['dtype'], figures['tokens_per_iter']) == (
+        'v100-16gb', 8, 'float16', 40 * 40 * 1024)
+    for part, size in figures['bytes'].items():
+        row = next(line for line in text.splitlines() if line.startswith(f'  {part} '))
+        assert row.split()[-2:] == [f'{size / 1e9:.2f}', f'{figures["bytes_checkpointing"][part] / 1e9:.2f}']
+    for words in (
+            f'{figures["parameters"] / 1e6:.2f}M parameters', f'{figures["tokens_per_iter"]:,} tokens an iteration',
+            f'{figures["total_bytes"] / 1e9:8.2f} {figures["total_bytes_checkpointing"] / 1e9:8.2f} ',
+            f'{figures["largest_batch_size"]:8} {figures["largest_batch_size_checkpointing"]:8}\n',
+            f'\n{"fits" if figures["fits"] else "does not fit"}: {figures["total_bytes"] / 1e9:.1f} of 14 GB',
+            f'{figures["tok_s_lowest"]:,.0f} to {figures["tok_s_highest"]:,.0f} tokens/s', figures['mfu_source'],
+            f'{figures["days_lowest"]:.3g} days to {figures["days_highest"]:.3g} days',
+            f'{figures["kwh_lowest"]:,.0f} to {figures["kwh_highest"]:,.0f} kWh',
+            f'{figures["disk_bytes"] / 1e9:.1f} GB: the best weights'):
+        assert words in text, words
+    assert figures['fits'] is False and 'does not fit' in text
+    unknown = json.loads(ok(run('bench.py', '--mode=plan', '--gpu=h100', '--dtype=float32', '--json')).stdout)
+    assert unknown['tok_s_lowest'] is unknown['days_lowest'] is unknown['kwh_lowest'] is None and unknown['fits']
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='Windows does not tell the size of the memory this way')
+def test_a_cpu_is_planned_with_what_it_reaches_here(bench):
+    done = ok(bench('--mode=plan', '--gpu=cpu', '--dtype=float32'))
+    assert 'the CPU here (' in done.stdout and '\nfits: ' in done.stdout and 'kWh' not in done.stdout
+    peak = float(re.search(r'a matmul in float32 reaches ([\d.]+) TFLOP/s', done.stdout)[1])
+    assert peak > 0 and 'of what a matmul reaches here' in done.stdout and 'others' not in done.stdout
+
+
+@pytest.mark.parametrize('gpu, tokens', [('v100-16gb', 64 * 256), ('cpu', 12 * 64)])
+def test_a_plan_has_the_settings_of_the_machine_that_is_planned_for(tmp_path, gpu, tokens):
+    """Not those of the machine here, where config/train_shakespeare_char.py finds a GPU or not."""
+    here = 'from common import device\ndevice.has_gpu = lambda: ' + str(gpu == 'cpu')
+    done = ok(hook(f'{QUICK}{here}\n', 'bench.py', 'config/train_shakespeare_char.py', '--mode=plan', f'--gpu={gpu}',
+                   '--n_layer=1', cwd=tmp_path))
+    assert f' {tokens:,} tokens an iteration' in done.stdout and 'on this one it sets something else' in done.stdout
 
 
 def test_a_plan_takes_the_shape_of_the_weights_to_start_from(run):
@@ -176,7 +220,8 @@ def test_each_way_to_write_a_text_is_measured(bench):
 @pytest.mark.parametrize('args, expected', [
     (['--mode=foo'], "mode='foo'"), (['--rounds=0'], 'rounds=0'), (['--n_head=5'], 'n_head=5'),
     (['--batch_sizes=[0]'], 'batch_sizes=[0]'), (['--mode=sample', '--prompt_tokens=40'], 'prompt_tokens=40'),
-    (['--mode=plan', '--gpu=v100'], "gpu='v100'"), (['--mode=plan'], 'v100-16gb'),
+    (['--mode=plan', '--gpu=v100'], "gpu='v100'"), (['--mode=plan', '--gpu=cpu', '--gpus=2'], 'leave out --gpus'),
+    (['--mode=plan', '--gpu=cpu', '--dtype=float16'], 'float16 does not train'), (['--mode=plan'], 'v100-16gb'),
     (['--mode=plan', '--gpus=0'], 'gpus=0'), (['--gpu=h100'], '--mode=plan'), (['--mode=plan', '--sweep'], 'mode=step'),
     (['--mode=plan', '--fsdp', '--gpu=h100'], '--gpus=8'), (['--mode=plan', '--dtype=fp16'], 'fp16'),
     (['--vocab_size=-1'], 'vocab_size=-1'), (['--json', '--sweep'], 'json'),

@@ -84,6 +84,8 @@ def toy(words):
     elif script == 'bench.py' and mode in ('step', 'sample'):
         more = CELL if '--sweep=True' in words else GENERATING if mode == 'sample' else []
         words = shrink(words, [*TINY, '--vocab_size=64', '--windows=1', *more])
+    elif script == 'bench.py' and mode == 'claims':
+        words = ['--mode=claims', '--list']
     elif script.endswith('prepare.py') and not script.endswith('_char/prepare.py'):
         if not any(word.startswith('--input') for word in words):
             words += ['--input=corpus.jsonl']
@@ -173,6 +175,43 @@ def test_the_mistakes_give_the_messages_that_readme_shows(world, tmp_path):
         assert done.returncode == 2 and message in done.stderr, f'{typed}\n{done.stderr}'
         ran += 1
     assert ran >= 4
+
+
+def numbers(text):
+    """The numbers of a text, as they are written, but for those in names such as AVX-512 and GPT-2."""
+    return re.findall(r'(?<![\w.,-])\d+(?:[.,]\d+)*(?!\w)', text)
+
+
+def measured(command):
+    """The numbers in the rows of docs/measurements.md that name a command's script with its config or mode."""
+    named = ' '.join(command.split()[:3])
+    rows = [row for row in read('docs/measurements.md').splitlines() if row.startswith('|') and named in row]
+    return [float(number.replace(',', '')) for row in rows for number in numbers(row) if number.count('.') < 2]
+
+
+def readme_figures():
+    """(a text with figures, the command behind them) for what README says was measured."""
+    text, command = read('README.md'), None
+    for row in text.partition('| measured, on ')[2].partition('\n\n')[0].splitlines()[2:]:
+        _, figures, behind = row.strip('| ').split(' | ')
+        command = command if behind == 'the same' else behind.strip('`')
+        yield figures, command
+    for row in text.partition('| tokens a second |')[2].partition('\n\n')[0].splitlines()[2:]:
+        yield row, 'python bench.py --mode=sample'
+    yield re.search(r'best val loss [\d.]+', text)[0], 'python train.py config/quickstart.py'
+    yield re.search(r'\d+ passed, \d+ skipped', text)[0], 'python -m pytest'
+
+
+def test_what_readme_says_was_measured_stands_in_the_measurements():
+    """With fewer digits, if need be."""
+    seen = 0
+    for figures, command in readme_figures():
+        known = measured(command)
+        for number in numbers(figures):
+            digits = len(number.partition('.')[2])
+            assert any(f'{one:.{digits}f}' == number for one in known), f'{number} of {figures!r}: {command}'
+            seen += 1
+    assert seen >= 20
 
 
 def slug(heading):

@@ -1,0 +1,395 @@
+"""
+Claims measured on this machine, one after the other, and the table of what was seen on which machine. A measurement is
+a line of a file, written as soon as it is there: whatever ends the program costs no more than the claim at hand.
+
+On disk, beside that file: a folder for temporary files of up to 5 GB, with the checkpoints of one run of a GPT-2 at a
+time; it is removed at the end. Nothing is fetched from a network. It knows no single claim: claims.py has them.
+"""
+import contextlib
+import datetime
+import difflib
+import glob
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from typing import Callable
+
+import torch
+
+from common.benchmark import readiness
+from common.console import duration
+from common.device import native_bf16
+from common.files import write_whole
+
+DONE, TO_DO = 'done', 'to do'
+PATIENCE = 3  # a claim may take so many times its estimate, and a minute more
+SHAKESPEARE = 1115394  # bytes of tiny Shakespeare's text
+
+
+@dataclass
+class Claim:
+    name: str
+    what: str             # that is claimed
+    command: str          # behind it, as one would type it; once it changes, the claim is measured again
+    measure: Callable     # measure(bench, command): ({name: number}, a readable text, how far it scatters or '')
+    cpu: float = 0        # minutes on 2 cores of a CPU; 0: nothing that a machine without a GPU measures
+    gpu: float = 0        # minutes on an H100; 0: nothing for a GPU
+    gb: int = 0           # of memory that the GPU must have
+    gpus: int = 1
+    needs: str = ''       # bfloat16, shakespeare, vocabulary or tests: see why_not()
+
+
+class Failed(Exception):
+    """A command behind a claim did not end well; the text says how."""
+
+
+class Bench:
+    """The place where claims are measured: commands as processes of their own, and the datasets that they need."""
+
+    def __init__(self, root, folder, device, text=''):
+        """root: of the project. folder: for temporary files. text: the file of tiny Shakespeare, if there is one."""
+        self.root, self.folder, self.text, self.end = root, folder, text, None
+        self.work = os.path.join(folder, 'work')  # of one claim: the working directory of its commands
+        self.env = {**os.environ, 'PYTHONPATH': root, 'WANDB_MODE': 'disabled',
+                    'TORCHINDUCTOR_CACHE_DIR': os.path.join(folder, 'compiled')}
+        if device == 'cpu':
+            self.env['CUDA_VISIBLE_DEVICES'] = ''  # the configs take smaller settings then
+
+    def begin(self, minutes):
+        """An empty working directory, for a claim that may take so long."""
+        shutil.rmtree(self.work, ignore_errors=True)
+        os.makedirs(self.work)
+        self.end = time.monotonic() + 60 * minutes
+
+    def run(self, command, *more, codes=(0,), **env):
+        """
+        Run a command with `more` words behind it; returns (its stdout, seconds). The words NAME=value in front of it
+        and `env` are added to its environment. Failed unless its exit code is one of `codes`, or if time is up.
+        """
+        words = [*shlex.split(command), *map(str, more)]
+        env = {**self.env, **env}
+        while '=' in words[0]:
+            name, _, env[name] = words.pop(0).partition('=')
+        program = {'python': [sys.executable], 'torchrun': [sys.executable, '-m', 'torch.distributed.run']}
+        words[:1] = program.get(words[0], words[:1])
+        words = [os.path.join(self.root, word) if word.endswith('.py') and not word.startswith('config/') else word
+                 for word in words]
+        with open(f'{self.work}/stdout', 'w+b') as out, open(f'{self.work}/stderr', 'w+b') as err:
+            begin = time.perf_counter()
+            process = subprocess.Popen(words, cwd=self.work, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                                       start_new_session=True)  # Ctrl-C is for this process, which then ends that one
+            try:
+                code = process.wait(max(1, self.end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                raise Failed(f'took {PATIENCE} times as long as expected, and more; is this machine busy?') from None
+            finally:
+                if process.returncode is None:
+                    kill(process)
+            seconds = time.perf_counter() - begin
+            texts = []
+            for file in (out, err):
+                file.seek(0)
+                texts.append(file.read().decode(errors='replace'))
+        if code not in codes:
+            lines = (texts[1].strip() or texts[0].strip()).splitlines()
+            raise Failed(lines[-1] if lines else f'exit code {code} and no message')
+        return texts[0], seconds
+
+    def json(self, command, *more, **env):
+        """The object that a command prints in its last line."""
+        return json.loads(self.run(command, *more, **env)[0].splitlines()[-1])
+
+    def train(self, command, *more, name='run', keep=False, **env):
+        """
+        A training run in the folder `name`; returns (its training lines, its evaluations, the last line of
+        metrics.jsonl). Its checkpoints are removed unless told to `keep` them.
+        """
+        self.run(command, f'--out_dir={name}', '--wandb_log=False', *more, **env)
+        for path in glob.glob(f'{self.work}/{name}/*.pt') * (not keep):
+            os.unlink(path)
+        lines = json_lines(f'{self.work}/{name}/metrics.jsonl')
+        return [line for line in lines if 'loss' in line], [line for line in lines if 'val_loss' in line], lines[-1]
+
+    def dataset(self, name):
+        """
+        The folder of a dataset, which is prepared at most once. pydoc_char: Python's documentation; shakespeare_char;
+        source: the source of Python's standard library, up to 20 MB, with a vocabulary of 4,096 of its own.
+        """
+        folder = os.path.join(self.folder, name)
+        command = {'pydoc_char': 'python data/pydoc_char/prepare.py',
+                   'shakespeare_char': f'python data/shakespeare_char/prepare.py --input={shlex.quote(self.text)}',
+                   'source': 'python data/text/prepare.py --input=source.txt --vocab_size=4096'}[name]
+        if not os.path.isfile(os.path.join(folder, 'meta.json')):
+            if name == 'source':
+                self.run('python -c', 'from common.benchmark import probes; probes.write_source("source.txt")')
+            self.run(command, f'--out={folder}')
+        return folder
+
+
+def descendants(pid):
+    """The processes that a process has started, with those that they have: torchrun gives each a session of its own."""
+    parents, found = {}, [pid]
+    for path in glob.glob('/proc/[0-9]*/stat'):
+        with contextlib.suppress(OSError), open(path, errors='replace') as f:
+            parents[int(path.split('/')[2])] = int(f.read().rpartition(')')[2].split()[1])
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def kill(process):
+    """SIGKILL to a process that leads a session, and to all that it has started."""
+    others = descendants(process.pid)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL) if hasattr(os, 'killpg') else process.kill()
+    for pid in others:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def cpu_name():
+    """The name of the CPU and what counts in it: AMD EPYC (AVX-512 with bfloat16)."""
+    name = ''
+    with contextlib.suppress(OSError):
+        if sys.platform == 'linux':
+            with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as f:
+                name = next((line.partition(': ')[2] for line in f if line.startswith('model name')), '')
+        else:
+            name = subprocess.run(['sysctl', '-n', 'machdep.cpu.brand_string'], capture_output=True, text=True).stdout
+    name = re.sub(r'\((R|TM|tm)\)|CPU @ .*| Processor| \d+-Core', '', name).strip() or 'CPU'
+    widest = torch.backends.cpu.get_cpu_capability()
+    if not widest.startswith('AVX'):
+        return name
+    vectors = 'AVX2 only' if widest == 'AVX2' else 'AVX-512' + ' with bfloat16' * native_bf16('cpu')
+    return f'{name} ({vectors}{", AMX" * (widest == "AVX512" and torch.cpu._is_amx_tile_supported())})'
+
+
+def machine(device):
+    """What is said of this machine in each line, and what claims need to know of it: a dict."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    about = {'machine': f'{cpu_name()}, {cores} cores', 'cores': cores, 'device': device, 'torch': torch.__version__,
+             'driver': None, 'gb': 0, 'gpus': 0, 'bfloat16': native_bf16(device)}
+    if device == 'mps':
+        about['machine'] = f'{cpu_name()}, its GPU'
+    elif torch.backends.mps.is_available():
+        raise ValueError(f'device={device!r}: the commands would take the GPU; leave it out')
+    if device == 'cuda':
+        driver = readiness.driver()
+        about.update(gb=round(torch.cuda.get_device_properties(0).total_memory / 1e9), gpus=torch.cuda.device_count())
+        name = torch.cuda.get_device_name()
+        about.update(machine=name + f', {about["gb"]} GB' * ('GB' not in name),
+                     driver=driver.found.partition(':')[0] if driver.state == readiness.OK else None)
+    return about
+
+
+def minutes_of(claim, here):
+    return claim.cpu if here['device'] == 'cpu' else claim.gpu
+
+
+def why_not(claim, here, bench):
+    """Why a claim cannot be measured here; '' if it can."""
+    if not minutes_of(claim, here):
+        return 'needs a GPU' if claim.gpu else 'is about a CPU: --device=cpu'
+    if here['device'] != 'cpu' and claim.gpus > here['gpus']:
+        return f'needs {claim.gpus} GPUs'
+    if here['device'] != 'cpu' and claim.gb > here['gb'] + 1:  # a card of 16 GB says 15.8
+        return f'needs a GPU of {claim.gb} GB'
+    text = os.path.isfile(bench.text)
+    cache = os.environ.get('TIKTOKEN_CACHE_DIR') or os.path.join(tempfile.gettempdir(), 'data-gym-cache')  # tiktoken's
+    has, remedy = {
+        '': (True, ''),
+        'bfloat16': (here['bfloat16'], 'needs a device with bfloat16'),
+        'shakespeare': (text, "needs tiny Shakespeare's text: --input=FILE"),
+        'vocabulary': (text and os.path.isdir(cache), "needs tiny Shakespeare's text (--input=FILE), and the files of "
+                       "GPT-2's vocabulary, in TIKTOKEN_CACHE_DIR"),
+        'tests': (importlib.util.find_spec('pytest') and os.path.isdir(os.path.join(bench.root, 'tests')),
+                  'needs pip install -r requirements-dev.txt')}[claim.needs]
+    return '' if has else remedy
+
+
+def json_lines(path):
+    """The objects in a file, one a line; [] if it is not there. A line that was cut off is left out."""
+    lines = []
+    with contextlib.suppress(FileNotFoundError), open(path, encoding='utf-8', errors='replace') as f:
+        for line in f:
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+    return lines
+
+
+def read(path):
+    """The lines of a file of measurements. ValueError if it has others."""
+    lines = json_lines(path)
+    known = {'claim', 'machine', 'device', 'torch', 'date'}
+    if not all(isinstance(line, dict) and known <= set(line) and ('text' in line or 'error' in line) for line in lines):
+        raise ValueError(f'{path} has lines that are no measurements; name another file, as in --out=claims.jsonl')
+    return lines
+
+
+def append(path, line):
+    """Add a line to a file of measurements, on the disk when this returns."""
+    with open(path, 'ab+') as f:
+        f.seek(max(0, f.tell() - 1))
+        broken = f.read() not in (b'', b'\n')  # the line before was cut off
+        f.write(b'\n' * broken + json.dumps(line, ensure_ascii=False).encode() + b'\n')
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def is_done(claim, here, lines):
+    """Whether these lines have a claim as it is now, measured on this machine with this PyTorch."""
+    this = (claim.name, claim.command, here['machine'], here['torch'])
+    return any((line.get('claim'), line.get('command'), line.get('machine'), line.get('torch')) == this
+               for line in lines if 'error' not in line)
+
+
+def chosen(claims, only):
+    """The claims that `only` names, separated by commas; all if it is empty. ValueError for an unknown name."""
+    names = [claim.name for claim in claims]
+    for name in filter(None, only.split(',')):
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=2)
+            raise ValueError(f'only={name!r} is no claim; ' + (f'did you mean {" or ".join(near)}?' if near else
+                                                               'python bench.py --mode=claims --list names them all'))
+    return [claim for claim in claims if not only or claim.name in only.split(',')]
+
+
+def state(claim, here, bench, lines):
+    """DONE, TO_DO, or why a claim cannot be measured here."""
+    return why_not(claim, here, bench) or (DONE if is_done(claim, here, lines) else TO_DO)
+
+
+def listing(claims, here, bench, lines):
+    """A line for each claim: its name, its time, and whether it can be measured here."""
+    wide = max(len(claim.name) for claim in claims)
+    for claim in claims:
+        expected = duration(60 * (minutes_of(claim, here) or claim.gpu or claim.cpu))
+        yield f'{claim.name:{wide}}  {expected:>6}  {claim.what}: {state(claim, here, bench, lines)}'
+
+
+def measure(claim, bench, here):
+    """The line of one claim, measured now."""
+    bench.begin(PATIENCE * minutes_of(claim, here) + 1)
+    line = {'claim': claim.name, 'command': claim.command, **{key: here[key] for key in (
+        'machine', 'cores', 'device', 'torch', 'driver')}, 'date': datetime.date.today().isoformat()}
+    begin = time.perf_counter()
+    try:
+        figure, text, spread = claim.measure(bench, claim.command)
+        line.update(figure=figure, text=text, spread=spread)
+    except Failed as error:
+        line['error'] = str(error)
+    except Exception as error:  # what it printed or wrote is not what its reader expects; the others go on
+        line['error'] = f'{type(error).__name__}: {error}'
+    return {**line, 'seconds': round(time.perf_counter() - begin, 1)}
+
+
+def run(claims, chosen, bench, here, minutes, path):
+    """
+    Measure those of the `chosen` claims that this machine can and that `path` does not have yet, in their order, as
+    long as their estimates fit into so many minutes. Each becomes a line of `path`, and a cell of the table of all
+    `claims` beside it. Returns whether all that were begun ended well.
+    """
+    end, lines, later, good = time.monotonic() + 60 * minutes, read(path), [], True
+    states = {claim.name: state(claim, here, bench, lines) for claim in chosen}
+    due = [claim for claim in chosen if states[claim.name] == TO_DO]
+    done = sum(state == DONE for state in states.values())
+    print(f'{here["machine"]}, PyTorch {here["torch"]}: {len(due)} claims to measure, {done} are done, '
+          f'{len(states) - done - len(due)} cannot be measured here (--list says why)')
+    for number, claim in enumerate(due, 1):
+        expected = minutes_of(claim, here)
+        if time.monotonic() + 60 * expected > end:
+            later.append(claim)
+            continue
+        print(f'{number} of {len(due)}: {claim.name} (about {duration(60 * expected)})')
+        line = measure(claim, bench, here)
+        append(path, line)
+        lines.append(line)
+        with write_whole(table_path(path)) as f:
+            f.write('\n'.join(table(claims, lines)) + '\n')
+        good = good and 'error' not in line
+        print(f'    {cell(line)}')
+    if later:
+        print('left for the next call: ' + ', '.join(f'{claim.name} ({duration(60 * minutes_of(claim, here))})'
+                                                     for claim in later))
+    if lines:
+        print(f'{path} has the figures, {table_path(path)} the table')
+    return good
+
+
+def table_path(path):
+    return os.path.splitext(path)[0] + '.md'
+
+
+def cell(line):
+    """A measurement as a cell of the table."""
+    if 'error' in line:
+        return f'failed: {line["error"]}'
+    return line['text'] + f' ({line["spread"]})' * bool(line.get('spread'))
+
+
+def table(claims, lines):
+    """
+    The lines of a Markdown table: a row for each claim, a column for each machine with the newest of its measurements
+    or, if all failed, how.
+    """
+    newest = {}
+    for line in lines:
+        key = line['claim'], line['machine']
+        if 'error' not in line or 'error' in newest.get(key, {'error': ''}):
+            newest[key] = line
+    columns = {line['machine']: line for line in lines}  # with the newest line of each
+    kinds = {line['device'] == 'cpu' for line in lines}
+    columns.update({name: {'device': device} for name, device in (('a CPU', 'cpu'), ('a GPU', 'cuda'))
+                    if (device == 'cpu') not in kinds})
+    yield '| claim | command | ' + ' | '.join(columns) + ' |'
+    yield '|---' * (2 + len(columns)) + '|'
+    software = ['PyTorch ' + line['torch'] + (f', driver {line["driver"]}' if line.get('driver') else '')
+                if 'torch' in line else '' for line in columns.values()]
+    yield '| | | ' + ' | '.join(software) + ' |'
+    for claim in claims:
+        cells = []
+        for name, column in columns.items():
+            line = newest.get((claim.name, name))
+            missing = 'not measured yet' if minutes_of(claim, column) else ''
+            cells.append(f'{cell(line)}; {line["date"]}' if line else missing)
+        words = [f'{claim.name}: {claim.what}', f'`{claim.command}`', *cells]
+        yield '| ' + ' | '.join(' '.join(word.split()).replace('|', '\\|') for word in words) + ' |'
+
+
+BEGIN, END = '<!-- made by bench.py --mode=claims --table, from claims.jsonl -->', '<!-- end of what is made -->'
+
+
+def update_document(claims, lines, path):
+    """Make the table between the marks in a Markdown file anew. ValueError if they are not there."""
+    with open(path, encoding='utf-8') as f:
+        before, begin, rest = f.read().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f'table={path!r} has no lines {BEGIN} and {END}, between which the table goes')
+    with write_whole(path) as f:
+        f.write('\n'.join([f'{before}{begin}', *table(claims, lines), f'{end}{after}']))
+
+
+@contextlib.contextmanager
+def workplace(root, device, text):
+    """A Bench in a folder of its own, which is removed at the end."""
+    text = os.path.expanduser(text)
+    if text and (not os.path.isfile(text) or os.path.getsize(text) != SHAKESPEARE):
+        raise ValueError(f"input={text!r} is not tiny Shakespeare's text of {SHAKESPEARE:,} bytes, as "
+                         'data/shakespeare_char/prepare.py downloads it')
+    text = os.path.abspath(text) if text else os.path.join(root, 'data', 'shakespeare_char', 'input.txt')
+    for name in ('SIGTERM', 'SIGHUP'):  # of `timeout`, or of a terminal that is closed: as Ctrl-C
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix='claims-', ignore_cleanup_errors=True) as folder:
+        yield Bench(root, folder, device, text)
