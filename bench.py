@@ -12,8 +12,9 @@ python bench.py --mode=check                        # is this machine ready to t
 python bench.py --mode=claims                       # every figure of docs/measurements.md again, as far as it goes here
 """
 import os
+import sys
 
-from common import settings
+from common import console, settings
 
 # -----------------------------------------------------------------------------
 mode = 'step'          # step, plan, matmul, sample, check, claims
@@ -56,6 +57,10 @@ globals().update({**train_defaults, 'gradient_accumulation_steps': gradient_accu
 config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, (int, float, bool, str, type([])))]
 config_keys.remove('root')
 defaults = {k: globals()[k] for k in config_keys}
+console.protect_output()
+results = sys.stdout
+if any(word.startswith('--json') for word in sys.argv):
+    sys.stdout = sys.stderr  # for what config files say, too
 exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once
 # -----------------------------------------------------------------------------
 
@@ -63,7 +68,6 @@ import builtins
 import itertools
 import shlex
 import statistics
-import sys
 import tempfile
 import time
 from json import dumps
@@ -72,16 +76,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import console, dataset as datasets, device as devices, tokenizer, weights
+from common import dataset as datasets, device as devices, tokenizer, weights
 from common.benchmark import claims, decoding, ledger, planner, readiness, roofline, sweep as sweeps
 from common.device import (explain_out_of_memory, find_gpu, memory_gb, native_bf16, peak_flops, resolve_device,
                            resolve_dtype, synchronize)
 from common.distributed import world_size
 from model import GPT, GPTConfig
 
-results = sys.stdout
-if json:
-    sys.stdout = sys.stderr  # for messages along the way
+sys.stdout = sys.stderr if json else results  # for messages along the way
 if mode == 'plan' and gpu != 'auto':
     devices.has_gpu = lambda: gpu != 'cpu'  # a config file that looks for a GPU is to find the one that is planned for
     there = settings.read(__file__, sys.argv[1:])
@@ -263,9 +265,11 @@ def show_plan():
     with torch.device('meta'):
         model = make_model()
     card = planner.gpu_by_name(gpu, dtype)
-    if dtype == 'bfloat16' and gpu.startswith(('v100', 't4')):
+    has_bf16 = 'V100' not in card.pattern and 'T4' not in card.pattern
+    if dtype == 'bfloat16' and not has_bf16:
         print('no bfloat16 on such a card: the plan is for float16, which train.py uses there')
-    figures = planner.plan(model, card, dtype, globals(), gpus)
+    half = 'bfloat16' if has_bf16 else 'float16'
+    figures = planner.plan(model, card, half if dtype in ('auto', 'bfloat16') else dtype, globals(), gpus)
     if json:
         print(dumps({'gpu': gpu, **figures}), file=results)
         return
@@ -398,7 +402,6 @@ try:
             settings.check(globals(), gpus)
             if gpu == 'cpu':
                 dtype = resolve_dtype(dtype, 'cpu')
-            dtype = 'float16' if dtype == 'auto' else dtype  # or bfloat16: the same memory
         elif mode != 'check':  # which reports what is wrong instead of stopping at it
             gradient_accumulation_steps = gradient_accumulation_steps or 1
             settings.check(globals(), 1)

@@ -26,7 +26,7 @@ from common.training import attention
 from common.training.loss import linear_cross_entropy
 from common.training.muon import MuonAdamW
 
-LOGITS_AT_ONCE = 2**28  # in training: 1 GB in float32
+LOGITS_AT_ONCE = 2**27  # in training: 0.5 GB in float32. Eager code takes three times that, compiled code less
 EVAL_CHUNK = 256        # tokens whose logits are in float32 at once in an evaluation
 
 
@@ -154,8 +154,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        # recompute blocks in the backward pass, and have fewer logits at once: less memory, more time
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing = False  # recompute blocks in the backward pass: less memory, more time
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),
             wpe=None if config.modern else nn.Embedding(config.block_size, config.n_embd),
@@ -219,7 +218,8 @@ class GPT(nn.Module):
         if idx.size(1) > self.config.block_size:
             raise ValueError(f'a sequence of {idx.size(1)} tokens is longer than block_size={self.config.block_size}')
         x, rope = self.embed(idx, cache)
-        # under autocast the residual stream is in 16 bits, too: half the memory to read, write and keep
+        # under autocast the residual stream is in 16 bits, too: half the memory to read and write, and in compiled code
+        # and on a CPU half of it to keep
         x = self.transformer.drop(x.to(autocast_dtype(x)))
         recompute = self.gradient_checkpointing and self.training
         for block in self.transformer.h:
@@ -236,9 +236,8 @@ class GPT(nn.Module):
             return self.lm_head(x[:, -1:]), None  # generation needs the last position only
         counted = (targets >= 0).sum().clamp(min=1)
         learning = self.training and torch.is_grad_enabled()
-        at_once = LOGITS_AT_ONCE // 4 if self.gradient_checkpointing else LOGITS_AT_ONCE
-        if learning and targets.numel() * self.config.vocab_size > at_once:
-            loss = linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), at_once)
+        if learning and targets.numel() * self.config.vocab_size > LOGITS_AT_ONCE:
+            loss = linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), LOGITS_AT_ONCE)
             return None, loss / counted
         logits = self.lm_head(x)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():

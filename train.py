@@ -99,7 +99,7 @@ with exit_on_error():
     device_type = device.partition(':')[0]
     config = {key: globals()[key] for key in config_keys}
     devices.explain_out_of_memory(batch_size, gradient_accumulation_steps, gradient_checkpointing)
-    distributed.start_processes(backend, device)
+    distributed.start_processes(backend, device, compress_gradients and dtype)
 
 # 2) The data, before the model: it says how large the vocabulary is.
 with exit_on_error():
@@ -291,8 +291,7 @@ def train_step(iter_num):
 # 6) Three views of the same weights: raw_model saves and samples, compiled_model evaluates, model (in DDP) trains.
 model = raw_model
 if world_size > 1 and not (fsdp or eval_only):
-    with exit_on_error():
-        model = distributed.data_parallel(raw_model, device, dtype, compress_gradients)
+    model = distributed.data_parallel(raw_model, device, dtype, compress_gradients)
 if compile:
     train_batch = None if eval_only else get_batch('train', np.arange(batch_size))
     eval_batch = get_batch('val', eval_starts['val'][0]) if is_script else None

@@ -176,7 +176,8 @@ def autocast(device, dtype, fsdp=False):
 def autocast_dtype(x):
     """The dtype in which autocast multiplies here on the device of x; that of x itself without autocast."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    enabled = kind != 'meta' and torch.is_autocast_enabled(kind)  # autocast knows no device 'meta'
+    return torch.get_autocast_dtype(kind) if enabled else x.dtype
 
 
 def synchronize(device):

@@ -60,8 +60,11 @@ def print0(*args):
         print(*args)
 
 
-def start_processes(backend, device):
-    """Join the process group: NCCL between GPUs, gloo between CPUs, unless `backend` names one."""
+def start_processes(backend, device, compressed=''):
+    """
+    Join the process group: NCCL between GPUs, gloo between CPUs, unless `backend` names one. `compressed`: the dtype of
+    a run whose gradients are to travel in 16 bits. ValueError for what cannot work.
+    """
     if backend not in ('auto', 'nccl', 'gloo'):
         raise ValueError(f'backend={backend!r} is not one of auto, nccl, gloo')
     if world_size() == 1:
@@ -73,6 +76,8 @@ def start_processes(backend, device):
     on_cuda = device.startswith('cuda')
     if backend == 'nccl' and not on_cuda:
         raise ValueError(f"backend='nccl' needs GPUs, but the device is {device!r}; use --backend=auto")
+    if compressed and compressed != 'float16' and not on_cuda:
+        raise ValueError(f'compress_gradients=True in {compressed} needs GPUs; try --compress_gradients=False')
     if backend == 'auto':
         backend = 'nccl' if on_cuda else 'gloo'
     # an hour, not NCCL's 10 minutes: the others wait while rank 0 prepares a dataset or saves a large state
@@ -166,14 +171,12 @@ def data_parallel(model, device, dtype, compress):
     """
     DDP: the whole model on every rank, and gradients averaged over the ranks in the backward pass. With `compress` they
     travel in 16 bits: in float16 if that is the `dtype` of the run, whose loss scaling notices an overflow, else in
-    bfloat16, which needs NCCL: ValueError without a GPU.
+    bfloat16, which needs NCCL.
     """
     # a compiled graph is cut at each bucket of gradients: 5 for GPT-2 124M, where PyTorch's 25 MB would make 20
     parallel = DistributedDataParallel(model, device_ids=[device] if device.startswith('cuda') else None,
                                        gradient_as_bucket_view=True,  # or gradients would take twice the memory
                                        bucket_cap_mb=100)
-    if compress and dtype != 'float16' and not device.startswith('cuda'):
-        raise ValueError('compress_gradients=True is for GPUs; leave it out')
     if compress:
         from torch.distributed.algorithms.ddp_comm_hooks import default_hooks as hooks
         parallel.register_comm_hook(None, hooks.fp16_compress_hook if dtype == 'float16' else hooks.bf16_compress_hook)

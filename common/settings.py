@@ -107,8 +107,10 @@ def check(settings, world_size):
     if settings['fsdp'] and world_size == 1:
         raise ValueError('fsdp=True splits a model over processes, but there is one; start several with torchrun, or '
                          'try --fsdp=False')
-    if settings['fsdp'] and settings['compress_gradients']:
-        raise ValueError('compress_gradients=True is for whole models on each GPU; with fsdp=True leave it out')
+    if settings.get('compress_gradients') and (world_size == 1 or settings['fsdp']):
+        why = 'fsdp=True sends none that are whole' if settings['fsdp'] else 'there is one process'
+        raise ValueError(f'compress_gradients=True is for gradients that travel between processes, but {why}; try '
+                         '--compress_gradients=False')
     for key, package in (('wandb_log', 'wandb'), ('tensorboard_log', 'tensorboard')):
         if settings[key] and importlib.util.find_spec(package) is None:
             raise ValueError(f'{key}=True needs a package that is not here: pip install {package}')

@@ -4,7 +4,7 @@
 #   python train.py config/base.py --dataset=fineweb_edu
 #
 # Memory on a V100 of 16 GB, derived and not measured: 2.2 GB for weights, gradients and AdamW, 0.3 MB a token for
-# activations, 1.8 GB for logits: 6.5 GB at 8 x 1024. With --gradient_checkpointing=True 3.0 GB.
+# activations, 1.3 GB for logits: 6.0 GB at 8 x 1024. With --gradient_checkpointing=True 3.7 GB.
 # 20 tokens a parameter (Hoffmann et al. 2022) are 2.49 billion: 4,750 iterations.
 out_dir = 'out-base'
 eval_interval = 250

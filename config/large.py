@@ -4,8 +4,8 @@
 #   python train.py config/large.py --dataset=fineweb_edu
 #
 # Memory on a V100 of 16 GB, derived and not measured: 6.4 GB for weights, gradients and AdamW, 0.8 MB a token for
-# activations, 0.8 GB for logits: 10.5 GB at 4 x 1024, and room for 7 x 1024. With --gradient_checkpointing=True 7.2 GB,
-# and room for 86 x 1024.
+# activations, 1.2 GB for logits: 10.9 GB at 4 x 1024, and room for 7 x 1024. With --gradient_checkpointing=True 7.8 GB,
+# and room for 67 x 1024.
 # 20 tokens a parameter (Hoffmann et al. 2022) are 7.1 billion: 13,500 iterations.
 out_dir = 'out-large'
 eval_interval = 250

@@ -4,7 +4,7 @@
 #   torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2_8xv100.py
 #   python bench.py config/train_gpt2_8xv100.py --mode=plan --gpu=v100-16gb --gpus=8
 #
-# Derived, not measured: 6.5 of 16 GB on each, 445,000 to 608,000 tokens/s, 4.5 to 6.2 hours. llm.c reports a validation
+# Derived, not measured: 6.0 of 16 GB on each, 445,000 to 608,000 tokens/s, 4.5 to 6.2 hours. llm.c reports a validation
 # loss of 3.27 after 10.26 billion tokens of FineWeb, which is other text.
 out_dir = 'out-gpt2-8xv100'
 dataset = 'fineweb_edu'

@@ -4,7 +4,7 @@
 #   python train.py config/train_gpt2_v100.py
 #   python bench.py config/train_gpt2_v100.py --mode=plan --gpu=v100-16gb     # where the figures below come from
 #
-# Derived, not measured: 6.5 of 16 GB, 56,000 (as a published run) to 76,000 tokens/s, 9 to 12 hours. No loss after
+# Derived, not measured: 6.0 of 16 GB, 56,000 (as a published run) to 76,000 tokens/s, 9 to 12 hours. No loss after
 # 2.5 billion tokens is published for it; after 10.26 billion of FineWeb, which is other text, llm.c reports 3.27.
 out_dir = 'out-gpt2-v100'
 dataset = 'fineweb_edu'

@@ -197,7 +197,7 @@ def test_a_new_model_knows_nothing_and_keeps_the_residual_scale():
 
 @pytest.mark.parametrize('modern', [False, True])
 def test_gradient_checkpointing_changes_no_gradient(monkeypatch, modern):
-    monkeypatch.setattr('model.LOGITS_AT_ONCE', 4 * 24 * 96)  # a quarter of it with checkpointing: of 24 of 64 tokens
+    monkeypatch.setattr('model.LOGITS_AT_ONCE', 24 * 96)  # of 24 of 64 tokens
     model, idx = small_gpt(dropout=0.1, modern=modern).train(), torch.randint(96, (2, 32))
     targets = idx.clone()
     targets[0, :5] = -1
@@ -209,6 +209,19 @@ def test_gradient_checkpointing_changes_no_gradient(monkeypatch, modern):
         model(idx, targets)[1].backward()
         gradients.append([p.grad.clone() for p in model.parameters()])
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-7) for a, b in zip(*gradients))
+
+
+@pytest.mark.parametrize('modern', [False, True])
+def test_under_autocast_the_residual_stream_is_in_its_dtype(modern):
+    model, seen = small_gpt(modern=modern), []
+    for block in model.transformer.h:
+        block.register_forward_hook(lambda block, args, output: seen.extend((args[0].dtype, output.dtype)))
+    with torch.autocast('cpu', torch.bfloat16):
+        model(torch.zeros(1, 4, dtype=torch.long))
+    assert seen == 2 * len(model.transformer.h) * [torch.bfloat16]
+    seen.clear()
+    model.to('meta')(torch.zeros(1, 4, dtype=torch.long, device='meta'))  # where there is no autocast
+    assert set(seen) == {torch.float32}
 
 
 @pytest.mark.parametrize('modern', [False, True])

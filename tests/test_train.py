@@ -196,7 +196,7 @@ def test_two_processes_train_as_one(hooked, hooked_ranks, tmp_path):
     for ours, theirs in zip(evaluations1, evaluations2, strict=True):
         assert ours['val_loss'] == pytest.approx(theirs['val_loss'], abs=1e-4)
         assert ours['val_acc'] == pytest.approx(theirs['val_acc'], abs=1e-2)
-    # two micro-batches a process: the gradients of both travel with the second. Before, those of a token find their places
+    # two micro-batches a process: the gradients of both travel with the second. Before: a token, for their places
     assert noted(tmp_path, 'two-travel') == [['True'] + ['False', 'True'] * 20] * 2
 
 
@@ -417,8 +417,11 @@ def test_gradients_travel_in_16_bits_where_that_was_asked_for(hooked_ranks, tmp_
     for done in hooked_ranks(SENT + FLOAT16, '--compress_gradients=True', '--dtype=float16'):
         assert set(re.findall('^sent: (.*)$', ok(done).stdout, re.MULTILINE)) == {'torch.float16'}
     assert learned(tmp_path / 'out')
-    for done in hooked_ranks('', '--compress_gradients=True', '--dtype=bfloat16'):
-        assert done.returncode == 2 and 'is for GPUs' in done.stdout + done.stderr
+    shutil.move(tmp_path / 'out', tmp_path / 'before')
+    for option in ('--dtype=bfloat16', '--fsdp=True'):  # before anything is begun
+        for done in hooked_ranks('', '--compress_gradients=True', option):
+            assert done.returncode == 2
+        assert not (tmp_path / 'out').exists()
 
 
 def test_where_adamw_is_not_fused_a_harmful_update_is_skipped_too(hooked, tmp_path):
@@ -728,6 +731,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(train, tmp_path, args, exp
     ('muon_lr', 0.0, 1, '--muon_lr=0.02'), ('activation', 'gelu_tanh', 1, 'ReLU'),
     ('cooldown', 0.95, 1, '--cooldown=0.9'), ('min_lr', 2e-3, 1, 'try --min_lr=0.0001'),
     ('warmup_iters', 20, 1, '--warmup_iters=1'), ('fsdp', True, 1, 'torchrun'),
+    ('compress_gradients', True, 1, 'there is one process.*--compress_gradients=False'),
     ('gradient_accumulation_steps', 5, 3, 'try --gradient_accumulation_steps=3 or --gradient_accumulation_steps=6'),
     ('gradient_accumulation_steps', 1, 2, 'try --gradient_accumulation_steps=2'), ('batch_size', 3, 1, None)])
 def test_settings_that_cannot_work_are_refused(key, value, processes, expected):

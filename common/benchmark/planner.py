@@ -16,7 +16,7 @@ from common.settings import disk_bytes, state_bytes
 
 GB = 1e9
 RESERVED = 2 * GB  # for CUDA itself, library workspaces and fragmentation; on a CPU for the system and PyTorch
-LOGITS_AT_ONCE = 2**28  # as in model.py; a test compares them
+LOGITS_AT_ONCE = 2**27  # as in model.py; a test compares them
 UNFUSED = 512  # on a CPU in 16 bits attention is written out up to this context (common/training/attention.py)
 
 # The share of the peak (MFU) that others reached in training: lowest, highest, source. Rows of device.GPUS are found by
@@ -55,9 +55,12 @@ def gpu_by_name(name, dtype='float16'):
     The row of device.GPUS called `name`. 'auto' is the GPU here, with its real memory; 'cpu' this machine without one,
     its peak what a matmul in `dtype` (a name) reaches in a second of trying. ValueError where there is no such thing.
     """
-    if name in device.GPUS:
-        return device.GPUS[name]
+    if name.lower() in device.GPUS:
+        return device.GPUS[name.lower()]
     known = f'known: {", ".join(device.GPUS)}, cpu, and auto for the one here'
+    near = [row for row in device.GPUS if row.startswith(name.lower())]
+    if near:
+        known = f'did you mean {" or ".join(near)}?'
     if name == 'cpu':
         if not hasattr(os, 'sysconf'):
             raise ValueError("gpu=cpu needs the size of this machine's memory, which Windows does not tell")
@@ -109,18 +112,19 @@ def saved_bytes(config, half, dropout, compiled=True, on_cpu=False):
     return block, around
 
 
-def loss_bytes(config, tokens, half, checkpointing=False, compiled=True, on_cpu=False):
+def loss_bytes(config, tokens, half, compiled=True, on_cpu=False):
     """The most bytes that the logits of so many tokens, the loss and its gradients take (model.py, GPT.head)."""
     size, logits = 2 if half else 4, tokens * config.vocab_size
-    at_once = LOGITS_AT_ONCE // (4 if checkpointing else 1)
-    if logits <= at_once:
+    if logits <= LOGITS_AT_ONCE:
         # compiled code keeps the logits and makes their gradient; else the log-probabilities in float32 are kept, and
         # two gradients of their size are made
         return logits * (2 * size if compiled else 12)
     # Of a chunk: logits, log-probabilities in float32, and the gradient of the chunk before; a CPU converts 16-bit
-    # logits first. And the gradient of the weights, in float32.
-    rows = -(-tokens // -(-logits // at_once))
-    return rows * config.vocab_size * (12 if on_cpu else 2 * size + 4) + 4 * config.vocab_size * config.n_embd
+    # logits first. And the gradient of the weights, in float32; compiled code adds up those of all chunks at the end.
+    chunks = -(-logits // LOGITS_AT_ONCE)
+    gradients = 4 + (chunks * size if compiled else 0)
+    return (-(-tokens // chunks) * config.vocab_size * (12 if on_cpu else 2 * size + 4)
+            + gradients * config.vocab_size * config.n_embd)
 
 
 @functools.lru_cache(maxsize=1)  # largest_batch() asks thousands of times
@@ -142,7 +146,7 @@ def memory(model, optimizer, half, dropout, batch_size, checkpointing=False, gpu
     elif half:  # autocast converts each weight once per pass, and autograd keeps that
         parts['16-bit weights'] = 2 * numbers_in_matrices(model)
     block, around = saved_bytes(config, half, dropout, compiled, on_cpu)
-    logits = loss_bytes(config, tokens, half, checkpointing, compiled, on_cpu)
+    logits = loss_bytes(config, tokens, half, compiled, on_cpu)
     # with checkpointing the input of each block, and all of one block at a time
     kept, again = (size * config.n_embd, block) if checkpointing else (block, 0)
     # when the logits, and with checkpointing the 16-bit weights, are gone: with the gradient of the MLP's hidden layer
@@ -221,7 +225,7 @@ def memory_lines(figures):
         yield '  heads whose channels are not a multiple of 8: no fused attention, more memory than this'
     recompute = figures['gradient_checkpointing']
     needed = figures['total_bytes_checkpointing' if recompute else 'total_bytes'] / GB
-    verdict = (f'{needed:.1f} of {available:.0f} GB at batch_size={figures["batch_size"]}'
+    verdict = (f'{needed:.{1 if needed >= 1 else 3}f} of {available:.0f} GB at batch_size={figures["batch_size"]}'
                + ' with gradient_checkpointing' * recompute)
     if figures['fits']:
         yield f'fits: {verdict}'
@@ -244,13 +248,15 @@ def time_lines(figures):
         yield '        ' + 'others: ' * (not on_cpu) + figures['mfu_source']
         yield '        with gradient_checkpointing about a quarter less: a second forward pass'
         days, tokens = [figures['days_lowest'], figures['days_highest']], figures['tokens']
-        span = [f'{value:.3g} days' if value >= 1 else duration(86400 * value) for value in days]
+        span = [f'{value:,.0f} days' if value >= 100 else f'{value:.3g} days' if value >= 1 else duration(86400 * value)
+                for value in days]
         size = f'{tokens / 1e9:.3g} billion' if tokens >= 1e9 else f'{tokens / 1e6:.3g} million'
         yield f'time    {span[0]} to {span[1]} for {size} tokens'
     if figures['kwh_lowest'] is not None:
-        digits = 0 if figures['kwh_lowest'] >= 10 else 3
+        digits = 0 if figures['kwh_lowest'] >= 10 else 1 if figures['kwh_lowest'] >= 1 else 3
         yield (f'energy  {figures["kwh_lowest"]:,.{digits}f} to {figures["kwh_highest"]:,.{digits}f} kWh of the GPUs, '
                f'at {figures["watts"]} W each')
-    yield (f'disk    {figures["disk_bytes"] / GB:.1f} GB: the best weights, '
+    disk = figures['disk_bytes'] / GB
+    yield (f'disk    {disk:.{1 if disk >= 1 else 3}f} GB: the best weights, '
            + f'{figures["kept_weights"]} that are kept, ' * (figures['kept_weights'] > 0)
            + 'two states, and a third while it is written')

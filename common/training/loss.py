@@ -4,15 +4,13 @@ from torch.nn import functional as F
 
 from common.device import autocast_dtype
 
-LOGITS_AT_ONCE = 2**28  # 1 GB in float32. Each chunk adds to the gradient of the weights: many small ones would be slow
-
 
 class LinearCrossEntropy(torch.autograd.Function):
     """
     The summed cross entropy of the logits x @ weight.T, in nats, without those whose target is -1: x (N, n_embd),
-    weight (vocab_size, n_embd), targets (N,). The loss is linear in its gradient, so the forward pass computes that of
-    a chunk, too, while its logits are there: nothing is computed twice, and no logits are kept. As in Hsu et al. 2024,
-    "Liger Kernel", https://arxiv.org/abs/2410.10989
+    weight (vocab_size, n_embd), targets (N,). The forward pass computes the gradients of a chunk, too, while its logits
+    are there: the backward pass has only to scale them, nothing is computed twice, and no logits are kept. As in Hsu et
+    al. 2024, "Liger Kernel", https://arxiv.org/abs/2410.10989
     """
 
     @staticmethod
@@ -28,16 +26,18 @@ class LinearCrossEntropy(torch.autograd.Function):
             grad.exp_().scatter_add_(1, ids.clamp(min=0)[:, None], grad.new_full((len(ids), 1), -1.0))
             grad = grad.mul_((ids >= 0)[:, None]).to(dtype)  # of the logits: probability - (1 at the target)
             x_grads.append(grad @ weight16)
-            weight_grad += grad.T @ rows
+            weight_grad.add_(grad.T @ (rows / 16), alpha=16)  # or the sum over many rows might overflow in float16
         ctx.save_for_backward(torch.cat(x_grads).to(x.dtype), weight_grad)
         return loss
 
     @staticmethod
     def backward(ctx, loss_grad):
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError('the loss in chunks has first derivatives only; raise model.LOGITS_AT_ONCE')
         x_grad, weight_grad = ctx.saved_tensors
         return x_grad * loss_grad, weight_grad * loss_grad, None, None
 
 
-def linear_cross_entropy(x, weight, targets, logits_at_once=LOGITS_AT_ONCE):
-    """LinearCrossEntropy; where no gradient is needed it is the plain loss."""
+def linear_cross_entropy(x, weight, targets, logits_at_once):
+    """The loss of LinearCrossEntropy, a float32 scalar, with at most so many logits in memory at once."""
     return LinearCrossEntropy.apply(x, weight, targets, logits_at_once)

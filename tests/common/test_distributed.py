@@ -1,5 +1,6 @@
 """The processes of a run: what the environment says of them, and what they do together."""
 import signal
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -82,8 +83,9 @@ def process_group(tmp_path):
     torch.distributed.destroy_process_group()
 
 
-def small_gpt():
-    return GPT(GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=8, vocab_size=32)), torch.arange(16).view(2, 8)
+def small_gpt(modern=False):
+    config = GPTConfig(n_layer=2, n_head=2, n_embd=32, block_size=8, vocab_size=32, modern=modern)
+    return GPT(config), torch.arange(16).view(2, 8)
 
 
 def test_gradients_are_in_the_buckets_of_ddp_before_the_first_iteration(process_group):
@@ -99,16 +101,31 @@ def test_gradients_are_in_the_buckets_of_ddp_before_the_first_iteration(process_
     assert len(storages()) == 1 and all(p.grad.any() for p in model.parameters() if p.dim() > 1)
 
 
+@pytest.mark.parametrize('dtype, hook', [('float16', 'fp16_compress_hook'), ('bfloat16', 'bf16_compress_hook')])
+def test_gradients_are_sent_in_the_dtype_of_the_run(monkeypatch, dtype, hook):
+    monkeypatch.setattr(distributed, 'DistributedDataParallel', MagicMock())
+    for compress in (True, False):
+        calls = distributed.data_parallel(small_gpt()[0], 'cpu', dtype, compress).register_comm_hook.call_args_list
+        assert [call.args[1].__name__ for call in calls] == [hook], 'once, as it was asked for once'
+
+
+@pytest.mark.parametrize('modern', [False, True])
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
-def test_fsdp_computes_in_the_dtype_of_the_run_and_keeps_float32(process_group, dtype):
-    model, idx = small_gpt()
+def test_fsdp_computes_in_the_dtype_of_the_run_and_keeps_float32(process_group, monkeypatch, dtype, modern):
+    model, idx = small_gpt(modern)
     right = model(idx, idx)[1]
-    seen = {}
+    seen, reduced, rope = {}, [], []
     distributed.shard(model, model.transformer.h, 'cpu', dtype)
-    for module in (model.lm_head, model.transformer.wpe, model.transformer.h[1].mlp.c_fc):
+    for module in (model.lm_head, model.transformer.wte, model.transformer.h[1].mlp.c_fc):
         module.register_forward_pre_hook(lambda module, args: seen.update({module: module.weight.dtype}))
+    model.transformer.h[0].attn.register_forward_pre_hook(lambda module, args: rope.extend(args[1] or ()))
+    reduce_scatter = torch.distributed.reduce_scatter_tensor
+    monkeypatch.setattr(torch.distributed, 'reduce_scatter_tensor', lambda output, input, *args, **options: (
+        reduced.append(input.dtype), reduce_scatter(output, input, *args, **options))[1])
     loss = model(idx, idx)[1]
     loss.backward()
     assert len(seen) == 3 and set(seen.values()) == {getattr(torch, dtype)}
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
+    assert {angles.dtype for angles in rope} == ({torch.float32} if modern else set())
+    assert set(reduced) <= {torch.float32}  # none is sent if there is one rank only
     assert abs(loss - right) < (0.02 if dtype == 'bfloat16' else 1e-6)

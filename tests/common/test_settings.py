@@ -65,7 +65,8 @@ POOLS = {'n_layer': [0, 1, 10**12], 'n_head': [0, 1, 2, 3, 7, 12, 99999, 10**6, 
          'warmup_iters': [0, 1, 19, 20, 99, 993, 2**62], 'lr_decay_iters': [0, 1, 2, 20, 100, 1000, 10**12, 2**62 + 1],
          'cooldown': [0.0, 1e-300, 0.07, 0.29, 0.5, 0.95, 1.0, 1.5, 1e400], 'dropout': [0.0, 1.0, 1e400],
          'beta1': [0.0, 1.0], 'beta2': [0.999, 2.0], 'weight_decay': [0.1, 1e400], 'spike_z': [0.0, 1e400],
-         'max_skips': [0, 10], 'log_interval': [0, 1], 'fsdp': [False, True]}
+         'max_skips': [0, 10], 'log_interval': [0, 1], 'fsdp': [False, True],
+         'compress_gradients': [False, False, True]}
 
 
 @pytest.mark.parametrize('seed', range(4))
