@@ -77,7 +77,7 @@ import torch
 from tqdm import tqdm
 
 from common import dataset as datasets, device as devices, tokenizer, weights
-from common.benchmark import claims, decoding, ledger, planner, readiness, roofline, sweep as sweeps
+from common.benchmark import claims, claims_table, decoding, ledger, planner, readiness, roofline, sweep as sweeps
 from common.device import (explain_out_of_memory, find_gpu, memory_gb, native_bf16, peak_flops, resolve_device,
                            resolve_dtype, synchronize)
 from common.distributed import world_size
@@ -333,12 +333,16 @@ def measure_claims():
     """What this project claims, measured here; or only the list, or the table of what was measured."""
     path, chosen = out or 'claims.jsonl', ledger.chosen(claims.CLAIMS, only)
     if table:
-        ledger.update_document(claims.CLAIMS, ledger.read(path), table)
+        lines = claims_table.read(path)
+        if not lines:
+            raise ValueError(f'{path} has no measurements to make a table of; add --out=docs/claims.jsonl')
+        claims_table.update_document(claims.CLAIMS, lines, table)
+        print(f'{table}: the table of {len(lines)} measurements in {path}')
         return
     with ledger.workplace(root, device, input) as bench:
         here = ledger.machine(device)
         if list:
-            print('\n'.join(ledger.listing(chosen, here, bench, ledger.read(path))))
+            print('\n'.join(ledger.listing(chosen, here, bench, claims_table.read(path))))
             return
         check_writable(path, 'name a file in a folder that exists, as in --out=claims.jsonl')
         if not ledger.run(claims.CLAIMS, chosen, bench, here, minutes, path):
@@ -351,6 +355,12 @@ MODES = {'step': run_sweep if sweep else profile_step if profile else show_step,
 CLAIMS_TAKE = {'mode', 'minutes', 'only', 'list', 'input', 'table', 'out', 'device'}
 
 
+def not_for_claims():
+    """What --mode=claims does not take, as it was typed: config files and settings."""
+    typed = [word.removeprefix('--').partition('=')[0] for word in sys.argv[1:]]
+    return ', '.join(word for word in typed if word.endswith('.py') or word in config_given - CLAIMS_TAKE)
+
+
 def contradictions():
     """(when, why) for each thing that cannot be measured."""
     return [
@@ -359,7 +369,10 @@ def contradictions():
         (json and (mode not in ('step', 'plan', 'matmul', 'sample') or profile or sweep),
          'json goes with a step, with mode=plan, matmul and sample; a sweep and mode=claims have out'),
         (mode == 'claims' and config_given - CLAIMS_TAKE,
-         f'mode=claims has its own settings for everything; leave out {", ".join(sorted(config_given - CLAIMS_TAKE))}'),
+         f'mode=claims has its own settings for everything; leave out {not_for_claims()}'),
+        (mode == 'claims' and minutes <= 0, f'{minutes=} is not above 0'),
+        (mode == 'claims' and out and not out.endswith('.jsonl'),
+         f'{out=} is for the figures, and the table goes into a .md beside it; try --out=claims.jsonl'),
         (mode == 'claims' and device not in ('auto', 'cpu', 'cuda'),
          f'{device=}: another GPU is chosen by CUDA_VISIBLE_DEVICES=1 before the command'),
         (mode != 'claims' and config_given & {'minutes', 'only', 'list', 'input', 'table'},
@@ -410,5 +423,7 @@ try:
             explain_out_of_memory(batch_size, gradient_accumulation_steps, gradient_checkpointing)
         MODES[mode]()
 except KeyboardInterrupt:
-    print('stopped', file=sys.stderr)
+    kept = out or 'claims.jsonl'
+    print('stopped' + f'; {kept} has what is done, the same command goes on' * (mode == 'claims' and
+                                                                                os.path.isfile(kept)), file=sys.stderr)
     sys.exit(130)  # what a shell expects after Ctrl-C

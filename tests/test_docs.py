@@ -4,10 +4,12 @@ downloaded; their messages are what one sees, their code is quoted, their links 
 """
 import ast
 import glob
+import json
 import os
 import re
 import shlex
 import shutil
+import statistics
 from collections import Counter
 
 import pytest
@@ -178,15 +180,26 @@ def test_the_mistakes_give_the_messages_that_readme_shows(world, tmp_path):
 
 
 def numbers(text):
-    """The numbers of a text, as they are written, but for those in names such as AVX-512 and GPT-2."""
-    return re.findall(r'(?<![\w.,-])\d+(?:[.,]\d+)*(?!\w)', text)
+    """The numbers of a text, as they are written, but for those in names such as AVX-512 and GPT-2; of 1/8.5, 8.5."""
+    return re.findall(r'(?<![\w.,-])\d+(?:[.,]\d+)*(?![\w/])', text)
 
 
 def measured(command):
-    """The numbers in the rows of docs/measurements.md that name a command's script with its config or mode."""
-    named = ' '.join(command.split()[:3])
-    rows = [row for row in read('docs/measurements.md').splitlines() if row.startswith('|') and named in row]
-    return [float(number.replace(',', '')) for row in rows for number in numbers(row) if number.count('.') < 2]
+    """
+    What was measured by a command's script with its config or mode: the figures in docs/claims.jsonl, of several the
+    median, with their range, and those by hand in docs/measurements.md. No dates, commands or single runs.
+    """
+    named, known = ' '.join(command.split()[:3]), []
+    for line in map(json.loads, read('docs/claims.jsonl').splitlines()):
+        if named in line['command']:
+            known += [statistics.median(value) if isinstance(value, list) else value
+                      for value in line['figure'].values()]
+            known += [float(number) for number in re.findall(r'[\d.]+', line['spread']) if ' to ' in line['spread']]
+    for row in read('docs/measurements.md').partition('## By hand')[2].splitlines():
+        cells = row.strip('| ').split(' | ')
+        if row.startswith('| ') and named in cells[1]:
+            known += [float(number.replace(',', '')) for number in numbers(cells[-1]) if number.count('.') < 2]
+    return known
 
 
 def readme_figures():

@@ -9,7 +9,8 @@ from collections import Counter
 from functools import partial
 
 from common.benchmark import probes
-from common.benchmark.ledger import Claim, Failed, json_lines
+from common.benchmark.claims_table import json_lines
+from common.benchmark.ledger import Claim, Failed
 
 FAST = 'python train.py config/train_shakespeare_char_fast.py'
 CLASSIC = 'python train.py config/train_shakespeare_char.py'
@@ -24,6 +25,8 @@ def probe(function, *arguments):
 def check(bench, command):
     out, _ = bench.run(command, codes=(0, 1))
     counts = Counter(re.findall(r'^(ok|warning|error) ', out, re.MULTILINE))
+    if not counts:
+        raise Failed('it said nothing that could be counted')
     wrong = re.findall(r'^(?:warning|error) +(\S.*)$', out, re.MULTILINE)
     remarks = ''.join(f'; {" ".join(line.split())}' for line in wrong)
     return dict(counts), ', '.join(f'{count} {state}' for state, count in counts.items()) + remarks, ''
@@ -57,7 +60,7 @@ def step(bench, command):
     """Eager and compiled, one after the other."""
     figure, texts, spreads = {}, [], []
     for way in ('eager', 'compiled'):
-        row = bench.json(command, '--json=True', '--windows=5', f'--compile={way == "compiled"}')
+        row = bench.json(command, '--json=True', '--windows=3', f'--compile={way == "compiled"}')
         if row['compile'] != (way == 'compiled'):
             texts.append('not compiled: not possible here')
             continue
@@ -81,7 +84,7 @@ def precisions(bench, command):
 def expandable_segments(bench, command):
     figure, texts = {}, []
     for way in (False, True):
-        row = bench.json(command, '--json=True', '--windows=5', PYTORCH_ALLOC_CONF=f'expandable_segments:{way}')
+        row = bench.json(command, '--json=True', '--windows=3', PYTORCH_ALLOC_CONF=f'expandable_segments:{way}')
         figure.update({f'{key}_{way}'.lower(): row[key] for key in ('tok_s', 'memory_gb', 'reserved_gb')})
         texts.append(f'{"with" if way else "without"} {speed(row)}, {row["reserved_gb"]:.2f} GB reserved for '
                      f'{row["memory_gb"]:.2f}')
@@ -97,8 +100,12 @@ def sweep(bench, command):
             ', '.join(f'{row["batch_size"]}: {row["tok_s"]:,.0f}' for row in rows))
 
 
+def best_line(evaluations):
+    return min(evaluations, key=lambda line: line['val_loss'])
+
+
 def best(evaluations):
-    return min(line['val_loss'] for line in evaluations)
+    return best_line(evaluations)['val_loss']
 
 
 def time_to(loss, evaluations):
@@ -110,8 +117,11 @@ def time_to(loss, evaluations):
     return None
 
 
-def listed(numbers, digits):
-    return ', '.join('never' if number is None else f'{number:.{digits}f}' for number in numbers)
+def listed(numbers, digits, unit=''):
+    """Numbers with their unit: once, behind the last, or behind each if one of them is None, for never."""
+    if None not in numbers:
+        return ', '.join(f'{number:.{digits}f}' for number in numbers) + unit
+    return ', '.join('never' if number is None else f'{number:.{digits}f}{unit}' for number in numbers)
 
 
 def span(numbers, unit=''):
@@ -120,16 +130,17 @@ def span(numbers, unit=''):
 
 def quickstart(bench, command):
     _, evaluations, end = bench.train(command, f'--dataset={bench.dataset("pydoc_char")}')
-    last = evaluations[-1]
-    return ({'val_loss': best(evaluations), 'train_s': end['train_s'], 'bits_per_byte': last['bits_per_byte']},
-            f'val loss {best(evaluations):.4f}, {last["bits_per_byte"]:.3f} bits per byte, after '
+    line = best_line(evaluations)
+    return ({'val_loss': line['val_loss'], 'train_s': end['train_s'], 'bits_per_byte': line['bits_per_byte']},
+            f'val loss {line["val_loss"]:.4f}, {line["bits_per_byte"]:.3f} bits per byte, after '
             f'{end["train_s"]:.0f} s', '')
 
 
 def shakespeare(bench, command, seeds=(1337, 1, 2), target=None):
     """
     Two commands in turn, the classic and the fast recipe, for each seed: best losses, seconds of training in all, and
-    to `target` or, if it is None, to the last loss of the classic run.
+    to `target` or, if it is None, to the last loss of the classic run. Their ratio is that of the seconds to `target`
+    or, if it is None, in all.
     """
     data, rows = f'--dataset={bench.dataset("shakespeare_char")}', []
     for seed in seeds:
@@ -139,14 +150,21 @@ def shakespeare(bench, command, seeds=(1337, 1, 2), target=None):
         rows.append({f'{name}_{key}': value for name, (_, evaluations, end) in runs.items() for key, value in (
             ('loss', best(evaluations)), ('s', end['train_s']), ('s_to_target', time_to(loss, evaluations)))})
     columns = {key: [row[key] for row in rows] for key in rows[0]}
-    goal = f'{target} in' if target else "the classic run's last loss in"
-    texts = [f'{name} {listed(columns[f"{name}_loss"], 4)} in {listed(columns[f"{name}_s"], 1)} s, to {goal} '
-             f'{listed(columns[f"{name}_s_to_target"], 1)} s' for name in ('classic', 'fast')[target is None:]]
-    if target is None:
-        texts.insert(0, f'classic {listed(columns["classic_loss"], 4)} in {listed(columns["classic_s"], 1)} s')
-    ratios = [row['classic_s'] / row['fast_s'] for row in rows]
-    return ({**columns, 'ratios': ratios}, '; '.join(texts) + f'; 1/{statistics.median(ratios):.1f} of the time in all',
-            ', '.join(f'1/{ratio:.1f}' for ratio in ratios) if len(ratios) > 1 else '')
+    goal = f'{target}' if target else "the classic run's last loss"
+    texts = []
+    for name in ('classic', 'fast'):
+        text = f'{name} {listed(columns[f"{name}_loss"], 4)} in {listed(columns[f"{name}_s"], 1, " s")}'
+        if target or name == 'fast':
+            text += f', to {goal} in {listed(columns[f"{name}_s_to_target"], 1, " s")}'
+        texts.append(text.replace(' in never', ' never'))
+    kind = 's_to_target' if target else 's'
+    ratios = [row[f'classic_{kind}'] / row[f'fast_{kind}'] if row[f'classic_{kind}'] and row[f'fast_{kind}'] else None
+              for row in rows]
+    if None not in ratios:
+        texts.append(f'1/{statistics.median(ratios):.1f} of the time {"to it" if target else "in all"}')
+    known = [ratio for ratio in ratios if ratio]
+    return {**columns, 'ratios': ratios}, '; '.join(texts), ', '.join(f'1/{ratio:.1f}' for ratio in known) * (
+        len(known) > 1)
 
 
 def longer(bench, command, seeds=(1337,)):
@@ -155,7 +173,7 @@ def longer(bench, command, seeds=(1337,)):
         runs.append(bench.train(command, data, f'--seed={seed}', name=f'run-{seed}'))
     losses, seconds = [best(run[1]) for run in runs], [run[2]['train_s'] for run in runs]
     return ({'val_loss': losses, 'train_s': seconds},
-            f'best val loss {listed(losses, 4)}; {listed(seconds, 1)} s in all', '')
+            f'best val loss {listed(losses, 4)}; {listed(seconds, 1, " s")} in all', '')
 
 
 def gpt2_fast(bench, command):
@@ -239,12 +257,13 @@ def first_token(bench, command):
 
 
 def tests(bench, command):
-    out, _ = bench.run(command, '-p', 'no:cacheprovider')
+    """Those of the project, where pytest.ini is: in its folder."""
+    out, _ = bench.run(command, '-p', 'no:cacheprovider', folder=bench.root)
     words = out.strip().splitlines()[-1].strip('= ')
     return {what: int(count) for count, what in re.findall(r'(\d+) (passed|skipped)', words)}, words, ''
 
 
-TOY = '--max_iters=20 --lr_decay_iters=20 --eval_interval=20 --log_interval=1 --eval_iters=1'
+TOY = '--max_iters=20 --lr_decay_iters=20 --warmup_iters=0 --eval_interval=20 --log_interval=1 --eval_iters=1'
 BY_SAMPLE = 'python bench.py --mode=sample'
 
 
@@ -264,8 +283,8 @@ CLAIMS = [
     Claim('host-syncs', 'a training step never waits for the GPU', f'{probe(probes.host_syncs)} config/base.py '
           '--compile=False --gradient_accumulation_steps=1', host_syncs, gpu=0.6, gb=10),
     Claim('quickstart', 'a first model', 'python train.py config/quickstart.py', quickstart, cpu=1.5, gpu=0.6),
-    of_a_step('124m', 'bfloat16', 'config/base.py', gpu=1.1, gb=10),
-    of_a_step('124m', 'float16', 'config/base.py', gpu=1.1, gb=10),
+    of_a_step('124m', 'bfloat16', 'config/base.py', gpu=1, gb=10),
+    of_a_step('124m', 'float16', 'config/base.py', gpu=1, gb=10),
     Claim('parallel', 'the same losses from one process, DDP and FSDP, on two CPU processes',
           f'torchrun --standalone --nproc_per_node=2 train.py config/quickstart.py {TOY} --dtype=float32 '
           '--gradient_accumulation_steps=2', parallel, cpu=0.7),
@@ -280,37 +299,38 @@ CLAIMS = [
     Claim('shakespeare-gpu', 'tiny Shakespeare, 6 x 384, by the classic and the fast recipe; to 1.4697, which '
           'nanoGPT reaches after 3 minutes on an A100 (the aim: in a third of the time)',
           f'{CLASSIC}; {FAST} --eval_interval=50',
-          partial(shakespeare, seeds=[1337], target=1.4697), gpu=3.5, gb=8, needs='shakespeare'),
+          partial(shakespeare, seeds=[1337], target=1.4697), gpu=3.3, gb=8, needs='shakespeare'),
     Claim('gpt2-fast', '300 iterations of GPT-2 124M by the fast recipe, on source code, a vocabulary of 4,096',
           'python train.py config/train_gpt2_fast.py --max_iters=300 --lr_decay_iters=300 --eval_interval=300 '
           '--eval_iters=20 --gradient_accumulation_steps=4', gpt2_fast, gpu=2, gb=12),
     Claim('sweep-124m', 'the best batch size for GPT-2 124M', 'python bench.py config/base.py --sweep=True '
           """--sweep_dtype="['auto']" --sweep_compile="[True]" --sweep_gradient_checkpointing="[False]" """
-          '--sweep_batch_size="[8,16,32]"', sweep, gpu=2.5, gb=18),
+          '--sweep_batch_size="[8,32]"', sweep, gpu=1.7, gb=18),
     Claim('float16', '100 iterations of GPT-2 124M in float16 with loss scaling beside bfloat16',
           'python train.py config/base.py --max_iters=100 --lr_decay_iters=100 --warmup_iters=10 --eval_interval=100 '
-          '--eval_iters=20 --gradient_accumulation_steps=4 --log_interval=1 --compile=False', float16, gpu=1.5, gb=10,
+          '--eval_iters=20 --gradient_accumulation_steps=4 --log_interval=1 --compile=False', float16, gpu=1.3, gb=10,
           needs='bfloat16'),
     Claim('expandable-segments', 'GPT-2 124M with PYTORCH_ALLOC_CONF=expandable_segments:True',
-          'python bench.py config/base.py --compile=False', expandable_segments, gpu=0.7, gb=10),
+          'python bench.py config/base.py --compile=False', expandable_segments, gpu=0.6, gb=10),
     Claim('decode-gpu', 'generating with GPT-2 124M, 16 + 128 tokens: tokens/s', f'{BY_SAMPLE} --compile_step=True '
-          '--batch_sizes="[1]"', decoding, gpu=2, gb=8),
-    of_a_step('350m', 'bfloat16', 'config/large.py', gpu=1.4, gb=15),
-    of_a_step('350m', 'float16', 'config/large.py', gpu=1.4, gb=15),
-    of_a_step('124m', 'float32', 'config/base.py', gpu=1.2, gb=12),
-    of_a_step('350m', 'float32', 'config/large.py', gpu=1.6, gb=17),
+          '--batch_sizes="[1]"', decoding, gpu=1.7, gb=8),
+    of_a_step('350m', 'bfloat16', 'config/large.py', gpu=1.3, gb=15),
+    of_a_step('350m', 'float16', 'config/large.py', gpu=1.3, gb=15),
+    of_a_step('124m', 'float32', 'config/base.py', gpu=1.1, gb=12),
+    of_a_step('350m', 'float32', 'config/large.py', gpu=1.5, gb=17),
     Claim('compile', 'compiling the quick start\'s model', 'python train.py config/quickstart.py --compile=True '
           '--max_iters=2', compiling, cpu=1.5),
     Claim('shakespeare-longer', 'the fast recipe in about the classic one\'s time, whole validation split, seeds 1337, '
           '1, 2', f'{FAST} --eval_iters=0 --max_iters=1250 --lr_decay_iters=1250 --eval_interval=1250',
           partial(longer, seeds=[1337, 1, 2]), cpu=4, needs='shakespeare'),
     Claim('shakespeare-gpu-longer', 'the fast recipe\'s best loss on tiny Shakespeare, 6 x 384 (the aim: 1.43 '
-          'at most)', f'{FAST} --max_iters=1500 --lr_decay_iters=1500', longer, gpu=1.3, gb=8, needs='shakespeare'),
+          'at most)', f'{FAST} --max_iters=1500 --lr_decay_iters=1500', longer, gpu=1, gb=8, needs='shakespeare'),
     Claim('first-token', 'from the start of sample.py to the first token, small model (the aim: 1.2 times the time '
           'of import torch, and 0.5 s)', 'python sample.py --out_dir=out-quickstart --num_samples=1 '
           '--max_new_tokens=1', first_token, cpu=1.2),
-    Claim('decode', 'generating with GPT-2 124M, 16 + 128 tokens: steps/s', BY_SAMPLE, decoding, cpu=6),
-    Claim('decode-small', 'the same with 0.8M parameters, compiled: steps/s', f'{BY_SAMPLE} --compile_step=True '
+    Claim('decode', 'generating with GPT-2 124M, 16 + 128 tokens: steps/s, at batch 1 tokens/s', BY_SAMPLE, decoding,
+          cpu=6),
+    Claim('decode-small', 'the same with 0.8M parameters, compiled: tokens/s', f'{BY_SAMPLE} --compile_step=True '
           '--n_layer=4 --n_head=4 --n_embd=128 --vocab_size=96 --max_new_tokens=512 --batch_sizes="[1]" '
           '--uncached=False --use_huggingface=False', decoding, cpu=2),
     Claim('prepare', '100 MB of jsonl in GPT-2\'s tokens, and by tiktoken\'s encode_ordinary_batch',
@@ -318,6 +338,6 @@ CLAIMS = [
     Claim('kills', 'resuming after 200 kills is exact', 'NANOGPT_TESTS=all python -m pytest tests/test_resume.py -k '
           'killed_at_any', tests, cpu=4, needs='tests'),
     Claim('tests', 'all tests but the slow ones', 'python -m pytest', tests, cpu=8, needs='tests'),
-    Claim('decode-900', 'generating 900 tokens with GPT-2 124M, with and without the cache: steps/s', f'{BY_SAMPLE} '
+    Claim('decode-900', 'generating 900 tokens with GPT-2 124M, with and without the cache: tokens/s', f'{BY_SAMPLE} '
           '--max_new_tokens=900 --rounds=1 --batch_sizes="[1]" --use_huggingface=False', decoding, cpu=20),
 ]

@@ -1,9 +1,10 @@
 """
-Claims measured on this machine, one after the other, and the table of what was seen on which machine. A measurement is
-a line of a file, written as soon as it is there: whatever ends the program costs no more than the claim at hand.
+Claims measured on this machine, one after the other. A measurement is a line of a file (claims_table.py), written as
+soon as it is there: whatever ends the program costs no more than the claim at hand.
 
 On disk, beside that file: a folder for temporary files of up to 5 GB, with the checkpoints of one run of a GPT-2 at a
-time; it is removed at the end. Nothing is fetched from a network. It knows no single claim: claims.py has them.
+time; it is removed at the end or, after a kill -9, by the next call. The command that a kill -9 leaves behind goes on
+until it is done. Nothing is fetched from a network. It knows no single claim: claims.py has them.
 """
 import contextlib
 import datetime
@@ -11,11 +12,13 @@ import difflib
 import glob
 import importlib.util
 import json
+import math
 import os
 import re
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,13 +29,16 @@ from typing import Callable
 import torch
 
 from common.benchmark import readiness
+from common.benchmark.claims_table import append, cell, counted, json_lines, read, table, table_path
 from common.console import duration
 from common.device import native_bf16
-from common.files import write_whole
+from common.files import Locked, lock, write_whole
 
 DONE, TO_DO = 'done', 'to do'
+FOLDER, LOCK = 'nanogpt-claims-', 'in-use.lock'  # of temporary files, in the system's folder for them
 PATIENCE = 3  # a claim may take so many times its estimate, and a minute more
 SHAKESPEARE = 1115394  # bytes of tiny Shakespeare's text
+TELLING = re.compile(r'(?<!ChildFailed)Error|out of memory')  # the line that says why; torchrun's own says nothing
 
 
 @dataclass
@@ -47,6 +53,10 @@ class Claim:
     gpus: int = 1
     needs: str = ''       # bfloat16, shakespeare, vocabulary or tests: see why_not()
 
+    def minutes(self, device):
+        """The estimate for a kind of device; 0: it is not about that."""
+        return self.cpu if device == 'cpu' else self.gpu
+
 
 class Failed(Exception):
     """A command behind a claim did not end well; the text says how."""
@@ -59,9 +69,11 @@ class Bench:
         """root: of the project. folder: for temporary files. text: the file of tiny Shakespeare, if there is one."""
         self.root, self.folder, self.text, self.end = root, folder, text, None
         self.work = os.path.join(folder, 'work')  # of one claim: the working directory of its commands
-        self.env = {**os.environ, 'PYTHONPATH': root, 'WANDB_MODE': 'disabled',
-                    'TORCHINDUCTOR_CACHE_DIR': os.path.join(folder, 'compiled')}
-        if device == 'cpu':
+        # where tiktoken itself looks, before TMPDIR is another
+        self.vocabulary = os.environ.get('TIKTOKEN_CACHE_DIR') or os.path.join(tempfile.gettempdir(), 'data-gym-cache')
+        self.env = {**os.environ, 'PYTHONPATH': root, 'WANDB_MODE': 'disabled', 'TMPDIR': self.work,
+                    'TIKTOKEN_CACHE_DIR': self.vocabulary, 'TORCHINDUCTOR_CACHE_DIR': os.path.join(folder, 'compiled')}
+        if device == 'cpu' and torch.cuda.is_available():
             self.env['CUDA_VISIBLE_DEVICES'] = ''  # the configs take smaller settings then
 
     def begin(self, minutes):
@@ -70,10 +82,11 @@ class Bench:
         os.makedirs(self.work)
         self.end = time.monotonic() + 60 * minutes
 
-    def run(self, command, *more, codes=(0,), **env):
+    def run(self, command, *more, codes=(0,), folder='', **env):
         """
-        Run a command with `more` words behind it; returns (its stdout, seconds). The words NAME=value in front of it
-        and `env` are added to its environment. Failed unless its exit code is one of `codes`, or if time is up.
+        Run a command with `more` words behind it, in a folder ('': the claim's own); returns (its stdout, seconds). The
+        words NAME=value in front of it and `env` are added to its environment. Failed unless its exit code is one of
+        `codes`, or if time is up.
         """
         words = [*shlex.split(command), *map(str, more)]
         env = {**self.env, **env}
@@ -85,8 +98,8 @@ class Bench:
                  for word in words]
         with open(f'{self.work}/stdout', 'w+b') as out, open(f'{self.work}/stderr', 'w+b') as err:
             begin = time.perf_counter()
-            process = subprocess.Popen(words, cwd=self.work, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-                                       start_new_session=True)  # Ctrl-C is for this process, which then ends that one
+            process = subprocess.Popen(words, cwd=folder or self.work, env=env, stdin=subprocess.DEVNULL, stdout=out,
+                                       stderr=err, start_new_session=True)  # Ctrl-C is for this one, which ends that
             try:
                 code = process.wait(max(1, self.end - time.monotonic()))
             except subprocess.TimeoutExpired:
@@ -101,7 +114,8 @@ class Bench:
                 texts.append(file.read().decode(errors='replace'))
         if code not in codes:
             lines = (texts[1].strip() or texts[0].strip()).splitlines()
-            raise Failed(lines[-1] if lines else f'exit code {code} and no message')
+            telling = [line for line in lines if TELLING.search(line)] or lines
+            raise Failed(telling[-1].strip() if telling else f'exit code {code} and no message')
         return texts[0], seconds
 
     def json(self, command, *more, **env):
@@ -159,14 +173,19 @@ def kill(process):
 
 def cpu_name():
     """The name of the CPU and what counts in it: AMD EPYC (AVX-512 with bfloat16)."""
-    name = ''
+    name, about = '', {}
     with contextlib.suppress(OSError):
         if sys.platform == 'linux':
             with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as f:
-                name = next((line.partition(': ')[2] for line in f if line.startswith('model name')), '')
+                first = f.read().partition('\n\n')[0]  # of all cores
+            pairs = (line.partition(':') for line in first.splitlines())
+            about = {key.strip(): value.strip() for key, _, value in pairs}
+            name = about.get('model name', '')
         else:
             name = subprocess.run(['sysctl', '-n', 'machdep.cpu.brand_string'], capture_output=True, text=True).stdout
     name = re.sub(r'\((R|TM|tm)\)|CPU @ .*| Processor| \d+-Core', '', name).strip() or 'CPU'
+    if not re.search(r'\d', name) and {'cpu family', 'model'} <= set(about):  # as a virtual machine hides it
+        name += f' family {about["cpu family"]} model {about["model"]}'
     widest = torch.backends.cpu.get_cpu_capability()
     if not widest.startswith('AVX'):
         return name
@@ -177,8 +196,11 @@ def cpu_name():
 def machine(device):
     """What is said of this machine in each line, and what claims need to know of it: a dict."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    about = {'machine': f'{cpu_name()}, {cores} cores', 'cores': cores, 'device': device, 'torch': torch.__version__,
-             'driver': None, 'gb': 0, 'gpus': 0, 'bfloat16': native_bf16(device)}
+    threads = torch.get_num_threads()
+    busy = f'{counted(threads, "thread")} of ' * (threads < cores)
+    version = torch.__version__ if device == 'cuda' else torch.__version__.partition('+')[0]  # 2.13.0+cu126
+    about = {'machine': f'{cpu_name()}, {busy}{counted(cores, "core")}', 'cores': cores, 'threads': threads,
+             'device': device, 'torch': version, 'driver': None, 'gb': 0, 'gpus': 0, 'bfloat16': native_bf16(device)}
     if device == 'mps':
         about['machine'] = f'{cpu_name()}, its GPU'
     elif torch.backends.mps.is_available():
@@ -192,96 +214,74 @@ def machine(device):
     return about
 
 
-def minutes_of(claim, here):
-    return claim.cpu if here['device'] == 'cpu' else claim.gpu
-
-
 def why_not(claim, here, bench):
     """Why a claim cannot be measured here; '' if it can."""
-    if not minutes_of(claim, here):
+    if not claim.minutes(here['device']):
         return 'needs a GPU' if claim.gpu else 'is about a CPU: --device=cpu'
     if here['device'] != 'cpu' and claim.gpus > here['gpus']:
         return f'needs {claim.gpus} GPUs'
     if here['device'] != 'cpu' and claim.gb > here['gb'] + 1:  # a card of 16 GB says 15.8
         return f'needs a GPU of {claim.gb} GB'
     text = os.path.isfile(bench.text)
-    cache = os.environ.get('TIKTOKEN_CACHE_DIR') or os.path.join(tempfile.gettempdir(), 'data-gym-cache')  # tiktoken's
     has, remedy = {
         '': (True, ''),
         'bfloat16': (here['bfloat16'], 'needs a device with bfloat16'),
         'shakespeare': (text, "needs tiny Shakespeare's text: --input=FILE"),
-        'vocabulary': (text and os.path.isdir(cache), "needs tiny Shakespeare's text (--input=FILE), and the files of "
-                       "GPT-2's vocabulary, in TIKTOKEN_CACHE_DIR"),
+        'vocabulary': (text and os.path.isdir(bench.vocabulary),
+                       "needs tiny Shakespeare's text (--input=FILE), and the files of GPT-2's vocabulary, in "
+                       'TIKTOKEN_CACHE_DIR'),
         'tests': (importlib.util.find_spec('pytest') and os.path.isdir(os.path.join(bench.root, 'tests')),
                   'needs pip install -r requirements-dev.txt')}[claim.needs]
     return '' if has else remedy
 
 
-def json_lines(path):
-    """The objects in a file, one a line; [] if it is not there. A line that was cut off is left out."""
-    lines = []
-    with contextlib.suppress(FileNotFoundError), open(path, encoding='utf-8', errors='replace') as f:
-        for line in f:
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(line))
-    return lines
-
-
-def read(path):
-    """The lines of a file of measurements. ValueError if it has others."""
-    lines = json_lines(path)
-    known = {'claim', 'machine', 'device', 'torch', 'date'}
-    if not all(isinstance(line, dict) and known <= set(line) and ('text' in line or 'error' in line) for line in lines):
-        raise ValueError(f'{path} has lines that are no measurements; name another file, as in --out=claims.jsonl')
-    return lines
-
-
-def append(path, line):
-    """Add a line to a file of measurements, on the disk when this returns."""
-    with open(path, 'ab+') as f:
-        f.seek(max(0, f.tell() - 1))
-        broken = f.read() not in (b'', b'\n')  # the line before was cut off
-        f.write(b'\n' * broken + json.dumps(line, ensure_ascii=False).encode() + b'\n')
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def is_done(claim, here, lines):
-    """Whether these lines have a claim as it is now, measured on this machine with this PyTorch."""
+def of(claim, here, lines):
+    """The lines about a claim as it is now, on this machine with this PyTorch."""
     this = (claim.name, claim.command, here['machine'], here['torch'])
-    return any((line.get('claim'), line.get('command'), line.get('machine'), line.get('torch')) == this
-               for line in lines if 'error' not in line)
+    return [line for line in lines if (line['claim'], line.get('command'), line['machine'], line['torch']) == this]
+
+
+def pace(here, lines):
+    """How many times their estimates claims took on this machine, the median; 1 while fewer than three are known."""
+    ratios = [line['seconds'] / 60 / line['estimate'] for line in lines
+              if line['machine'] == here['machine'] and 'error' not in line
+              and line.get('estimate') and line.get('seconds')]
+    return statistics.median(ratios) if len(ratios) >= 3 else 1
 
 
 def chosen(claims, only):
     """The claims that `only` names, separated by commas; all if it is empty. ValueError for an unknown name."""
-    names = [claim.name for claim in claims]
-    for name in filter(None, only.split(',')):
+    names, wanted = [claim.name for claim in claims], [name.strip() for name in only.split(',') if name.strip()]
+    if only and not wanted:
+        raise ValueError(f'{only=} names no claim; python bench.py --mode=claims --list names them all')
+    for name in wanted:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=2)
             raise ValueError(f'only={name!r} is no claim; ' + (f'did you mean {" or ".join(near)}?' if near else
                                                                'python bench.py --mode=claims --list names them all'))
-    return [claim for claim in claims if not only or claim.name in only.split(',')]
+    return [claim for claim in claims if not only or claim.name in wanted]
 
 
 def state(claim, here, bench, lines):
     """DONE, TO_DO, or why a claim cannot be measured here."""
-    return why_not(claim, here, bench) or (DONE if is_done(claim, here, lines) else TO_DO)
+    done = any('error' not in line for line in of(claim, here, lines))
+    return why_not(claim, here, bench) or (DONE if done else TO_DO)
 
 
 def listing(claims, here, bench, lines):
     """A line for each claim: its name, its time, and whether it can be measured here."""
-    wide = max(len(claim.name) for claim in claims)
+    wide, times = max(len(claim.name) for claim in claims), pace(here, lines)
     for claim in claims:
-        expected = duration(60 * (minutes_of(claim, here) or claim.gpu or claim.cpu))
+        expected = duration(60 * times * (claim.minutes(here['device']) or claim.gpu or claim.cpu))
         yield f'{claim.name:{wide}}  {expected:>6}  {claim.what}: {state(claim, here, bench, lines)}'
 
 
-def measure(claim, bench, here):
-    """The line of one claim, measured now."""
-    bench.begin(PATIENCE * minutes_of(claim, here) + 1)
+def measure(claim, bench, here, times=1):
+    """The line of one claim, measured now, which may take so many times its estimate."""
+    estimate = claim.minutes(here['device'])
+    bench.begin(PATIENCE * estimate * max(1, times) + 1)
     line = {'claim': claim.name, 'command': claim.command, **{key: here[key] for key in (
-        'machine', 'cores', 'device', 'torch', 'driver')}, 'date': datetime.date.today().isoformat()}
+        'machine', 'cores', 'threads', 'device', 'torch', 'driver')}, 'date': datetime.date.today().isoformat()}
     begin = time.perf_counter()
     try:
         figure, text, spread = claim.measure(bench, claim.command)
@@ -290,28 +290,36 @@ def measure(claim, bench, here):
         line['error'] = str(error)
     except Exception as error:  # what it printed or wrote is not what its reader expects; the others go on
         line['error'] = f'{type(error).__name__}: {error}'
-    return {**line, 'seconds': round(time.perf_counter() - begin, 1)}
+    return {**line, 'estimate': estimate, 'seconds': round(time.perf_counter() - begin, 1)}
 
 
 def run(claims, chosen, bench, here, minutes, path):
     """
-    Measure those of the `chosen` claims that this machine can and that `path` does not have yet, in their order, as
-    long as their estimates fit into so many minutes. Each becomes a line of `path`, and a cell of the table of all
-    `claims` beside it. Returns whether all that were begun ended well.
+    Measure those of the `chosen` claims that this machine can and that `path` does not have yet, as long as their
+    estimates fit into so many minutes: in their order, but last those that failed before. Each becomes a line of
+    `path`, and a cell of the table of all `claims` beside it. Returns whether all that were begun ended well.
     """
     end, lines, later, good = time.monotonic() + 60 * minutes, read(path), [], True
     states = {claim.name: state(claim, here, bench, lines) for claim in chosen}
     due = [claim for claim in chosen if states[claim.name] == TO_DO]
+    due.sort(key=lambda claim: len(of(claim, here, lines)) > 0)
     done = sum(state == DONE for state in states.values())
-    print(f'{here["machine"]}, PyTorch {here["torch"]}: {len(due)} claims to measure, {done} are done, '
-          f'{len(states) - done - len(due)} cannot be measured here (--list says why)')
+    print(f'{here["machine"]}, PyTorch {here["torch"]}: {counted(len(due), "claim")} to measure, {done} '
+          f'{"is" if done == 1 else "are"} done, {len(states) - done - len(due)} cannot be measured here'
+          + ' (--list says why)' * (len(chosen) == len(claims)))
+    if len(chosen) < len(claims):  # those that were named
+        for name, reason in states.items():
+            if reason not in (DONE, TO_DO):
+                print(f'{name}: {reason}')
     for number, claim in enumerate(due, 1):
-        expected = minutes_of(claim, here)
-        if time.monotonic() + 60 * expected > end:
-            later.append(claim)
+        times = pace(here, lines)
+        expected = times * claim.minutes(here['device'])
+        if time.monotonic() + 60 * expected > end + 1:  # a second, so that what takes all the minutes fits into them
+            later.append(f'{claim.name} ({duration(60 * expected)})' if expected <= minutes else
+                         f'{claim.name} (needs --minutes={math.ceil(expected)} at least)')
             continue
         print(f'{number} of {len(due)}: {claim.name} (about {duration(60 * expected)})')
-        line = measure(claim, bench, here)
+        line = measure(claim, bench, here, times)
         append(path, line)
         lines.append(line)
         with write_whole(table_path(path)) as f:
@@ -319,77 +327,45 @@ def run(claims, chosen, bench, here, minutes, path):
         good = good and 'error' not in line
         print(f'    {cell(line)}')
     if later:
-        print('left for the next call: ' + ', '.join(f'{claim.name} ({duration(60 * minutes_of(claim, here))})'
-                                                     for claim in later))
+        print(f'left for the next call: {", ".join(later)}')
     if lines:
-        print(f'{path} has the figures, {table_path(path)} the table')
+        print(f'{path} has the figures, {table_path(path)} the table; send {path}: CONTRIBUTING.md says how')
     return good
 
 
-def table_path(path):
-    return os.path.splitext(path)[0] + '.md'
+def text_of(root, given):
+    """The path of tiny Shakespeare's text, `given` or where prepare.py keeps it. ValueError if `given` is not that."""
+    if not given:
+        return os.path.join(root, 'data', 'shakespeare_char', 'input.txt')
+    path = os.path.expanduser(given)
+    size = os.path.getsize(path) if os.path.isfile(path) else None
+    wrong = ('is a folder' if os.path.isdir(path) else 'does not exist' if size is None else
+             f'has {size:,} bytes' if size != SHAKESPEARE else '')
+    if wrong:
+        raise ValueError(f"input={given!r} {wrong}; it is to be tiny Shakespeare's text of {SHAKESPEARE:,} bytes, as "
+                         'data/shakespeare_char/prepare.py downloads it')
+    return os.path.abspath(path)
 
 
-def cell(line):
-    """A measurement as a cell of the table."""
-    if 'error' in line:
-        return f'failed: {line["error"]}'
-    return line['text'] + f' ({line["spread"]})' * bool(line.get('spread'))
-
-
-def table(claims, lines):
-    """
-    The lines of a Markdown table: a row for each claim, a column for each machine with the newest of its measurements
-    or, if all failed, how.
-    """
-    newest = {}
-    for line in lines:
-        key = line['claim'], line['machine']
-        if 'error' not in line or 'error' in newest.get(key, {'error': ''}):
-            newest[key] = line
-    columns = {line['machine']: line for line in lines}  # with the newest line of each
-    kinds = {line['device'] == 'cpu' for line in lines}
-    columns.update({name: {'device': device} for name, device in (('a CPU', 'cpu'), ('a GPU', 'cuda'))
-                    if (device == 'cpu') not in kinds})
-    yield '| claim | command | ' + ' | '.join(columns) + ' |'
-    yield '|---' * (2 + len(columns)) + '|'
-    software = ['PyTorch ' + line['torch'] + (f', driver {line["driver"]}' if line.get('driver') else '')
-                if 'torch' in line else '' for line in columns.values()]
-    yield '| | | ' + ' | '.join(software) + ' |'
-    for claim in claims:
-        cells = []
-        for name, column in columns.items():
-            line = newest.get((claim.name, name))
-            missing = 'not measured yet' if minutes_of(claim, column) else ''
-            cells.append(f'{cell(line)}; {line["date"]}' if line else missing)
-        words = [f'{claim.name}: {claim.what}', f'`{claim.command}`', *cells]
-        yield '| ' + ' | '.join(' '.join(word.split()).replace('|', '\\|') for word in words) + ' |'
-
-
-BEGIN, END = '<!-- made by bench.py --mode=claims --table, from claims.jsonl -->', '<!-- end of what is made -->'
-
-
-def update_document(claims, lines, path):
-    """Make the table between the marks in a Markdown file anew. ValueError if they are not there."""
-    with open(path, encoding='utf-8') as f:
-        before, begin, rest = f.read().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f'table={path!r} has no lines {BEGIN} and {END}, between which the table goes')
-    with write_whole(path) as f:
-        f.write('\n'.join([f'{before}{begin}', *table(claims, lines), f'{end}{after}']))
+def remove_left_behind():
+    """Remove the folders of calls that were killed: nobody holds their locks any more."""
+    for path in glob.glob(os.path.join(tempfile.gettempdir(), f'{FOLDER}*', LOCK)):
+        with contextlib.suppress(OSError, Locked):
+            lock(path).release()
+            shutil.rmtree(os.path.dirname(path), ignore_errors=True)
 
 
 @contextlib.contextmanager
 def workplace(root, device, text):
     """A Bench in a folder of its own, which is removed at the end."""
-    text = os.path.expanduser(text)
-    if text and (not os.path.isfile(text) or os.path.getsize(text) != SHAKESPEARE):
-        raise ValueError(f"input={text!r} is not tiny Shakespeare's text of {SHAKESPEARE:,} bytes, as "
-                         'data/shakespeare_char/prepare.py downloads it')
-    text = os.path.abspath(text) if text else os.path.join(root, 'data', 'shakespeare_char', 'input.txt')
+    text = text_of(root, text)
     for name in ('SIGTERM', 'SIGHUP'):  # of `timeout`, or of a terminal that is closed: as Ctrl-C
         if hasattr(signal, name):  # Windows has no SIGHUP
             signal.signal(getattr(signal, name), signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix='claims-', ignore_cleanup_errors=True) as folder:
-        yield Bench(root, folder, device, text)
+    remove_left_behind()
+    with tempfile.TemporaryDirectory(prefix=FOLDER, ignore_cleanup_errors=True) as folder:
+        held = lock(os.path.join(folder, LOCK))
+        try:
+            yield Bench(root, folder, device, text)
+        finally:
+            held.release()

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from common import device, settings
 from common.benchmark import claims, ledger, probes
 from common.benchmark.claims import CLAIMS
 from conftest import TOY
@@ -37,7 +38,7 @@ class Pretended(ledger.Bench):
         self.begin(1)
         self.losses, self.commands = dict(losses), []
 
-    def run(self, command, *more, **env):
+    def run(self, command, *more, codes=(0,), folder='', **env):
         self.commands.append(' '.join([command, *more]))
         if '--out=sweep.jsonl' in more:
             with open(f'{self.work}/sweep.jsonl', 'w') as f:
@@ -80,9 +81,31 @@ def test_names_are_unique_and_commands_can_be_pasted():
         assert script in ('-c', '-m') or os.path.isfile(os.path.join(ROOT, script)), claim.command
 
 
+def scripts():
+    """(name, script, its words, number of processes, whether on a GPU) for each command that runs one."""
+    for claim in CLAIMS:
+        for command in claim.command.split('; ' if claim.name.startswith('shakespeare') else '\n'):
+            words = shlex.split(command)
+            counts = [int(word.partition('=')[2]) for word in words if word.startswith('--nproc_per_node=')]
+            script = next((word for word in words if word in ('train.py', 'bench.py')), None)
+            if claim.name == 'host-syncs':  # executes train.py with the words behind its own
+                yield claim.name, 'train.py', words[3:], 1, True
+            elif script:
+                yield claim.name, script, words[words.index(script) + 1:], max([1, *counts]), claim.gpu > 0
+
+
+@pytest.mark.parametrize('name, script, words, processes, on_gpu', list(scripts()))
+def test_no_script_would_refuse_its_command(monkeypatch, name, script, words, processes, on_gpu):
+    monkeypatch.setattr(device, 'has_gpu', lambda: on_gpu)
+    found = settings.read(os.path.join(ROOT, script), words)
+    for count in {1, processes} if script == 'train.py' else ():  # parallel() starts one process, too
+        settings.check(found, count)
+
+
 def test_half_an_hour_of_a_gpu_in_pieces_of_8_minutes_is_enough():
     """Three calls, each of which takes the first claims that still fit."""
     due = [claim for claim in CLAIMS if claim.gpu and claim.gpus == 1]
+    assert sum(claim.gpu for claim in due) <= 21
     for _ in range(3):
         left = 8.0
         for claim in list(due):
@@ -101,6 +124,28 @@ def test_a_step_is_measured_eager_and_compiled_with_its_memory_beside_the_plan(t
     assert [one.rpartition(' ')[2] for one in commands] == ['--compile=False', '--compile=True']
 
 
+def test_the_tests_are_run_where_they_are(tmp_path):
+    project = tmp_path / 'project'
+    (project / 'tests').mkdir(parents=True)
+    (project / 'pytest.ini').write_text('[pytest]\ntestpaths = tests\n')
+    (project / 'tests' / 'test_a.py').write_text('def test_a():\n    assert True\n')
+    bench = ledger.Bench(str(project), str(tmp_path / 'bench'), 'cpu')
+    bench.begin(1)
+    command = ledger.chosen(CLAIMS, 'tests')[0].command
+    assert claims.tests(bench, command)[0] == {'passed': 1}
+
+
+def test_the_figures_of_the_quick_start_are_those_of_its_best_evaluation(tmp_path):
+    figure, text, _, _ = measure('quickstart', tmp_path, {'run': [3.0, 1.0, 2.0]})
+    assert (figure['val_loss'], figure['bits_per_byte']) == (1.0, 1.5) and 'val loss 1.0000, 1.500 bits' in text
+
+
+def test_a_check_that_says_nothing_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setitem(OTHERS, 'check', 'Segmentation fault\n')
+    with pytest.raises(ledger.Failed):
+        measure('check', tmp_path)
+
+
 def test_the_time_to_a_loss_is_on_a_straight_line_between_evaluations():
     _, evaluations, _ = metrics([4.0, 3.0, 2.0, 2.5])
     assert claims.time_to(2.25, evaluations) == pytest.approx(17.5) and claims.time_to(2.0, evaluations) == 20
@@ -115,7 +160,7 @@ def test_the_recipes_are_compared_at_the_last_loss_of_the_classic_one(tmp_path):
     assert figure['classic_s'] == [20.0] * 3 and figure['fast_loss'] == [1.0, 1.0, 2.5]
     assert figure['fast_s_to_target'] == [pytest.approx(20 / 3)] * 2 + [None] and figure['ratios'] == [2.0] * 3
     assert text == ("classic 2.0000, 2.0000, 2.0000 in 20.0, 20.0, 20.0 s; fast 1.0000, 1.0000, 2.5000 in 10.0, 10.0, "
-                    "10.0 s, to the classic run's last loss in 6.7, 6.7, never s; 1/2.0 of the time in all")
+                    "10.0 s, to the classic run's last loss in 6.7 s, 6.7 s, never; 1/2.0 of the time in all")
     assert spread == '1/2.0, 1/2.0, 1/2.0'
     assert ['_fast' in one for one in commands] == [False, True] * 3  # in turn
 
@@ -124,6 +169,10 @@ def test_on_a_gpu_the_recipes_are_compared_at_nanogpts_loss(tmp_path):
     losses = {'classic-1337': [4.0, 2.0, 1.0], 'fast-1337': [4.0, 1.0]}
     figure, text, _, _ = measure('shakespeare-gpu', tmp_path, losses)
     assert figure['classic_s_to_target'] == [pytest.approx(15.303)] and 'to 1.4697 in 15.3 s' in text
+    assert figure['ratios'] == [pytest.approx(15.303 / 8.434, rel=1e-3)] and text.endswith('; 1/1.8 of the time to it')
+    losses['fast-1337'] = [4.0, 2.0]
+    figure, text, _, _ = measure('shakespeare-gpu', tmp_path, losses)
+    assert figure['ratios'] == [None] and text.endswith('; fast 2.0000 in 10.0 s, to 1.4697 never')
 
 
 def test_both_precisions_are_compared_by_their_losses(tmp_path):
@@ -170,6 +219,8 @@ torch.cuda.set_sync_debug_mode = lambda mode: modes.append(mode)
 
 def waits(*args):
     if modes[-1] == 'warn':
+        warnings.warn('Synchronization debug mode is a prototype feature and does not yet detect all synchronizing '
+                      'operations')  # as PyTorch does
         warnings.warn('called a synchronizing CUDA operation', stacklevel=2)
     return usual(*args)
 torch.nn.utils.get_total_norm = waits

@@ -113,8 +113,8 @@ def errors(matrices, dtype, exact):
     return torch.linalg.matrix_norm(result - exact) / torch.linalg.matrix_norm(exact)
 
 
-# GPT-2's attention and MLP at 768 channels, and at 1,600 (gpt2-xl's, of rank 8 with noise only: it takes a minute)
-@pytest.mark.parametrize('m, n', [(96, 96), (96, 384), slow(768, 768), slow(768, 3072), slow(1600, 6400)])
+# GPT-2's attention and MLP at 768 channels, and the attention of gpt2-xl, of rank 8 with noise only
+@pytest.mark.parametrize('m, n', [(96, 96), (96, 384), slow(768, 768), slow(768, 3072), slow(1600, 1600)])
 def test_float16_is_more_exact_than_bfloat16_at_any_scale_of_the_gradient(m, n):
     matrices, tolerance = spectra(m, n), torch.tensor([0.002, 0.01, 0.002])
     if m == 1600:
