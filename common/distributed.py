@@ -155,7 +155,7 @@ def mean_over_ranks(value, *more):
     return means
 
 
-def micro_batch_weights(targets, masked):
+def micro_batch_weights(targets, masked=True):
     """
     The weight of each micro-batch of this rank in the loss, which is the mean over all targets of all ranks: targets
     (n, B, T), where -1 does not count, which is nowhere unless the data are `masked`; returns (n,) float32. DDP and
@@ -167,7 +167,7 @@ def micro_batch_weights(targets, masked):
     return counted / mean_over_ranks(counted.sum()).clamp(min=1.0)  # a tensor of one element
 
 
-def data_parallel(model, device, dtype, compress):
+def data_parallel(model, device, dtype='float32', compress=False):
     """
     DDP: the whole model on every rank, and gradients averaged over the ranks in the backward pass. With `compress` they
     travel in 16 bits: in float16 if that is the `dtype` of the run, whose loss scaling notices an overflow, else in
@@ -188,7 +188,7 @@ def data_parallel(model, device, dtype, compress):
     return parallel
 
 
-def shard(model, blocks, device, dtype):
+def shard(model, blocks, device, dtype='float32'):
     """
     FSDP: split the model's parameters over the ranks and move them to their devices. Each block is gathered when it is
     used, in `dtype` (a name). Gradients are split and added up in float32 after each micro-batch, which costs time and
