@@ -262,7 +262,8 @@ def train_step(iter_num):
     for group in optimizer.param_groups:
         group['lr'] = lr * group['lr_ratio']
         group['momentum'] = 0.85 + 0.1 * min(iter_num / 300, 1.0)  # of Muon only; this warmup is modded-nanogpt's
-    torch.manual_seed(int(batches.random_numbers(seed, DROPOUT + rank, iter_num, 1)[0]))
+    if dropout > 0.0:
+        torch.manual_seed(int(batches.random_numbers(seed, DROPOUT + rank, iter_num, 1)[0]))
     xs, ys = get_batch('train', train_starts(iter_num)[rank::world_size])  # (micro-batches, batch_size, block_size)
     loss_weights = distributed.micro_batch_weights(ys, data['train'].masked)  # of a mean over the global batch
     data['train'].read_ahead(train_starts(iter_num + 1)[rank::world_size])

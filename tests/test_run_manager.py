@@ -17,9 +17,9 @@ import pytest
 
 import run_manager
 from common import files
-from common.experiments.processes import process_start
 from common.experiments.runs import Run
 from common.experiments.state_file import Queue
+from common.processes import process_start
 from conftest import TOY, read_metrics, slow
 from running import HANG, ROOT, ok, python
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 
-from common.files import write_whole
+from common.files import sync, write_whole
 
 BEGIN, END = '<!-- made by bench.py --mode=claims --table, from claims.jsonl -->', '<!-- end of what is made -->'
 
@@ -49,8 +49,7 @@ def append(path, line):
         f.seek(max(0, f.tell() - 1))
         broken = f.read() not in (b'', b'\n')  # the line before was cut off
         f.write(b'\n' * broken + json.dumps(line, ensure_ascii=False).encode() + b'\n')
-        f.flush()
-        os.fsync(f.fileno())
+        sync(f)
 
 
 def table_path(path):

@@ -3,8 +3,8 @@ Claims measured on this machine, one after the other. A measurement is a line of
 soon as it is there: whatever ends the program costs no more than the claim at hand.
 
 On disk, beside that file: a folder for temporary files of up to 5 GB, with the checkpoints of one run of a GPT-2 at a
-time; it is removed at the end or, after a kill -9, by the next call. The command that a kill -9 leaves behind goes on
-until it is done. Nothing is fetched from a network. It knows no single claim: claims.py has them.
+time; it is removed at the end or, after a kill -9, by the next call, which also ends the command that was left behind
+(on Linux). Nothing is fetched from a network. It knows no single claim: claims.py has them.
 """
 import contextlib
 import datetime
@@ -28,6 +28,7 @@ from typing import Callable
 
 import torch
 
+from common import processes
 from common.benchmark import readiness
 from common.benchmark.claims_table import append, cell, counted, json_lines, read, table, table_path
 from common.console import duration
@@ -67,11 +68,11 @@ class Bench:
 
     def __init__(self, root, folder, device, text=''):
         """root: of the project. folder: for temporary files. text: the file of tiny Shakespeare, if there is one."""
-        self.root, self.folder, self.text, self.end = root, folder, text, None
+        self.root, self.folder, self.text, self.end, self.started = root, folder, text, None, time.time()
         self.work = os.path.join(folder, 'work')  # of one claim: the working directory of its commands
         # where tiktoken itself looks, before TMPDIR is another
         self.vocabulary = os.environ.get('TIKTOKEN_CACHE_DIR') or os.path.join(tempfile.gettempdir(), 'data-gym-cache')
-        self.env = {**os.environ, 'PYTHONPATH': root, 'WANDB_MODE': 'disabled', 'TMPDIR': self.work,
+        self.env = {**os.environ, processes.MARK: processes.mark(folder, self.started), 'PYTHONPATH': root, 'WANDB_MODE': 'disabled', 'TMPDIR': self.work,
                     'TIKTOKEN_CACHE_DIR': self.vocabulary, 'TORCHINDUCTOR_CACHE_DIR': os.path.join(folder, 'compiled')}
         if device == 'cpu' and torch.cuda.is_available():
             self.env['CUDA_VISIBLE_DEVICES'] = ''  # the configs take smaller settings then
@@ -106,7 +107,9 @@ class Bench:
                 raise Failed(f'took {PATIENCE} times as long as expected, and more; is this machine busy?') from None
             finally:
                 if process.returncode is None:
-                    kill(process)
+                    processes.kill(self.folder, self.started, process.pid if hasattr(os, 'killpg') else None)
+                    process.kill()  # on Windows
+                    process.wait()
             seconds = time.perf_counter() - begin
             texts = []
             for file in (out, err):
@@ -147,28 +150,6 @@ class Bench:
                 self.run('python -c', 'from common.benchmark import probes; probes.write_source("source.txt")')
             self.run(command, f'--out={folder}')
         return folder
-
-
-def descendants(pid):
-    """The processes that a process has started, with those that they have: torchrun gives each a session of its own."""
-    parents, found = {}, [pid]
-    for path in glob.glob('/proc/[0-9]*/stat'):
-        with contextlib.suppress(OSError), open(path, errors='replace') as f:
-            parents[int(path.split('/')[2])] = int(f.read().rpartition(')')[2].split()[1])
-    for one in found:
-        found += [child for child, parent in parents.items() if parent == one]
-    return found[1:]
-
-
-def kill(process):
-    """SIGKILL to a process that leads a session, and to all that it has started."""
-    others = descendants(process.pid)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL) if hasattr(os, 'killpg') else process.kill()
-    for pid in others:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
 
 
 def cpu_name():
@@ -348,10 +329,11 @@ def text_of(root, given):
 
 
 def remove_left_behind():
-    """Remove the folders of calls that were killed: nobody holds their locks any more."""
+    """End what calls that were killed had started, and remove their folders: nobody holds their locks any more."""
     for path in glob.glob(os.path.join(tempfile.gettempdir(), f'{FOLDER}*', LOCK)):
         with contextlib.suppress(OSError, Locked):
             lock(path).release()
+            processes.kill(os.path.dirname(path), None)
             shutil.rmtree(os.path.dirname(path), ignore_errors=True)
 
 

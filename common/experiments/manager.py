@@ -12,12 +12,13 @@ import subprocess
 import sys
 import time
 
+from common import processes
 from common.console import cut, duration, pad, visible
-from common.experiments import experiment_list, processes, slots
-from common.experiments.processes import process_start
+from common.experiments import experiment_list, slots
 from common.experiments.runs import Run, State, is_busy
 from common.experiments.state_file import Damaged
 from common.experiments.status import status_lines
+from common.processes import process_start
 from common.settings import RESUMABLE
 
 MISTAKE = 2    # exit code of a run that cannot work as its line and this machine are: it would only fail again

@@ -8,10 +8,9 @@ import time
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 
-from common import files
+from common import files, processes
 from common.console import duration
-from common.experiments import processes
-from common.experiments.processes import process_start
+from common.processes import process_start
 
 
 class State(StrEnum):

@@ -10,8 +10,8 @@ import shlex
 from dataclasses import fields
 from pathlib import Path
 
-from common import files
-from common.experiments import experiment_list, naming, processes
+from common import files, processes
+from common.experiments import experiment_list, naming
 from common.experiments.runs import Run, State, is_busy
 
 DEFAULT_LIST = 'config/experiment_list.conf'

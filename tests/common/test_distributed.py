@@ -114,18 +114,17 @@ def test_gradients_are_sent_in_the_dtype_of_the_run(monkeypatch, dtype, hook):
 def test_fsdp_computes_in_the_dtype_of_the_run_and_keeps_float32(process_group, monkeypatch, dtype, modern):
     model, idx = small_gpt(modern)
     right = model(idx, idx)[1]
-    seen, reduced, rope = {}, [], []
+    seen, rope, policies, fully_shard = {}, [], [], torch.distributed.fsdp.fully_shard
+    monkeypatch.setattr(torch.distributed.fsdp, 'fully_shard', lambda module, **options: (
+        policies.append(options['mp_policy']), fully_shard(module, **options)))
     distributed.shard(model, model.transformer.h, 'cpu', dtype)
     for module in (model.lm_head, model.transformer.wte, model.transformer.h[1].mlp.c_fc):
         module.register_forward_pre_hook(lambda module, args: seen.update({module: module.weight.dtype}))
     model.transformer.h[0].attn.register_forward_pre_hook(lambda module, args: rope.extend(args[1] or ()))
-    reduce_scatter = torch.distributed.reduce_scatter_tensor
-    monkeypatch.setattr(torch.distributed, 'reduce_scatter_tensor', lambda output, input, *args, **options: (
-        reduced.append(input.dtype), reduce_scatter(output, input, *args, **options))[1])
     loss = model(idx, idx)[1]
     loss.backward()
     assert len(seen) == 3 and set(seen.values()) == {getattr(torch, dtype)}
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in model.parameters())
     assert {angles.dtype for angles in rope} == ({torch.float32} if modern else set())
-    assert set(reduced) <= {torch.float32}  # none is sent if there is one rank only
+    assert [policy.reduce_dtype for policy in policies] == [torch.float32] * 3  # two blocks, and the rest
     assert abs(loss - right) < (0.02 if dtype == 'bfloat16' else 1e-6)

@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from common import files
+from common import files, processes
 from common.benchmark import claims, claims_table, ledger
 from common.benchmark.ledger import Claim, Failed
 from running import HANG, ROOT, hook, python
@@ -384,6 +384,18 @@ def test_temporary_files_of_commands_go_with_the_claim_but_the_vocabulary_stays(
     bench.begin(1)
     code = 'import json, os, tempfile; print(json.dumps([tempfile.gettempdir(), os.environ["TIKTOKEN_CACHE_DIR"]]))'
     assert bench.json('python -c', code) == [bench.work, os.path.join(tempfile.gettempdir(), 'data-gym-cache')]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='processes are found in /proc')
+def test_the_command_that_a_killed_call_left_behind_is_ended_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, 'gettempdir', lambda: str(tmp_path))
+    left = tmp_path / f'{ledger.FOLDER}left'
+    left.mkdir()
+    (left / ledger.LOCK).touch()
+    env = {**os.environ, processes.MARK: processes.mark(left, 5.25)}
+    command = subprocess.Popen(['sleep', str(HANG)], env=env)
+    ledger.remove_left_behind()
+    assert command.wait(HANG) == -signal.SIGKILL and not left.exists()
 
 
 def test_what_a_killed_call_left_behind_is_removed_and_nothing_else(tmp_path, monkeypatch):

@@ -8,8 +8,8 @@ import pytest
 
 from common.experiments.experiment_list import Experiment
 from common.experiments.manager import Manager
-from common.experiments.processes import process_start
 from common.experiments.runs import Run, State
+from common.processes import process_start
 from running import HANG
 
 

@@ -149,7 +149,7 @@ def test_a_list_that_was_renamed_is_told_how_to_keep_its_queue(queue):
 
 
 def test_a_run_is_found_again_by_its_process_with_the_start_that_its_mark_says(queue, monkeypatch):
-    monkeypatch.setattr('common.experiments.processes.oldest', lambda out_dir: (7, '123', 5.25))
+    monkeypatch.setattr('common.processes.oldest', lambda out_dir: (7, '123', 5.25))
     Path(queue.path).write_text('')
     run = queue.repair([found('a')])[0]['a']
     assert (run.state, run.pid, run.start_time, run.started) == (State.RUNNING, 7, '123', 5.25)

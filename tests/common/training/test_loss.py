@@ -100,8 +100,6 @@ def test_in_float16_the_gradient_of_the_weights_has_room_for_many_rows():
 
 def test_second_derivatives_are_refused_and_not_wrong():
     x, weight, targets = given()
-    gradient, = torch.autograd.grad(linear_cross_entropy(x, weight, targets, 1000) * x.sum(), x, create_graph=False)
-    assert gradient.isfinite().all()
     with pytest.raises(RuntimeError, match='first derivatives only'):
         torch.autograd.grad(linear_cross_entropy(x, weight, targets, 1000), x, create_graph=True)
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from common.experiments import processes
+from common import processes
 from running import HANG
 
 

@@ -1,10 +1,13 @@
-"""The processes of a run: whether one is still there, which others belong to it, and their end. No torch, no numpy."""
+"""
+The processes of a run or a command: whether one is still there, which others belong to it, and their end. No torch, no
+numpy.
+"""
 import contextlib
 import os
 import signal
 import subprocess
 
-MARK = 'NANOGPT_RUN'  # set for each process that the manager starts: see mark()
+MARK = 'NANOGPT_RUN'  # set for each process that is started: see mark()
 
 
 def process_start(pid):
@@ -54,7 +57,7 @@ def oldest(out_dir):
 def kill(out_dir, started, leader=None):
     """SIGKILL to every process of one start of a run. leader: its first process, if that is known to be alive."""
     if leader is not None:
-        with contextlib.suppress(ProcessLookupError):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: of one that has just ended
             os.killpg(leader, signal.SIGKILL)
     for _ in range(3):  # one that is just being forked is found the next time
         for pid in marked(out_dir, started):
