@@ -4,6 +4,7 @@ Export a trained model to other libraries, and prove that it is still the same m
 python export.py --out_dir=out-shakespeare-char                 # for transformers: out-shakespeare-char/hf
 python export.py --out_dir=out-quickstart --format=onnx         # for onnxruntime, with a KV cache: out-quickstart/onnx
 python export.py --out_dir=out-quickstart --format=safetensors  # the weights alone, for sample.py and train.py too
+python export.py --out_dir=out-quickstart --format=gguf         # for llama.cpp: out-quickstart/gguf
 python export.py --init_from=gpt2 --format=onnx                 # OpenAI's weights, without training: gpt2-onnx
 
 Each export is loaded by the other library. The largest difference between its logits and ours is printed, and whether
@@ -12,7 +13,7 @@ Each export is loaded by the other library. The largest difference between its l
 import os
 
 # -----------------------------------------------------------------------------
-format = 'hf'          # hf (a GPT2LMHeadModel), onnx, safetensors
+format = 'hf'          # hf (a GPT2LMHeadModel), onnx, safetensors, gguf (for llama.cpp)
 init_from = 'resume'   # resume: the best weights in out_dir; a checkpoint file; gpt2, gpt2-medium, gpt2-large, gpt2-xl,
                        # or any GPT-2 on Hugging Face or in a folder
 out_dir = 'out'        # the folder of a training run
@@ -38,19 +39,22 @@ import torch
 
 from common import checkpoint, dataset, generate, weights
 from common.console import exit_on_error
-from common.exporting import modelcard, onnx_graph
+from common.exporting import gguf_file, modelcard, onnx_graph
 from common.files import check_folder, existing_parent, free_bytes
 from common.tokenizer import check_same, from_meta
 from model import load_weights
 
-TOLERANCE = 1e-4     # of the logits, relative to their standard deviation where that is above 1
+# How far the logits may differ, relative to their standard deviation where that is above 1. llama.cpp looks up GELU in
+# a table of float16, which alone changes the logits of 12 layers by 2e-3
+TOLERANCES = {'hf': 1e-4, 'onnx': 1e-4, 'safetensors': 1e-4, 'gguf': 1e-2}
 GREEDY_TOKENS = 64
 PIECE = 64           # tokens whose logits are in memory at once
 MOST_LOGITS = 2**24  # with more than this, only every 16th position is compared
 PACKAGES = {  # to write each format, to verify it
     'hf': (['safetensors', 'tokenizers'], ['transformers']),
     'onnx': (['onnx', 'onnxscript', 'tokenizers'], ['onnxruntime']),
-    'safetensors': (['safetensors'], [])}
+    'safetensors': (['safetensors'], []),
+    'gguf': (['gguf', 'tokenizers'], [])}  # verified if llama_cpp is here, which needs a compiler
 TEXT = """It was a quiet evening in the harbour. Two ships had come in with the tide, and 12 men were carrying
 sacks of grain ashore; "Hurry up," said the old captain, "the rain won't wait for us!" Nobody answered him.
 """
@@ -139,9 +143,9 @@ def probe(model, text):
 
 
 def compare(ours, theirs):
-    """Whether two results of probe() are the same within TOLERANCE; prints how far apart they are, and where."""
+    """Whether two results of probe() are the same within the tolerance; prints how far apart they are, and where."""
     (cases, greedy, logits), (their_cases, written, _) = ours, theirs
-    same, allowed = True, TOLERANCE * max(1.0, logits.std().item())
+    same, allowed = True, TOLERANCES[format] * max(1.0, logits.std().item())
     for (B, T), expected in cases.items():
         difference = (expected - their_cases[B, T]).abs_()
         within = bool(difference.max() <= allowed)  # False for nan, too
@@ -184,6 +188,7 @@ class Transformers:
         from transformers import AutoModelForCausalLM, DynamicCache
         from transformers.utils import logging
         logging.disable_progress_bar()
+        self.folder = folder
         self.model, self.new_cache = AutoModelForCausalLM.from_pretrained(folder).eval(), DynamicCache
 
     def logits(self, pieces):
@@ -194,6 +199,13 @@ class Transformers:
     def greedy(self, ids, count):
         return self.model.generate(ids, max_new_tokens=count, do_sample=False, eos_token_id=None)[0].tolist()
 
+    def tokens(self, text):
+        """(ids, the text of these ids, the id of the end of a text or None)."""
+        from transformers import AutoTokenizer
+        tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        ids = tokenizer(text).input_ids
+        return ids, tokenizer.decode(ids), tokenizer.eos_token_id
+
 
 def reload(folder, config, vocab_size):
     """The exported model, loaded by the library that it is for."""
@@ -201,16 +213,15 @@ def reload(folder, config, vocab_size):
         return Transformers(folder)
     if format == 'onnx':
         return onnx_graph.Session(folder, config)
+    if format == 'gguf':
+        return gguf_file.Session(os.path.join(folder, 'model.gguf'), config)
     return Ours(load_weights(os.path.join(folder, 'model.safetensors'))[0], vocab_size)
 
 
-def same_tokens(folder, tokenizer, text):
-    """Whether the tokenizer in an hf folder encodes and decodes a text as ours does."""
-    from transformers import AutoTokenizer
-    theirs = AutoTokenizer.from_pretrained(folder)
+def same_tokens(theirs, tokenizer, text):
+    """Whether the tokenizer of another library encodes and decodes a text as ours does."""
     ids = tokenizer.encode(text)
-    same = theirs(text).input_ids == ids and theirs.decode(ids) == tokenizer.decode(ids)
-    same = same and theirs.eos_token_id == tokenizer.end_id
+    same = theirs.tokens(text) == (ids, tokenizer.decode(ids), tokenizer.end_id)
     print(f'tokenizer: {"the same" if same else "NOT the same"} {len(ids)} ids and text')
     return same
 
@@ -241,6 +252,8 @@ def write_files(folder, model, tokenizer, meta, about):
             print('writing the graph; this takes up to a minute')
             onnx_graph.write(model, tokenizer.vocab_size, folder)
             weights.write_tokenizer(tokenizer, meta, model.config.block_size, folder)
+        elif format == 'gguf':
+            gguf_file.write(model, tokenizer, os.path.join(folder, 'model.gguf'))
         else:
             checkpoint.save_safetensors(model, about, os.path.join(folder, 'model.safetensors'))
     except Exception as error:  # SafetensorError, for a full disk, and the errors of ONNX have no common base
@@ -262,6 +275,10 @@ def export():
     meta = dataset.meta_of(root, saved, config.vocab_size)
     check_same(meta, None, config.vocab_size)
     tokenizer = from_meta(meta)
+    if format == 'gguf':
+        gguf_file.check(config, tokenizer)
+        for line in gguf_file.differences(config, tokenizer):
+            print(line)
     about = {key: value for key, value in saved.items() if key in ('config', 'iter_num', 'best_val_loss')}
     about.update(model_args=asdict(config), meta=meta)
     saved = None  # frees its weights and moments
@@ -270,14 +287,22 @@ def export():
     if needed > free:
         raise ValueError(f'{folder} needs about {needed / 1e6:.0f} MB, its disk has {free / 1e6:.0f} MB free')
     text = real_text(model, tokenizer, meta, about.get('config', {}))
-    ours = probe(Ours(model, tokenizer.vocab_size), text) if verify else None
+    verified = verify and (format != 'gguf' or importlib.util.find_spec('llama_cpp') is not None)
+    if format == 'gguf':
+        for block in model.transformer.h:
+            block.mlp.gelu = torch.nn.GELU(approximate='tanh')  # llama.cpp has no other
+    ours = probe(Ours(model, tokenizer.vocab_size), text) if verified else None
     write(folder, model, tokenizer, about, text[0].tolist(), source)
-    if not verify:
+    if not verified:
+        if verify:
+            print('not verified: llama_cpp is not here; pip install llama-cpp-python builds it, with a compiler')
         return True
     del model
     try:
-        same = compare(ours, probe(reload(folder, config, tokenizer.vocab_size), text))
-        return same and (format != 'hf' or same_tokens(folder, tokenizer, tokenizer.decode(text[0].tolist())))
+        theirs = reload(folder, config, tokenizer.vocab_size)
+        same = compare(ours, probe(theirs, text))
+        has_tokenizer = format in ('hf', 'gguf')
+        return same and (not has_tokenizer or same_tokens(theirs, tokenizer, tokenizer.decode(text[0].tolist())))
     except Exception as error:  # whatever the other library raises
         print(f'the export cannot be read back ({type(error).__name__}: {error})')
         return False

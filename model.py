@@ -154,6 +154,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.cache_dtype = None  # of keys and values in a KVCache; None: the cache's own choice
         self.gradient_checkpointing = False  # recompute blocks in the backward pass: less memory, more time
         self.transformer = nn.ModuleDict(dict(
             wte=nn.Embedding(config.vocab_size, config.n_embd),

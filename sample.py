@@ -50,7 +50,7 @@ seed = 1337            # the same texts each time; those of several prompts depe
                        # has a new seed each time, unless one is given
 # system
 device = 'auto'        # cuda, cuda:1, mps, cpu; auto: the best there is
-dtype = 'auto'         # of the weights: float32, bfloat16, float16; auto: what the GPU is fast in
+dtype = 'auto'         # of the weights: float32, bfloat16, float16; auto: what the device is fast in, at most 16 bits
 quantize = ''          # int8: matrices, not embeddings, in 8 bits; prints the cost. Saves memory, and time on CPUs
 use_cache = True       # keep keys and values; False recomputes the whole context for each token, as nanoGPT does
 compile = False        # torch.compile, where it works: takes up to a minute, pays off on a GPU and for small models
@@ -155,22 +155,38 @@ from common.sampling.speaker import Speaker
 from model import load_weights
 
 
+def some_text(model, tokenizer, meta, config):
+    """(ids (B, T), where they are from) to measure perplexity with: validation data, or what the model writes."""
+    T = min(64, model.config.block_size) + 1
+    with contextlib.suppress(ValueError, OSError, KeyError, TypeError):  # no checkpoint of ours, or its data are gone
+        data = dataset.open_tokens(dataset.find(root, config['dataset']), 'val', meta)
+        if len(data) >= 16 * T:
+            return torch.tensor(data[:len(data) // 16 * 16].reshape(16, -1)[:, :T].astype('int64')), 'validation data'
+    first = torch.full((16, 1), tokenizer.start_id, device=device)
+    ids = model.generate(first, T - 1, vocab_size=tokenizer.vocab_size,
+                         generator=torch.Generator(device).manual_seed(seed))
+    return ids[:, 1:], 'text that the model wrote itself'
+
+
 def load(name):
     """(model, tokenizer, meta) of a model, ready to generate."""
     model, checkpoint = load_weights(name, dropout=0.0)
     meta = dataset.meta_of(root, checkpoint, model.config.vocab_size)
-    checkpoint = None  # frees its weights before the model is converted
+    config, checkpoint = (checkpoint or {}).get('config'), None  # frees its weights before the model is converted
     check_same(meta, None, model.config.vocab_size)
     tokenizer = from_meta(meta)
-    inference.convert(model.eval(), device, dtype)
-    if quantize:  # measured on text of its own, which is typical of what it was trained on
-        text = model.generate(torch.full((16, 1), tokenizer.start_id, device=device), min(64, model.config.block_size),
-                              vocab_size=tokenizer.vocab_size, generator=torch.Generator(device).manual_seed(seed))
-        before, after = inference.quantize(model, text)
-        print(f'int8: the perplexity of {text[:, 1:].numel()} tokens that the model wrote itself goes from '
-              f'{before:.3f} to {after:.3f} ({after / before - 1:+.2%})')
-    elif not compile:
-        inference.pack(model, device, dtype)
+    inference.convert(model.eval(), device, 'float32' if specialized else dtype)
+    if quantize:
+        ids, source_of_ids = some_text(model, tokenizer, meta, config)
+        before = inference.perplexity(model, ids.to(device))
+    if specialized:
+        inference.specialize(model, dtype, bool(quantize))
+    elif quantize:
+        inference.quantize(model)
+    if quantize:
+        after = inference.perplexity(model, ids.to(device))
+        print(f'int8: the perplexity of {ids[:, 1:].numel():,} tokens of {source_of_ids} goes from {before:.3f} to '
+              f'{after:.3f} ({after / before - 1:+.2%})')
     return model, tokenizer, meta
 
 
@@ -259,9 +275,10 @@ def show_analysis():
 options = dict(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty)
 try:
     device = resolve_device(device)
-    if quantize and dtype == 'auto' and device == 'cpu':
-        dtype = 'bfloat16'  # the dtype of PyTorch's fast 8-bit matmul
-    dtype = resolve_dtype(dtype, device, training=False)
+    # on a CPU, kernels for generating; an analysis has no single tokens
+    specialized = device == 'cpu' and not compile and (quantize or not analyze)
+    resolved = resolve_dtype(dtype, device, training=False)
+    dtype = dtype if specialized else resolved
     with torch.no_grad():
         if chat:
             talk()

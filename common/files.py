@@ -34,6 +34,28 @@ def sync(file):
     os.fsync(file.fileno())
 
 
+def user_folder(variable, default):
+    """
+    The project's folder where the user keeps such files: in that of the environment variable, one of XDG's, or
+    `default` in the home folder. None where the user has no place for it.
+    """
+    folder = os.environ.get(variable, '')
+    if not os.path.isabs(folder):  # then the XDG specification ignores it
+        home = os.path.expanduser('~')
+        if home == '/' or not os.path.isabs(home):  # HOME is empty, or names no folder
+            return None
+        folder = os.path.join(home, default)
+    return os.path.join(folder, 'nanogpt')
+
+
+def make_private(folder):
+    """Make a folder that only this user may change, with its parents. OSError if it is there and not so."""
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    found = os.stat(folder)
+    if hasattr(os, 'getuid') and (found.st_uid != os.getuid() or found.st_mode & 0o022):
+        raise PermissionError(f'{folder} is not only yours to change')
+
+
 def lock(path, wait=False):
     """
     Lock the file `path`, which is created if needed. Returns a filelock.FileLock, held until release() or the end of

@@ -2,6 +2,8 @@
 From logits to ids, as a ladder of small functions: each is built from those above it. It knows no tokenizer; ids come
 in and ids go out. `model` is a GPT, or anything with its config that is called in the same way.
 """
+import math
+
 import torch
 
 CHECK_INTERVAL = 64  # tokens: to look at logits on a GPU means to wait for it
@@ -18,6 +20,7 @@ class KVCache:
 
     def __init__(self, size, padding=None, static=False):
         self.size, self.row_padding, self.static = size, padding, static
+        self.dtype = None  # of keys and values; None: float32 on a CPU, elsewhere the model's
         self.keys, self.values = [], []  # of each layer (B, n_head, size, head_dim)
         self.last = None  # the embedding of the last token, (B, 1, n_embd)
         self.begin(0)
@@ -66,14 +69,17 @@ class KVCache:
         causal, or to everything if T is 1.
         """
         if layer == len(self.keys):
-            # float32 on a CPU: attention to 900 tokens takes 7 times as long in bfloat16, 14 times in float16
-            dtype = torch.float32 if k.device.type == 'cpu' else k.dtype
+            # float32 on a CPU: PyTorch attends to 900 tokens in 7 times as long in bfloat16, 14 times in float16
+            dtype = self.dtype or (torch.float32 if k.device.type == 'cpu' else k.dtype)
             for buffers in (self.keys, self.values):
                 buffers.append(self.buffer(k.new_zeros(*k.shape[:2], self.size, k.size(3), dtype=dtype)))
         keys, values = self.keys[layer], self.values[layer]
         keys.index_copy_(2, self.slots, k.to(keys.dtype))
         values.index_copy_(2, self.slots, v.to(values.dtype))
-        return keys[:, :, :self.used], values[:, :, :self.used], self.mask
+        keys, values = keys[:, :, :self.used], values[:, :, :self.used]
+        if keys.dtype == torch.float16 and k.dtype == torch.float32:  # PyTorch attends to several tokens in float32
+            keys, values = keys.float(), values.float()
+        return keys, values, self.mask
 
     def buffer(self, tensor):
         if self.static:
@@ -144,6 +150,7 @@ def sample(logits, temperature=1.0, generator=None, **filters):
 
 def feed(model, ids, cache):
     """The logits (B, V) after ids (B, T), which follow the tokens in the cache and are added to it."""
+    cache.dtype = getattr(model, 'cache_dtype', None)
     cache.prepare(ids.size(1), ids.device)
     logits = model(ids, cache=cache)[0][:, -1]
     cache.length += ids.size(1)
@@ -172,7 +179,7 @@ def next_logits(model, idx, cache=None, step=None):
 
 def check_finite(values, dtype):
     """ValueError unless all `values` that a model computed in `dtype` are finite. Waits for the device."""
-    if not torch.isfinite(values).all():
+    if not all(math.isfinite(extreme.item()) for extreme in values.aminmax()):  # ten times as fast as each of them
         if dtype == torch.float16:
             raise ValueError('the model computes numbers that are too large for float16; try --dtype=float32')
         name = str(dtype).removeprefix('torch.')
@@ -186,7 +193,7 @@ def next_token(model, idx, cache=None, step=None, vocab_size=None, repetition_pe
     With `check` ValueError if a logit is not finite.
     """
     logits = next_logits(model, idx, cache, step)[:, :vocab_size]
-    logits, dtype = logits.float(), logits.dtype
+    logits, dtype = logits.float(), cache is not None and cache.dtype or logits.dtype
     if check:
         check_finite(logits, dtype)
     if cache is not None and cache.row_padding is not None:

@@ -1,114 +1,129 @@
 """
-Make a trained model generate fast. A token costs about one read of all weights, so these are packed or quantized for
-the device; a step of one token can be compiled. It knows no tokenizer and no settings.
+Make a trained model generate fast. A token takes about as long as reading all weights: they are stored in 16 or 8 bits
+and, on a CPU, multiplied by the fastest kernel that there is; or a step of one token is compiled. It knows no tokenizer
+and no settings.
 """
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import torch
 from torch.nn import functional as F
 
-from common import console, generate
+from common import console, generate, kernels, linears
 from common.compile import compile_or_eager
 from common.device import synchronize
 from common.distributed import print0
 
 
-class PackedLinear(torch.nn.Module):
-    """
-    A Linear for a CPU, with its weight in oneDNN's own layout, as torch.compile has it in a frozen model. A matmul of a
-    few rows is bound by reading the weight, and F.linear reads it at half the speed.
-    """
+WORTH_ROUNDING = 0.9  # of float32's time: 'auto' rounds the weights to float16 below it
 
-    ROWS = 6  # oneDNN's kernel takes this many at a time; fewer make it wait for its own sums, and 6 are faster than 1
 
-    def __init__(self, linear):
+class Embedding(torch.nn.Module):
+    """An nn.Embedding stored in 16 bits that gives float32."""
+
+    def __init__(self, embedding, dtype):
         super().__init__()
-        self.bias = linear.bias
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), self.ROWS)
+        self.weight = embedding.weight
+        self.weight.data = self.weight.data.to(dtype)  # in place: the output layer may share it
 
-    def forward(self, x):
-        rows = x.flatten(0, -2)
-        if len(rows) < self.ROWS:
-            rows = F.pad(rows, (0, 0, 0, self.ROWS - len(rows)))
-        y = torch.ops.mkldnn._linear_pointwise.default(rows, self.weight, self.bias, 'none', [], '')
-        return y[:x.numel() // x.size(-1)].view(*x.shape[:-1], -1)
+    def forward(self, idx):
+        return F.embedding(idx, self.weight).float()
+
+
+class Blocks(torch.nn.Module):
+    """
+    All blocks of a model, which kernels.c computes for one token at a time. AttributeError unless all their Linears are
+    of linears.Kernel; ValueError if the kernel cannot.
+    """
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.blocks, attn, mlp = blocks, blocks[0].attn, blocks[0].mlp
+        parts = [([linear.matrix for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)],
+                  [block.ln_1.weight, block.ln_1.bias, block.ln_2.weight, block.ln_2.bias]) for block in blocks]
+        activation = 'relu_squared' if mlp.modern else mlp.gelu.approximate
+        self.steps = kernels.Steps(parts, attn.n_head, activation, attn.scale)
+
+    def forward(self, x, rope=None, cache=None, recompute=False):
+        if cache is not None and x.size(1) == 1 and len(x) <= linears.FEW and cache.keys:
+            return self.steps(x, rope, cache.keys, cache.values, cache.length % cache.size, cache.used, cache.mask)
+        for block in self.blocks:
+            x = block(x, rope, cache)
+        return x
 
 
 class Int8Linear(torch.nn.Module):
     """
-    A Linear whose weight is in 8 bits, with one scale per output; it computes in the dtype of its input. It saves
-    memory, and time on a CPU; on a GPU it costs time, because each use converts the weight.
+    A Linear whose weight is in 8 bits, with one scale per output; it computes in the dtype of its input. For GPUs and
+    compiled code. On a GPU it saves memory but no time, because each use converts the weight.
     """
 
     def __init__(self, linear):
         super().__init__()
-        weight = linear.weight.detach().float()
-        self.bias = linear.bias
-        self.scale = (weight.abs().amax(dim=1) / 127).clamp(min=1e-12).to(linear.weight.dtype)
-        self.weight = (weight / self.scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        self.weight, scale = linears.to_int8(linear.weight)
+        self.bias, self.scale = linear.bias, scale.to(linear.weight.dtype)
 
     def forward(self, x):
-        few = x.numel() <= 8 * x.size(-1)  # rows; with more, or in float32, PyTorch's int8 kernel is slower
-        if few and x.device.type == 'cpu' and x.dtype == torch.bfloat16:
-            y = torch._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale).view(*x.shape[:-1], -1)
-        elif x.dtype == torch.float16:  # scale the weight first: unscaled sums overflow
+        if x.dtype == torch.float16:  # scale the weight first: unscaled sums overflow
             y = F.linear(x, self.weight.to(x.dtype) * self.scale[:, None])
         else:
             y = F.linear(x, self.weight.to(x.dtype)) * self.scale
         return y if self.bias is None else y + self.bias
 
 
-def replace_linears(model, kind, larger_than=0):
-    """Replace every Linear of more than `larger_than` weights, the output layer too, by kind(linear)."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, torch.nn.Linear) and child.weight.numel() > larger_than:
-                setattr(module, name, kind(child))
-
-
-def why_not_packed(dtype):
-    """None if oneDNN packs weights of a dtype, a name, on this CPU, else the reason that it gives."""
-    try:  # bfloat16 needs AVX-512 or the newest kinds of AVX2
-        PackedLinear(torch.nn.utils.skip_init(torch.nn.Linear, 16, 16, dtype=getattr(torch, dtype)))
-    except (AttributeError, RuntimeError) as error:  # PackedLinear uses private functions of PyTorch
-        return str(error).partition('\n')[0] or type(error).__name__
-    return None
-
-
-def pack(model, device, dtype):
-    """Pack the Linears of a model in `dtype` on `device` where that is faster. torch.compile cannot take these."""
-    if device != 'cpu' or dtype == 'float16' or not torch.backends.mkldnn.is_available():  # F.linear is fast in float16
-        return
-    reason = why_not_packed(dtype)
-    if reason:
-        print0(f'oneDNN packs no weights here ({reason}): generating takes longer')
-    else:
-        replace_linears(model, PackedLinear, larger_than=2 ** 16)  # in smaller ones the call costs more than the memory
+def fits_float16(model):
+    """Whether float16, whose largest number is 65,504, can hold the weights. The range of bfloat16 is float32's."""
+    return all(torch.isfinite(p.detach().half()).all() for p in model.parameters())
 
 
 def convert(model, device, dtype):
     """Move a model to a device, in `dtype`, a name. ValueError if its weights are too large for that dtype."""
-    model.to(device, getattr(torch, dtype))
-    # the range of bfloat16 is that of float32
-    if dtype == 'float16' and not torch.stack([torch.isfinite(p).all() for p in model.parameters()]).all():
+    if dtype == 'float16' and not fits_float16(model):
         raise ValueError('the weights of this model are too large for float16; try --dtype=float32')
+    model.to(device, getattr(torch, dtype))
+
+
+def specialize(model, dtype, int8=False):
+    """
+    Give a model in float32 on a CPU the fastest kernels that it has, and say which. Its weights are stored in `dtype`,
+    a name, or with `int8` the matrices in 8 bits; it computes in float32. 'auto' is float16 where that is faster and can
+    hold the weights, else float32. Where weights are in 16 bits, the keys and values in its caches are in float16.
+    ValueError if float16 cannot hold the weights. torch.compile cannot take such a model.
+    """
+    fits = fits_float16(model)
+    if dtype == 'float16' and not fits:
+        raise ValueError('the weights of this model are too large for float16; try --dtype=float32')
+    names = ['float32', 'float16'][:1 + fits] if dtype == 'auto' else [dtype]
+    choice, *smaller = [linears.Choice(model, name) for name in (['int8'] if int8 else names)]
+    if smaller and smaller[0].seconds < WORTH_ROUNDING * choice.seconds:
+        choice, = smaller
+    stored = getattr(torch, names[-1] if int8 else choice.precision)
+    if stored != torch.float32:
+        for name, module in list(model.transformer.named_children()):
+            if isinstance(module, torch.nn.Embedding):
+                setattr(model.transformer, name, Embedding(module, stored))
+    choice.apply(model)
+    with suppress(AttributeError, ValueError):  # another candidate is faster, or it has no kernel
+        model.transformer.h = torch.nn.ModuleList([Blocks(model.transformer.h)])
+        model.cache_dtype = None if stored == torch.float32 else torch.float16
+    if choice.names:
+        print0(choice)
+
+
+def quantize(model):
+    """Round the weights of all Linears to 8 bits."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.Linear):
+                setattr(module, name, Int8Linear(child))
 
 
 @torch.no_grad()
-def quantize(model, ids):
-    """
-    Round the weights of all Linears to 8 bits. Returns the perplexity on ids (B, T) before and after. ValueError if the
-    model computes numbers that are not finite.
-    """
-    def perplexity():
-        logits = model(ids[:, :-1], ids[:, 1:])[0]
-        generate.check_finite(logits, logits.dtype)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())  # in 16 bits it is not exact enough
-        return console.perplexity(loss.item())
-
-    before = perplexity()
-    replace_linears(model, Int8Linear)
-    return before, perplexity()
+def perplexity(model, ids):
+    """The perplexity of ids (B, T) in a model. ValueError if it computes numbers that are not finite."""
+    logits = model(ids[:, :-1], ids[:, 1:])[0]
+    generate.check_finite(logits, logits.dtype)
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())  # in 16 bits it is not exact enough
+    return console.perplexity(loss.item())
 
 
 def compile_step(model, batch, size, device):

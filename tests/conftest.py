@@ -20,6 +20,7 @@ os.environ.update(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES=
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     COMPILED = tempfile.TemporaryDirectory(prefix='compiled-')
     os.environ['TORCHINDUCTOR_CACHE_DIR'] = COMPILED.name
+    os.environ['XDG_CACHE_HOME'] = COMPILED.name  # what is measured and compiled for generating, too
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in the background of a shell script: children inherit that
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -297,15 +297,27 @@ def overflow(after):
     return change
 
 
-@pytest.mark.parametrize('args', [[], ['--num_beams=2'], *map(slow, (
-    ['--temperature=0'], ['--use_cache=False'], ['--json=True'], ['--quantize=int8'], ['--analyze=True']))])
-def test_numbers_too_large_for_float16_are_told_in_a_line(run, tmp_path, args):
+def test_numbers_too_large_for_float16_are_told_in_a_line(run, tmp_path):
+    """Where the model computes in it. To generate on a CPU it computes in float32, with weights in float16."""
     write_model(tmp_path / 'out', '\nab', overflow(None))
-    command = ['sample.py', '--out_dir=out', '--device=cpu', '--start=a', *args]
-    done = run(*command, '--dtype=float16')
+    command = ['sample.py', '--out_dir=out', '--device=cpu', '--start=ab']
+    done = run(*command, '--analyze=True', '--dtype=float16')
     assert done.returncode == 2 and done.stdout == ''
     assert done.stderr == 'sample.py: the model computes numbers that are too large for float16; try --dtype=float32\n'
-    ok(run(*command, '--dtype=float32'))
+    ok(run(*command, '--analyze=True', '--dtype=float32'))
+    ok(run(*command, '--dtype=float16'))
+
+
+@pytest.mark.parametrize('args', [['--num_beams=2'], *map(slow, (
+    [], ['--temperature=0'], ['--use_cache=False'], ['--json=True'], ['--quantize=int8'], ['--analyze=True']))])
+def test_numbers_that_are_not_finite_are_told_in_a_line(run, tmp_path, args):
+    def change(model):
+        model.transformer.h[0].mlp.c_fc.bias.fill_(3e38)
+        model.transformer.h[0].mlp.c_proj.weight.fill_(1.0)
+    write_model(tmp_path / 'out', '\nab', change)
+    done = run('sample.py', '--out_dir=out', '--device=cpu', '--start=a', *args)
+    assert done.returncode == 2 and done.stdout == ''
+    assert done.stderr.startswith('sample.py: the model computes numbers that are not finite in float32')
 
 
 def test_weights_too_large_for_float16_are_told_in_a_line(run, tmp_path):

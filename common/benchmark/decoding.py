@@ -16,13 +16,13 @@ def ours(model, dtype, batch, sizes, device, use_cache=True, compiled=False):
     in place. `sizes`: (tokens in the prompt, tokens to generate, top_k).
     """
     prompt_tokens, max_new_tokens, top_k = sizes
-    model.eval().to(device, getattr(torch, 'bfloat16' if dtype == 'int8' else dtype))
-    weights = read_bytes(model)
-    if dtype == 'int8':
-        weights //= 2
-        inference.replace_linears(model, inference.Int8Linear)
-    elif use_cache and not compiled:
-        inference.pack(model, device, dtype)
+    weights = read_bytes(model.eval()) // {'float32': 1, 'int8': 4}.get(dtype, 2)
+    if device == 'cpu' and use_cache and not compiled:
+        inference.specialize(model, 'auto' if dtype == 'int8' else dtype, dtype == 'int8')
+    else:
+        inference.convert(model, device, 'bfloat16' if dtype == 'int8' else dtype)
+        if dtype == 'int8':
+            inference.quantize(model)
     idx = torch.zeros(batch, prompt_tokens, dtype=torch.long, device=device)
     size = min(model.config.block_size, prompt_tokens + max_new_tokens)
     step = inference.compile_step(model, batch, size, device) if compiled else None

@@ -28,7 +28,7 @@ from typing import Callable
 
 import torch
 
-from common import processes
+from common import cpu, processes
 from common.benchmark import readiness
 from common.benchmark.claims_table import append, cell, counted, json_lines, read, table, table_path
 from common.console import duration
@@ -152,38 +152,16 @@ class Bench:
         return folder
 
 
-def cpu_name():
-    """The name of the CPU and what counts in it: AMD EPYC (AVX-512 with bfloat16)."""
-    name, about = '', {}
-    with contextlib.suppress(OSError):
-        if sys.platform == 'linux':
-            with open('/proc/cpuinfo', encoding='utf-8', errors='replace') as f:
-                first = f.read().partition('\n\n')[0]  # of all cores
-            pairs = (line.partition(':') for line in first.splitlines())
-            about = {key.strip(): value.strip() for key, _, value in pairs}
-            name = about.get('model name', '')
-        else:
-            name = subprocess.run(['sysctl', '-n', 'machdep.cpu.brand_string'], capture_output=True, text=True).stdout
-    name = re.sub(r'\((R|TM|tm)\)|CPU @ .*| Processor| \d+-Core', '', name).strip() or 'CPU'
-    if not re.search(r'\d', name) and {'cpu family', 'model'} <= set(about):  # as a virtual machine hides it
-        name += f' family {about["cpu family"]} model {about["model"]}'
-    widest = torch.backends.cpu.get_cpu_capability()
-    if not widest.startswith('AVX'):
-        return name
-    vectors = 'AVX2 only' if widest == 'AVX2' else 'AVX-512' + ' with bfloat16' * native_bf16('cpu')
-    return f'{name} ({vectors}{", AMX" * (widest == "AVX512" and torch.cpu._is_amx_tile_supported())})'
-
-
 def machine(device):
     """What is said of this machine in each line, and what claims need to know of it: a dict."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     threads = torch.get_num_threads()
     busy = f'{counted(threads, "thread")} of ' * (threads < cores)
     version = torch.__version__ if device == 'cuda' else torch.__version__.partition('+')[0]  # 2.13.0+cu126
-    about = {'machine': f'{cpu_name()}, {busy}{counted(cores, "core")}', 'cores': cores, 'threads': threads,
+    about = {'machine': f'{cpu.describe()}, {busy}{counted(cores, "core")}', 'cores': cores, 'threads': threads,
              'device': device, 'torch': version, 'driver': None, 'gb': 0, 'gpus': 0, 'bfloat16': native_bf16(device)}
     if device == 'mps':
-        about['machine'] = f'{cpu_name()}, its GPU'
+        about['machine'] = f'{cpu.describe()}, its GPU'
     elif torch.backends.mps.is_available():
         raise ValueError(f'device={device!r}: the commands would take the GPU; leave it out')
     if device == 'cuda':

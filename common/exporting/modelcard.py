@@ -20,7 +20,11 @@ inputs = {{one.name: feeds[one.name] for one in session.get_inputs()}}  # past_e
 logits, keys, values, embedding = session.run(None, inputs)''',
     'safetensors': '''from model import GPT  # of nanoGPT-V100
 model = GPT.from_checkpoint({path!r})''',
+    'gguf': '''from llama_cpp import Llama
+llama = Llama({path!r}, n_ctx={block_size}, verbose=False)
+print(llama({prompt!r}, max_tokens={new_tokens})['choices'][0]['text'])''',
 }
+FILES = {'onnx': 'model.onnx', 'gguf': 'model.gguf'}
 SETTINGS = ('optimizer', 'learning_rate', 'muon_lr', 'schedule', 'warmup_iters', 'max_iters', 'batch_size',
             'gradient_accumulation_steps', 'weight_decay', 'dropout', 'seed', 'dtype')
 
@@ -32,7 +36,7 @@ def write(to, folder, format, config, about, tokenizer, text, source):
     """
     settings, meta, loss = about.get('config', {}), about['meta'], float(about.get('best_val_loss', 'inf'))
     ids = text[:max(1, min(4, config.block_size // 2))]
-    path = os.path.join(folder, 'model.onnx' if format == 'onnx' else 'model.safetensors')
+    path = os.path.join(folder, FILES.get(format, 'model.safetensors'))
     use = USES[format].format(folder=folder, path=path, ids=ids, prompt=tokenizer.decode(ids),
                               new_tokens=max(1, min(64, config.block_size - len(ids))),
                               head_dim=config.n_embd // config.n_head, **vars(config))

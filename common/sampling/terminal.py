@@ -8,6 +8,8 @@ import locale
 import os
 import sys
 
+from common import files
+
 HISTORY_LINES, HISTORY_COLUMNS = 1000, 2000  # what is kept; a longer line is not
 
 
@@ -31,13 +33,8 @@ def use_utf8():
 
 def history_path():
     """The file of the lines typed before; None where the user has no place for it."""
-    folder = os.environ.get('XDG_STATE_HOME', '')
-    if not os.path.isabs(folder):  # then the XDG specification ignores it
-        home = os.path.expanduser('~')
-        if home == '/' or not os.path.isabs(home):  # HOME is empty, or names no folder
-            return None
-        folder = os.path.join(home, '.local', 'state')
-    return os.path.join(folder, 'nanogpt', 'chat_history')
+    folder = files.user_folder('XDG_STATE_HOME', '.local/state')
+    return folder and os.path.join(folder, 'chat_history')
 
 
 class LineEditor:

@@ -1,87 +1,126 @@
-"""A model made fast at generating: packed, in 8 bits, with a compiled step."""
+"""A model made fast at generating: by the kernels of this CPU, in 8 bits, with a compiled step."""
 import copy
 import functools
-import platform
-import re
 from unittest.mock import Mock
 
 import pytest
 import torch
 
-from common import generate, inference
+from common import generate, inference, kernels, linears
 from model import GPT, GPTConfig
 from running import ROOT, python
 
 
 @pytest.fixture
 def larger():
-    """A model whose matrices are large enough to be packed."""
+    """A model whose matrices are large enough for a kernel."""
     torch.manual_seed(0)
     return GPT(GPTConfig(block_size=16, vocab_size=600, n_layer=1, n_head=2, n_embd=256)).eval()
 
 
-def linears(model):
+def linears_of(model):
     return {type(module).__name__ for module in model.modules() if 'Linear' in type(module).__name__}
 
 
-@pytest.mark.parametrize('dtype, tolerance', [('float32', 1e-5), ('bfloat16', 0.02)])
-def test_packed_weights_change_no_logit(larger, capsys, dtype, tolerance):
-    """Where oneDNN cannot pack them on this CPU they stay as they are, and a line says so."""
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip('PyTorch comes without oneDNN here')
-    packed, idx = copy.deepcopy(larger).to(getattr(torch, dtype)), torch.randint(600, (3, 7))
-    inference.pack(packed, 'cpu', dtype)
-    reason = inference.why_not_packed(dtype)
-    assert ('PackedLinear' in linears(packed)) == (reason is None)
-    assert capsys.readouterr().out == ('' if reason is None else
-                                       f'oneDNN packs no weights here ({reason}): generating takes longer\n')
+@pytest.fixture
+def quick(monkeypatch):
+    """No measuring: our kernel where it is, else the first. Returns whether it is."""
+    def measure(shapes, precision):
+        names = [name for name, kind in linears.CANDIDATES[precision].items() if name != 'kernels.c' or has_kernels]
+        return {shape: {name: [1 if name == 'kernels.c' else 2] * 2 for name in names} for shape in shapes}
+    has_kernels = kernels.try_to_load()[0] is not None
+    monkeypatch.setattr(linears, 'measured', measure)
+    return has_kernels
+
+
+@pytest.mark.parametrize('dtype, tolerance', [('float32', 1e-5), ('float16', 2e-3), ('bfloat16', 2e-2), ('int8', 5e-2)])
+@torch.no_grad()
+def test_a_specialized_model_computes_with_rounded_weights(larger, quick, capsys, dtype, tolerance):
+    fast, idx = copy.deepcopy(larger), torch.randint(600, (3, 7))
+    inference.specialize(fast, *(('auto', True) if dtype == 'int8' else (dtype,)))
+    assert capsys.readouterr().out.startswith(f'{dtype} by ')
+    assert ('Blocks' in {type(module).__name__ for module in fast.modules()}) == quick
+    deviation = larger(idx, idx)[0].std().item()
+    for ids in (idx, idx[:1, :1]):
+        logits = fast(ids, ids)[0]
+        assert logits.dtype == torch.float32
+        assert torch.allclose(logits, larger(ids, ids)[0], atol=tolerance * deviation * 10, rtol=0)
+    written = fast.generate(idx, 9, temperature=0)
+    if dtype == 'float32':
+        assert torch.equal(written, larger.generate(idx, 9, temperature=0))
+    for length in range(7, 16):  # what is written with the cache is the likeliest without it
+        logits = fast(written[:, :length])[0][:, -1]
+        likeliest = logits.gather(1, written[:, length:length + 1])
+        assert (logits.amax(dim=1, keepdim=True) - likeliest <= tolerance * deviation).all()
+
+
+def test_the_weights_take_no_more_memory_than_their_precision(larger, quick):
+    """The output layer and the embedding share theirs in 16 bits, too."""
+    inference.specialize(larger, 'float16')
+    head, embedding = larger.lm_head, larger.transformer.wte
+    if quick:
+        assert head.weight.data_ptr() == embedding.weight.data_ptr()
+    assert head.weight.dtype == embedding.weight.dtype == torch.float16
+    assert embedding(torch.tensor([[3]])).dtype == torch.float32
+
+
+def test_where_another_kernel_is_faster_the_blocks_stay_as_they_are(larger, monkeypatch):
+    monkeypatch.setattr(linears, 'measured', lambda shapes, precision: {shape: {'F.linear': [1, 1], 'kernels.c': [2, 2]}
+                                                                        for shape in shapes})
+    plain, idx = copy.deepcopy(larger), torch.randint(600, (1, 4))
+    inference.specialize(larger, 'float32')
+    assert 'Blocks' not in {type(module).__name__ for module in larger.modules()} and larger.cache_dtype is None
+    assert torch.equal(larger.generate(idx, 9, temperature=0), plain.generate(idx, 9, temperature=0))
+
+
+@pytest.mark.parametrize('faster', ['float32', 'float16'])
+@pytest.mark.parametrize('too_large', [False, True])
+def test_auto_is_what_is_fastest_and_can_hold_the_weights(larger, monkeypatch, capsys, faster, too_large):
+    def measure(shapes, precision):
+        return {shape: {'F.linear': [1 + (precision != faster)] * 2} for shape in shapes}
+    monkeypatch.setattr(linears, 'measured', measure)
+    if too_large:
+        with torch.no_grad():
+            larger.transformer.h[0].mlp.c_fc.weight[3, 5] = 1e5
+    inference.specialize(larger, 'auto')
+    assert capsys.readouterr().out.startswith(f'{"float32" if too_large else faster} by F.linear')
+
+
+def test_a_small_model_stays_in_float32_without_a_word(model, capsys):
+    fast, ids = copy.deepcopy(model), torch.randint(64, (2, 5))
+    inference.specialize(fast, 'auto')
+    assert capsys.readouterr().out == '' and linears_of(fast) == {'Linear'}
     with torch.no_grad():
-        assert torch.allclose(packed(idx, idx)[0].float(), larger(idx, idx)[0], atol=tolerance)
-        assert torch.allclose(packed(idx[:1, :1])[0].float(), larger(idx[:1, :1])[0], atol=tolerance)
-        if dtype == 'float32':
-            assert torch.equal(packed.generate(idx, 9, temperature=0), larger.generate(idx, 9, temperature=0))
+        assert torch.allclose(fast(ids)[0], model(ids)[0], atol=1e-6)
 
 
-@pytest.mark.skipif(platform.machine() not in ('x86_64', 'AMD64') or not torch.backends.mkldnn.is_available(),
-                    reason='oneDNN emulates only x86-64 CPUs')
-def test_an_older_cpu_packs_float32_and_no_bfloat16():
-    code = 'from common.inference import why_not_packed as w; print([w(d) for d in ("float32", "bfloat16")])'
-    done = python('-c', code, cwd=ROOT, ONEDNN_MAX_CPU_ISA='AVX2', DNNL_MAX_CPU_ISA='AVX2')
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"\[None, '.*bf16.*'\]\n", done.stdout), done.stdout
+def test_a_small_model_in_8_bits_has_rounded_weights_and_its_own_embedding(model):
+    eight = copy.deepcopy(model)
+    inference.specialize(eight, 'float32', int8=True)
+    assert torch.equal(eight.transformer.wte.weight, model.transformer.wte.weight)
+    assert torch.equal(eight.lm_head.weight, linears.rounded(model.lm_head.weight, torch.int8))
 
 
-def test_small_matrices_and_float16_are_left_as_they_are(model, larger):
-    for one, dtype in ((copy.deepcopy(model), 'float32'), (larger.half(), 'float16')):
-        inference.pack(one, 'cpu', dtype)
-        assert linears(one) == {'Linear'}
-
-
-@pytest.mark.parametrize('error', [RuntimeError('no such function\nand a long story'), AttributeError('gone'),
-                                   RuntimeError()])
-def test_where_nothing_can_be_packed_a_line_says_so(larger, monkeypatch, capsys, error):
-    monkeypatch.setattr(inference, 'PackedLinear', Mock(side_effect=error))
-    monkeypatch.setattr(torch.backends.mkldnn, 'is_available', lambda: True)
-    inference.pack(larger, 'cpu', 'float32')
-    reason = str(error).partition('\n')[0] or 'RuntimeError'
-    assert f'packs no weights here ({reason}): ' in capsys.readouterr().out and linears(larger) == {'Linear'}
+def test_a_cache_that_overflows_is_told(larger, quick):
+    """Keys and values are kept in float16, which not every model fits."""
+    if not quick:
+        pytest.skip(kernels.try_to_load()[1])
+    with torch.no_grad():
+        larger.transformer.h[0].attn.c_attn.weight[512:] *= 2e5
+    inference.specialize(larger, 'float16')
+    with pytest.raises(ValueError, match='too large for float16; try --dtype=float32'):
+        larger.generate(torch.randint(600, (1, 4)), 3)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('rows', [1, 8, 9, 50])
-def test_int8_rounds_each_weight_to_the_nearest_step(dtype, rows):
-    """A step is a 127th of an output's largest weight. The product is that of the rounded weights."""
+@pytest.mark.parametrize('rows', [1, 50])
+def test_int8_on_a_gpu_multiplies_by_the_rounded_weights(dtype, rows):
     torch.manual_seed(0)
     linear = torch.nn.Linear(64, 48).to(dtype)
     with torch.no_grad():
-        linear.weight[3] = 0
         eight = inference.Int8Linear(linear)
-        rounded = eight.weight.float() * eight.scale.float()[:, None]
-        step = linear.weight.float().abs().amax(dim=1, keepdim=True) / 127
-        # in bfloat16 the scale itself is rounded to 8 bits, so 127 steps may fall short of the largest weight
-        slack = 1e-7 if dtype == torch.float32 else 0.5 * step
-        assert ((rounded - linear.weight.float()).abs() <= step / 2 + slack).all() and eight.weight.dtype == torch.int8
         x = torch.randn(rows, 2, 64, dtype=dtype)
+        rounded = eight.weight.float() * eight.scale.float()[:, None]
         expected = torch.nn.functional.linear(x.float(), rounded, linear.bias.float())
         assert torch.allclose(eight(x).float(), expected, atol=1e-5 if dtype == torch.float32 else 0.05)
 
@@ -94,17 +133,15 @@ def test_int8_in_float16_computes_what_float16_can_hold():
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-def test_int8_returns_the_perplexity_before_and_after(model, dtype):
-    """With more digits than bfloat16 has."""
-    def perplexity(model):
-        with torch.no_grad():
-            logits = model(ids[:, :-1], ids[:, 1:])[0].float()
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).exp().item()
+def test_the_perplexity_has_more_digits_than_16_bits_have(model, dtype):
     plain, ids = copy.deepcopy(model).to(dtype), torch.randint(64, (4, 16))
-    eight = copy.deepcopy(plain)
-    before, after = inference.quantize(eight, ids)
-    assert before == pytest.approx(perplexity(plain)) and after == pytest.approx(perplexity(eight))
-    assert linears(eight) == {'Int8Linear'} and before != after == pytest.approx(before, rel=0.02)
+    with torch.no_grad():
+        logits = plain(ids[:, :-1], ids[:, 1:])[0].float()
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).exp().item()
+    assert inference.perplexity(plain, ids) == pytest.approx(expected)
+    inference.quantize(plain)
+    assert linears_of(plain) == {'Int8Linear'}
+    assert expected != inference.perplexity(plain, ids) == pytest.approx(expected, rel=0.02)
 
 
 def test_weights_that_float16_cannot_hold_are_refused(model):
@@ -114,18 +151,19 @@ def test_weights_that_float16_cannot_hold_are_refused(model):
     for dtype in ('float32', 'bfloat16'):
         inference.convert(copy.deepcopy(large), 'cpu', dtype)
     inference.convert(copy.deepcopy(model), 'cpu', 'float16')
-    with pytest.raises(ValueError, match='too large for float16; try --dtype=float32'):
-        inference.convert(large, 'cpu', 'float16')
+    for make in (lambda: inference.convert(large, 'cpu', 'float16'), lambda: inference.specialize(large, 'float16')):
+        with pytest.raises(ValueError, match='weights of this model are too large for float16; try --dtype=float32'):
+            make()
 
 
-def test_int8_of_a_model_that_computes_no_finite_numbers_is_refused(model):
+def test_a_perplexity_that_is_not_finite_is_refused(model):
     large = copy.deepcopy(model)
     with torch.no_grad():
         large.lm_head.weight.mul_(6e4 / large.lm_head.weight.abs().max())
     ids = torch.randint(64, (4, 16))
-    inference.quantize(copy.deepcopy(large), ids)
+    inference.perplexity(large, ids)
     with pytest.raises(ValueError, match='too large for float16; try --dtype=float32'):
-        inference.quantize(large.half(), ids)
+        inference.perplexity(large.half(), ids)
 
 
 @pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=pytest.mark.slow)])

@@ -13,7 +13,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from common import files, processes
+from common import cpu, files, processes
 from common.benchmark import claims, claims_table, ledger
 from common.benchmark.ledger import Claim, Failed
 from running import HANG, ROOT, hook, python
@@ -199,7 +199,7 @@ def test_a_machine_is_named_by_its_gpu_or_by_what_its_cpu_can(monkeypatch, name,
 def test_a_cpu_with_a_vague_name_is_told_from_others_and_so_are_its_threads(monkeypatch, tmp_path, name, expected):
     info = f'processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: {name}\nstepping\t: 1\n\n'
     (tmp_path / 'cpuinfo').write_text(info + info.replace('17', '99'))
-    monkeypatch.setattr(ledger, 'open', lambda path, *args, **options: open(tmp_path / 'cpuinfo', *args, **options),
+    monkeypatch.setattr(cpu, 'open', lambda path, *args, **options: open(tmp_path / 'cpuinfo', *args, **options),
                         raising=False)
     monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX2')
     monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: {0, 1})
