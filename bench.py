@@ -42,6 +42,7 @@ batch_sizes = [1, 4]   # without the cache only the first, for Hugging Face 1
 top_k = 200
 rounds = 3             # in which all ways take turns, because a machine's speed drifts; medians are shown
 use_huggingface = True  # also time Hugging Face's generate(), if transformers is installed and block_size allows it
+use_others = True      # and, on a CPU, llama.cpp and CTranslate2, if llama-cpp-python and ctranslate2 are installed
 uncached = True        # also the loop that computes the whole context for each token
 compile_step = False   # also each with the step compiled
 # claims
@@ -77,7 +78,8 @@ import torch
 from tqdm import tqdm
 
 from common import dataset as datasets, device as devices, tokenizer, weights
-from common.benchmark import claims, claims_table, decoding, ledger, planner, readiness, roofline, sweep as sweeps
+from common.benchmark import (claims, claims_table, decoding, ledger, peers, planner, readiness, roofline,
+                              sweep as sweeps)
 from common.device import (explain_out_of_memory, find_gpu, memory_gb, native_bf16, peak_flops, resolve_device,
                            resolve_dtype, synchronize)
 from common.distributed import world_size
@@ -96,7 +98,7 @@ elif init_from not in ('scratch', 'auto', 'resume'):
     print(f'init_from={init_from!r} is ignored: n_layer and the like describe the model', file=sys.stderr)
 
 
-def make_model(bias=bias):
+def make_model(bias=bias, activation=activation):
     torch.manual_seed(seed)
     return GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias, activation, modern))
 
@@ -303,30 +305,32 @@ def show_readiness():
 
 
 def show_decoding():
+    """How fast text is generated, by us and by others with the same weights."""
+    def new_model():  # as all others have it
+        return make_model() if modern else make_model(bias=True, activation='gelu_tanh')
+
     sizes, ways = (prompt_tokens, max_new_tokens, top_k), {}
-
-    def add(way, dtype, batch, **options):
-        model = make_model(bias=True)  # as Hugging Face's GPT-2 always has biases
-        ways[f'{dtype}, batch {batch}{way}'] = decoding.ours(model, dtype, batch, sizes, device, **options)
-
-    for batch, dtype in itertools.product(batch_sizes, (*decoding.DTYPES, 'int8')):
-        add('', dtype, batch)
+    for batch, precision in itertools.product(batch_sizes, decoding.BYTES):
+        ways[f'{precision}, batch {batch}'] = decoding.ours(new_model(), precision, batch, sizes, device)
         if compile_step:
-            add(', compiled', dtype, batch, compiled=True)
+            ways[f'{precision}, batch {batch}, compiled'] = decoding.ours(new_model(), precision, batch, sizes, device,
+                                                                          compiled=True)
     if uncached:
-        add(', without the cache', 'float32', batch_sizes[0], use_cache=False)
-    if use_huggingface and not modern and prompt_tokens + max_new_tokens <= block_size:
-        try:
-            for dtype in decoding.DTYPES:
-                ways[f'Hugging Face, {dtype}, batch 1'] = decoding.theirs(make_model().config, dtype, sizes, device)
-        except ImportError:
-            print("transformers is not installed: Hugging Face's generate is left out")
+        ways[f'float32, batch {batch_sizes[0]}, without the cache'] = decoding.ours(
+            new_model(), 'float32', batch_sizes[0], sizes, device, use_cache=False)
+    if not modern and prompt_tokens + max_new_tokens <= block_size:
+        names = ['Hugging Face'] * use_huggingface + ['llama.cpp', 'CTranslate2'] * use_others
+        ways.update(peers.ways(new_model, names, sizes, device))
     print(f'{prompt_tokens} + {max_new_tokens} tokens, top_k {top_k}, by a new model of {n_layer} layers, {n_embd} '
           f'wide, on {device}: {len(ways)} ways in turn, medians of {rounds}')
-    speeds, bandwidth = decoding.measure(ways, max_new_tokens, rounds, device)
-    print('\n'.join(decoding.table(ways, speeds, bandwidth)))
+    speeds, last_by_first, bandwidth = decoding.measure(ways, max_new_tokens, rounds, device)
+    figures = decoding.figures(speeds, last_by_first)
+    weights = sum(p.numel() for name, p in new_model().named_parameters() if p.dim() == 2 and 'wpe' not in name)
+    if modern:
+        weights -= vocab_size * n_embd  # the embedding, which is not the output layer: a row of it is read
+    print('\n'.join(decoding.table(figures, speeds, weights, bandwidth)))
     if json:
-        print(dumps({way: statistics.median(values) for way, values in speeds.items()}), file=results)
+        print(dumps(figures), file=results)
 
 
 def measure_claims():

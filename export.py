@@ -37,9 +37,9 @@ from dataclasses import asdict
 
 import torch
 
-from common import checkpoint, dataset, generate, weights
+from common import checkpoint, dataset, generate, gguf_file, weights
 from common.console import exit_on_error
-from common.exporting import gguf_file, modelcard, onnx_graph
+from common.exporting import modelcard, onnx_graph
 from common.files import check_folder, existing_parent, free_bytes
 from common.tokenizer import check_same, from_meta
 from model import load_weights

@@ -214,8 +214,13 @@ def test_each_way_to_write_a_text_is_measured(bench):
     speeds = dict(re.findall(r'^(\S.*?) {2,}([\d.]+) .* [\d.]+ +\d+%$', done.stdout, re.MULTILINE))
     expected = {f'{dtype}, batch {batch}' for dtype in ('float32', 'bfloat16', 'float16', 'int8') for batch in (1, 3)}
     expected.add('float32, batch 1, without the cache')
-    if importlib.util.find_spec('transformers'):
-        expected |= {f'Hugging Face, {dtype}, batch 1' for dtype in ('float32', 'bfloat16', 'float16')}
+    for package, (name, dtypes) in {'transformers': ('Hugging Face', ('float32', 'bfloat16', 'float16')),
+                                    'llama_cpp': ('llama.cpp', ('float32', 'float16', 'int8')),
+                                    'ctranslate2': ('CTranslate2', ('float32', 'int8'))}.items():
+        if importlib.util.find_spec(package):
+            expected |= {f'{name}, {dtype}, batch 1' for dtype in dtypes}
+        else:
+            assert f'{name} is left out: ' in done.stdout
     assert set(speeds) == expected and all(float(speed) > 0 for speed in speeds.values())
 
 

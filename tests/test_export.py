@@ -6,11 +6,14 @@ import itertools
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from common import checkpoint as checkpoint_file
+from common import gguf_file
 from common.exporting import modelcard
 from common.tokenizer import GPT2Tokenizer, from_meta
 from conftest import TOY, make_dataset, slow
@@ -148,10 +151,62 @@ def test_the_names_and_shapes_are_those_that_gguf_knows(runs, run, tmp_path):
     assert shapes['token_embd.weight'][0] == config['vocab_size'] == len(tokens)
 
 
+@pytest.mark.parametrize('name', ['char', 'bpe'])
+def test_llama_cpp_computes_the_same_and_says_what_it_does_otherwise(runs, run, tmp_path, name):
+    pytest.importorskip('gguf')
+    pytest.importorskip('llama_cpp')
+    said = export(run, f'--out_dir={runs[name]}', '--format=gguf', '--to=gguf')
+    assert said.count('differ by') == 6 and '15 of 15 tokens are the same' in said and 'tokenizer: the same' in said
+    assert ('was not trained' in said) == (name == 'bpe')  # with gelu
+    assert sorted(os.listdir(tmp_path / 'gguf')) == ['README.md', 'model.gguf']
+
+
+def test_without_llama_cpp_a_gguf_is_written_and_called_unverified(runs, hooked_export, tmp_path):
+    pytest.importorskip('gguf')
+    missing = '''
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if name == 'llama_cpp' else find(name, *more)
+'''
+    said = ok(hooked_export(missing, f'--out_dir={runs["char"]}', '--format=gguf', '--to=gguf')).stdout
+    assert 'not verified: llama_cpp is not here' in said and 'differ by' not in said
+    assert (tmp_path / 'gguf' / 'model.gguf').exists()
+
+
+def test_llama_cpps_own_converter_takes_the_folder(run, tmp_path):
+    """LLAMA_CPP names the folder of llama.cpp's source; what its converter makes of an hf export writes the same."""
+    pytest.importorskip('llama_cpp')
+    pytest.importorskip('transformers')
+    converter = os.path.join(os.environ.get('LLAMA_CPP', ''), 'convert_hf_to_gguf.py')
+    if not os.path.isfile(converter) or 'TIKTOKEN_CACHE_DIR' not in os.environ:
+        pytest.skip('no convert_hf_to_gguf.py in LLAMA_CPP, or no vocabulary in TIKTOKEN_CACHE_DIR')
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=64, n_layer=2, n_head=2, n_embd=32, activation='gelu_tanh')).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))  # so that no two tokens are nearly as likely
+    torch.save({'model': model.state_dict(), 'model_args': vars(model.config), 'iter_num': 1, 'best_val_loss': 1.0,
+                'config': {'dataset': 'openwebtext'}}, tmp_path / 'ckpt.pt')
+    export(run, '--init_from=ckpt.pt', '--to=hf', '--verify=False')
+    done = subprocess.run([sys.executable, converter, 'hf', '--outfile=theirs.gguf', '--outtype=f32'], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = "Once upon a time,\n\n we'll see 漢字"
+    theirs = gguf_file.Session(str(tmp_path / 'theirs.gguf'), model.config)
+    ids = torch.tensor([GPT2Tokenizer().encode(text)])
+    assert theirs.tokens(text) == (ids[0].tolist(), text, GPT2Tokenizer.end_id)
+    ours = model.generate(ids, 40, temperature=0.0, vocab_size=50257)[0].tolist()
+    assert theirs.greedy(ids, 40) == ours and len(set(ours)) > 10
+
+
 # a transposed projection, and a token that sees too much of the one before
 BREAK = '''
 from common import weights
+from common import gguf_file
 from common.exporting import onnx_graph
+tensors = gguf_file.tensors
+gguf_file.tensors = lambda *args: ((name, value.t().contiguous() if name == 'blk.1.attn_output.weight' else value)
+                                   for name, value in tensors(*args))
 gpt2_weights, previous = weights.gpt2_weights, onnx_graph.Past.previous_embeddings
 def broken(model, vocab_size):
     for name, value in gpt2_weights(model, vocab_size):
@@ -163,6 +218,9 @@ SHUFFLE = '''
 from common.tokenizer import CharTokenizer
 to_json = CharTokenizer.to_json
 CharTokenizer.to_json = lambda self: to_json(CharTokenizer(self.chars[::-1]))
+from common import gguf_file
+char_tokens = gguf_file.char_tokens
+gguf_file.char_tokens = lambda tokenizer: char_tokens(tokenizer)[::-1]
 '''
 
 
@@ -172,9 +230,11 @@ def hooked_export(tmp_path):
 
 
 @pytest.mark.parametrize('name, format, code', [('char', 'hf', BREAK), slow('modern', 'onnx', BREAK),
-                                                slow('char', 'hf', SHUFFLE)], ids=['hf', 'onnx', 'tokenizer'])
+                                                slow('char', 'hf', SHUFFLE), ('char', 'gguf', BREAK),
+                                                ('char', 'gguf', SHUFFLE)],
+                         ids=['hf', 'onnx', 'tokenizer', 'gguf', 'tokenizer of gguf'])
 def test_a_wrong_export_is_found_out(runs, hooked_export, tmp_path, name, format, code):
-    pytest.importorskip({'hf': 'transformers', 'onnx': 'onnxscript'}[format])
+    pytest.importorskip({'hf': 'transformers', 'onnx': 'onnxscript', 'gguf': 'llama_cpp'}[format])
     done = hooked_export(code, f'--out_dir={runs[name]}', f'--format={format}', '--to=out')
     assert done.returncode == 1 and 'NOT THE SAME MODEL' in done.stderr, done.stdout + done.stderr
     assert ('NOT the same' if code == SHUFFLE else 'in the logit of id') in done.stdout and os.listdir(tmp_path / 'out')
@@ -182,8 +242,9 @@ def test_a_wrong_export_is_found_out(runs, hooked_export, tmp_path, name, format
 
 @pytest.mark.parametrize('args, expected', [
     (['--out_dir=none'], "no folder 'none' with a trained model"),
-    (['--format=gguf'], "format='gguf' is not one of hf, onnx, safetensors"),
+    (['--format=ggml'], "format='ggml' is not one of hf, onnx, safetensors, gguf"),
     (['--init_from={modern}/ckpt.pt'], '--format=onnx'),
+    (['--init_from={modern}/ckpt.pt', '--format=gguf'], 'no architecture of llama.cpp'),
     (['--out_dir={char}', '--to=full'], 'full is not an empty folder'),
     (['--out_dir={char}', '--to=full/file'], 'file is not an empty folder'),
     (['--out_dri=x'], 'did you mean out_dir')])
@@ -318,12 +379,13 @@ metric_list: [{{metric: acc}}]
     assert found['acc,none'] == pytest.approx(sum(right) / len(right))
 
 
-@pytest.mark.parametrize('format', ['hf', 'safetensors', slow('onnx')])
+@pytest.mark.parametrize('format', ['hf', 'safetensors', slow('onnx'), 'gguf'])
 @pytest.mark.parametrize('name', ['char', slow('bpe'), slow('modern')])
 def test_the_code_on_the_card_runs(runs, run, tmp_path, monkeypatch, capsys, name, format):
-    if name == 'modern' and format == 'hf':
+    if name == 'modern' and format in ('hf', 'gguf'):
         return  # no such export
-    for package in {'hf': ['transformers'], 'onnx': ['onnxscript', 'onnxruntime']}.get(format, []):
+    for package in {'hf': ['transformers'], 'onnx': ['onnxscript', 'onnxruntime'],
+                    'gguf': ['gguf', 'llama_cpp']}.get(format, []):
         pytest.importorskip(package)
     export(run, f'--out_dir={runs[name]}', f'--format={format}', "--to=it's mine", '--verify=False')
     monkeypatch.chdir(tmp_path)

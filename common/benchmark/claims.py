@@ -201,7 +201,7 @@ def float16(bench, command):
 def decoding(bench, command):
     """Tokens a second of each way that bench.py --mode=sample measures."""
     speeds = bench.json(command, '--json=True')
-    return speeds, '; '.join(f'{way} {value:,.1f}' for way, value in speeds.items()), ''
+    return speeds, '; '.join(f'{way} {value:,.{1 if value >= 4 else 2}f}' for way, value in speeds.items()), ''
 
 
 def parallel(bench, command, dataset='pydoc_char'):

@@ -1,27 +1,30 @@
 """How fast text is generated in several ways, which take turns because the speed of a machine drifts."""
 import statistics
+import time
 
 import torch
 from tqdm import tqdm
 
 from common import generate, inference
 from common.benchmark import roofline
+from common.device import synchronize
 
-DTYPES = 'float32', 'bfloat16', 'float16'
+BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2, 'int8': 1}  # of a weight in each precision
+STRETCH = 100  # tokens at the beginning and at the end of a long text, to see what attention to it costs
 
 
-def ours(model, dtype, batch, sizes, device, use_cache=True, compiled=False):
+def ours(model, precision, batch, sizes, device, use_cache=True, compiled=False):
     """
-    (a function that generates so many tokens, the bytes of weights that a step reads) for a new model, which is changed
-    in place. `sizes`: (tokens in the prompt, tokens to generate, top_k).
+    A function that writes so many tokens and returns when each came, for a new model, which is changed in place.
+    `sizes`: (tokens in the prompt, tokens to generate, top_k).
     """
     prompt_tokens, max_new_tokens, top_k = sizes
-    weights = read_bytes(model.eval()) // {'float32': 1, 'int8': 4}.get(dtype, 2)
+    model.eval()
     if device == 'cpu' and use_cache and not compiled:
-        inference.specialize(model, 'auto' if dtype == 'int8' else dtype, dtype == 'int8')
+        inference.specialize(model, 'auto' if precision == 'int8' else precision, precision == 'int8')
     else:
-        inference.convert(model, device, 'bfloat16' if dtype == 'int8' else dtype)
-        if dtype == 'int8':
+        inference.convert(model, device, 'bfloat16' if precision == 'int8' else precision)
+        if precision == 'int8':
             inference.quantize(model)
     idx = torch.zeros(batch, prompt_tokens, dtype=torch.long, device=device)
     size = min(model.config.block_size, prompt_tokens + max_new_tokens)
@@ -29,49 +32,51 @@ def ours(model, dtype, batch, sizes, device, use_cache=True, compiled=False):
 
     def write(tokens):
         cache = generate.KVCache(size, static=step is not None) if use_cache else None
-        model.generate(idx, tokens, top_k=top_k, use_cache=use_cache, cache=cache, step=step)
-    return write, weights
-
-
-def theirs(config, dtype, sizes, device):
-    """The same for Hugging Face's GPT-2 of that shape at batch 1. ImportError without transformers."""
-    import transformers
-    transformers.logging.set_verbosity_error()
-    prompt_tokens, _, top_k = sizes
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
-        n_layer=config.n_layer, n_head=config.n_head, n_embd=config.n_embd, n_positions=config.block_size,
-        vocab_size=config.vocab_size, bos_token_id=0, eos_token_id=None, pad_token_id=0))
-    model.eval().to(device, getattr(torch, dtype))
-    idx = torch.zeros(1, prompt_tokens, dtype=torch.long, device=device)
-
-    def write(tokens):
-        model.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=tokens, do_sample=True, top_k=top_k)
-    return write, read_bytes(model)
-
-
-def read_bytes(model):
-    """The bytes of all matrices that multiply a token."""
-    # no Embedding, of which only one row is read; Hugging Face's Conv1D is no Linear, but has such a weight too
-    weights = [module.weight for module in model.modules()
-               if hasattr(module, 'weight') and not isinstance(module, torch.nn.Embedding)]
-    return sum(weight.nbytes for weight in weights if weight is not None and weight.dim() == 2)
+        steps = generate.stream(model, idx, tokens, use_cache=use_cache, cache=cache, step=step, top_k=top_k)
+        return [time.perf_counter() for _ in steps]
+    return write
 
 
 def measure(ways, max_new_tokens, rounds, device):
-    """Time `ways`, {name: ours() or theirs()}, in turn. Returns ({name: [steps/s]}, bytes/s of reading memory)."""
-    speeds, bandwidths = {way: [] for way in ways}, []
+    """
+    Time `ways`, {name: a function that writes so many tokens}, in turn. Returns ({name: [steps/s]}, {name: [speed of
+    the last STRETCH tokens by that of the first]} for long texts of ours, bytes/s of reading memory).
+    """
+    speeds, last_by_first, bandwidths = {way: [] for way in ways}, {}, []
     numbers = torch.randn(2**27, device=device)
-    for write, _ in ways.values():
-        write(3)  # warm up
+    for write in ways.values():
+        write(min(3, max_new_tokens))  # warm up
     for way in tqdm(list(ways) * rounds, disable=None, leave=False):
         bandwidths.append(numbers.nbytes / roofline.seconds(numbers.sum, device))
-        speeds[way].append(max_new_tokens / roofline.seconds(lambda: ways[way][0](max_new_tokens), device))
-    return speeds, statistics.median(bandwidths)
+        begin = time.perf_counter()
+        times = ways[way](max_new_tokens)
+        synchronize(device)
+        speeds[way].append(max_new_tokens / (time.perf_counter() - begin))
+        if times and len(times) >= 3 * STRETCH:
+            ratio = (times[STRETCH] - times[0]) / (times[-1] - times[-1 - STRETCH])
+            last_by_first.setdefault(way, []).append(ratio)
+    return speeds, last_by_first, statistics.median(bandwidths)
 
 
-def table(ways, speeds, bandwidth):
+def figures(speeds, last_by_first):
+    """{what: figure}: the median speed of each way; at batch 1 ours by that of the others; of long texts the end's."""
+    found = {way: statistics.median(values) for way, values in speeds.items()}
+    one = {way.removesuffix(', batch 1'): speed for way, speed in found.items() if way.endswith(', batch 1')}
+    ratios = {f'times as fast as {way}': one[precision] / speed for way, speed in one.items()
+              for precision in [way.rpartition(', ')[2]] if way != precision and precision in one}
+    ends = {f'{way}: the last {STRETCH} tokens by the first': statistics.median(values)
+            for way, values in last_by_first.items()}
+    return {**found, **ratios, **ends}
+
+
+def table(figures, speeds, weights, bandwidth):
+    """Lines for what measure() gave. `weights`: of the matrices that multiply a token, their number."""
     yield f'reading memory: {bandwidth / 1e9:.1f} GB/s\n'
     yield f'{"":42} steps/s  (lowest to highest)  share of what reading allows'
-    for way, (_, weights) in ways.items():
-        speed, spread = statistics.median(speeds[way]), f'{min(speeds[way]):.1f} to {max(speeds[way]):.1f}'
-        yield f'{way:42} {speed:7.1f}  {spread:19}  {speed * weights / bandwidth:.0%}'
+    for way, values in speeds.items():
+        spread = f'{min(values):.1f} to {max(values):.1f}'
+        read = weights * next(BYTES[word] for word in way.split(', ') if word in BYTES)
+        yield f'{way:42} {figures[way]:7.1f}  {spread:19}  {figures[way] * read / bandwidth:.0%}'
+    for what, figure in figures.items():
+        if what not in speeds:
+            yield f'{figure:.2f} {what}' if what.startswith('times') else f'{what}: {figure:.2f}'

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import torch
 
-from common.tokenizer import END_OF_TEXT, CharTokenizer
+from common.tokenizer import END_OF_TEXT, CharTokenizer, decode_bytes
 
 PRECISIONS = {'float32': ('F32', 'ALL_F32'), 'float16': ('F16', 'MOSTLY_F16'), 'int8': ('Q8_0', 'MOSTLY_Q8_0')}
 BLOCK = 32  # values in a row that have a scale in common in Q8_0
@@ -75,8 +75,8 @@ def check(config, tokenizer):
 def differences(config, tokenizer):
     """Lines that say where llama.cpp will not be quite the same."""
     if config.activation == 'gelu':
-        yield ('llama.cpp computes GELU by its approximation (gelu_tanh), with which this model was not trained: its '
-               'logits differ a little. It is compared with the model as llama.cpp computes it')
+        yield ('llama.cpp computes GELU by an approximation, gelu_tanh, with which this model was not trained: its '
+               'logits differ a little. It is compared with our model with gelu_tanh')
     if isinstance(tokenizer, CharTokenizer) and not ''.join(tokenizer.chars).isascii():
         yield ('give llama.cpp only text in the characters that the model knows: many others make its tokenizer run '
                'until memory is full')
@@ -155,6 +155,7 @@ class Session:
         import llama_cpp
         print_errors_only()
         threads = torch.get_num_threads()
+        # n_batch: the logits of so many tokens are in memory twice
         self.new = lambda: llama_cpp.Llama(path, n_ctx=config.block_size, n_batch=64, logits_all=True, type_k=0,
                                            type_v=0, n_threads=threads, n_threads_batch=threads, verbose=False)
 
@@ -179,4 +180,4 @@ class Session:
         """(ids, the text of these ids, the id of the end of a text or None)."""
         llama = self.new()
         ids, end = llama.tokenize(text.encode(), special=True), llama.token_eos()
-        return ids, llama.detokenize(ids, special=True).decode('utf-8', 'backslashreplace'), end if end >= 0 else None
+        return ids, decode_bytes(llama.detokenize(ids, special=True)), end if end >= 0 else None

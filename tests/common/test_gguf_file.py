@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from common.exporting import gguf_file
+from common import gguf_file
 from common.tokenizer import END_OF_TEXT, BPETokenizer, CharTokenizer, train_bpe
 from model import GPT, GPTConfig
 
 gguf = pytest.importorskip('gguf')
 TEXT = "It was a quiet evening; we'll see 12 ships.\n\n\tKorean: 한글은 세종대왕이 만든 글자이다. naïve 漢字 🙂 "
-CHARS = CharTokenizer(sorted({*TEXT, '\\', '\r', '\x00', '\x7f', '\u200b', '\u3000', '▁', 'Ġ', '<', '|', '>'}))
+CHARS = CharTokenizer(sorted({*TEXT, *'\\\r\x00\x7f\u200b\u3000▁Ġ<|>'}))
 
 
 def make(vocab_size, **more):
