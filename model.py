@@ -311,7 +311,7 @@ class GPT(nn.Module):
             source = weights.load(source)
         known = {field.name for field in fields(GPTConfig)}
         model_args = {key: value for key, value in source['model_args'].items() if key in known}
-        with torch.device('meta'):  # no memory for weights that are replaced at once
+        with weights.not_filled():  # no memory and no time for weights that are replaced at once
             model = cls(GPTConfig(**{**model_args, **overrides}))
         try:
             model.load_state_dict({key: value.float().contiguous() for key, value in source['model'].items()},

@@ -2,10 +2,14 @@
 Weights by any name that a user gives: a run, a checkpoint file, or a GPT-2 in Hugging Face's layout (config.json and
 safetensors in a folder or a repository), which is also written here. It knows the names of parameters, but no model.
 """
+import contextlib
 import difflib
 import json
 import os
 import shlex
+
+import torch
+from torch.overrides import TorchFunctionMode
 
 from common import checkpoint
 from common.files import exists
@@ -17,6 +21,20 @@ OPENAI = {'gpt2': (12, 12, 768), 'gpt2-medium': (24, 16, 1024), 'gpt2-large': (3
 ACTIVATIONS = {'gelu_new': 'gelu_tanh', 'gelu_pytorch_tanh': 'gelu_tanh', 'gelu': 'gelu'}
 # matrices that Hugging Face's Conv1D has as (in, out), nn.Linear as (out, in)
 TRANSPOSED = 'c_attn.weight', 'c_proj.weight', 'c_fc.weight'
+
+
+class NoValues(TorchFunctionMode):
+    """Within it torch.nn.init.normal_ does nothing: on tensors without data the first call would take a second."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return None if function is torch.nn.init.normal_ else function(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def not_filled():
+    """Within it new modules take no memory and no time: their parameters are to be replaced."""
+    with torch.device('meta'), NoValues():
+        yield
 
 
 def load(source):

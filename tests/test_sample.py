@@ -16,7 +16,7 @@ from common.sampling import completion
 from common.tokenizer import from_meta
 from model import GPT, GPTConfig, load_weights
 from conftest import slow
-from running import HANG, ROOT, hook, ok
+from running import HANG, ROOT, hook, ok, python
 
 
 @pytest.fixture
@@ -153,6 +153,15 @@ def test_colours_at_a_terminal_unless_no_color_is_set(command, tmp_path, no_colo
     terminal = f'os.environ["NO_COLOR"] = {no_color!r}; sys.stdout.isatty = lambda: True'
     done = ok(hook(terminal, *command, '--analyze=True', '--start=the', cwd=tmp_path))
     assert ('\033[' in done.stdout) == (no_color == '')
+
+
+def test_a_text_without_compiling_imports_no_compiler(trained):
+    """It takes more than a second."""
+    code = f"""import runpy, sys
+sys.argv = ['sample.py', '--out_dir={trained}', '--device=cpu', '--num_samples=1', '--max_new_tokens=3', '--start=a']
+runpy.run_path({os.path.join(ROOT, 'sample.py')!r}, run_name='__main__')
+assert 'torch._dynamo' not in sys.modules, 'torch._dynamo'"""
+    ok(python('-c', code, cwd=ROOT))
 
 
 def test_int8_says_what_it_costs(sample):
