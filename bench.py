@@ -7,7 +7,7 @@ python bench.py --sweep=True                        # dtype x compile x batch_si
 python bench.py --profile=True                      # the operators that take the time, and trace.json
 python bench.py config/train_gpt2.py --mode=plan --gpu=v100-16gb --gpus=8    # memory, speed, days; needs no GPU
 python bench.py --mode=matmul                       # matmuls and memory alone: what could be reached
-python bench.py --mode=sample                       # tokens a second, beside Hugging Face's generate()
+python bench.py --mode=sample                       # tokens a second, beside Hugging Face, llama.cpp and CTranslate2
 python bench.py --mode=check                        # is this machine ready to train?
 python bench.py --mode=claims                       # every figure of docs/measurements.md again, as far as it goes here
 """
@@ -38,7 +38,7 @@ gpus = 1               # of them; with --fsdp=True they share weights, gradients
 # sample
 prompt_tokens = 16
 max_new_tokens = 128
-batch_sizes = [1, 4]   # without the cache only the first, for Hugging Face 1
+batch_sizes = [1, 4]   # without the cache only the first, for other libraries 1
 top_k = 200
 rounds = 3             # in which all ways take turns, because a machine's speed drifts; medians are shown
 use_huggingface = True  # also time Hugging Face's generate(), if transformers is installed and block_size allows it
@@ -71,6 +71,7 @@ import shlex
 import statistics
 import tempfile
 import time
+from dataclasses import asdict
 from json import dumps
 
 import numpy as np
@@ -310,6 +311,8 @@ def show_decoding():
         return make_model() if modern else make_model(bias=True, activation='gelu_tanh')
 
     sizes, ways = (prompt_tokens, max_new_tokens, top_k), {}
+    if not modern and {'bias', 'activation'} & config_given:
+        print('bias and activation are those that all libraries have: biases, gelu_tanh')
     for batch, precision in itertools.product(batch_sizes, decoding.BYTES):
         ways[f'{precision}, batch {batch}'] = decoding.ours(new_model(), precision, batch, sizes, device)
         if compile_step:
@@ -320,7 +323,9 @@ def show_decoding():
             new_model(), 'float32', batch_sizes[0], sizes, device, use_cache=False)
     if not modern and prompt_tokens + max_new_tokens <= block_size:
         names = ['Hugging Face'] * use_huggingface + ['llama.cpp', 'CTranslate2'] * use_others
-        ways.update(peers.ways(new_model, names, sizes, device))
+        code = ('import torch\nfrom model import GPT, GPTConfig\ndef make_model(config):\n'
+                f'    torch.manual_seed({seed})\n    return GPT(GPTConfig(**config)).eval()')
+        ways.update(peers.ways(names, code, [asdict(new_model().config)], sizes, device))
     print(f'{prompt_tokens} + {max_new_tokens} tokens, top_k {top_k}, by a new model of {n_layer} layers, {n_embd} '
           f'wide, on {device}: {len(ways)} ways in turn, medians of {rounds}')
     speeds, last_by_first, bandwidth = decoding.measure(ways, max_new_tokens, rounds, device)

@@ -9,6 +9,10 @@ import torch
 from common.device import native_bf16
 
 
+# what tells one kind of CPU from another in facts(), on x86-64 and on ARM
+KIND = 'model name', 'flags', 'CPU implementer', 'CPU part', 'Features'
+
+
 def facts():
     """What Linux tells of the first core, {name: text}; elsewhere {}."""
     with contextlib.suppress(OSError), open('/proc/cpuinfo', encoding='utf-8', errors='replace') as f:

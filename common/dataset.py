@@ -2,6 +2,7 @@
 A prepared dataset on disk: train.bin and val.bin, raw little-endian token ids, and a meta.json that says what they
 mean. This module finds, checks and opens them; data/ makes them. It knows no model and no settings.
 """
+import contextlib
 import hashlib
 import json
 import math
@@ -180,6 +181,18 @@ def prepare(folder):
 def open_tokens(folder, split, meta):
     """The ids of a split, a read-only memory map."""
     return np.memmap(os.path.join(folder, f'{split}.bin'), np.dtype(meta['dtype']).newbyteorder('<'), mode='r')
+
+
+def validation_tokens(root, settings, meta):
+    """
+    The ids of the validation split of a run with these settings, if it is here and still what meta, the model's
+    meta.json, says; else no ids.
+    """
+    with contextlib.suppress(KeyError, TypeError, ValueError, OSError):  # TypeError: settings of another program
+        folder = find(root, settings['dataset'])
+        if read_meta(folder).get('sha256') == meta['sha256']:
+            return open_tokens(folder, 'val', meta)
+    return np.empty(0, dtype=np.uint16)
 
 
 def open_mask(folder, split):

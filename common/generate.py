@@ -20,7 +20,7 @@ class KVCache:
 
     def __init__(self, size, padding=None, static=False):
         self.size, self.row_padding, self.static = size, padding, static
-        self.dtype = None  # of keys and values; None: float32 on a CPU, elsewhere the model's
+        self.dtype = None  # of keys and values, the model's cache_dtype; None: float32 on a CPU, elsewhere that of k
         self.keys, self.values = [], []  # of each layer (B, n_head, size, head_dim)
         self.last = None  # the embedding of the last token, (B, 1, n_embd)
         self.begin(0)
@@ -65,7 +65,7 @@ class KVCache:
     def update(self, layer, k, v):
         """
         Store the new k and v (B, n_head, T, head_dim) of a layer. Returns the keys and values that the new tokens may
-        attend to, (B, n_head, S, head_dim) in the cache's dtype, and their mask. Without a mask (None) attention is
+        attend to, (B, n_head, S, head_dim), in float32 on a CPU, and their mask. Without a mask (None) attention is
         causal, or to everything if T is 1.
         """
         if layer == len(self.keys):
@@ -73,6 +73,9 @@ class KVCache:
             dtype = self.dtype or (torch.float32 if k.device.type == 'cpu' else k.dtype)
             for buffers in (self.keys, self.values):
                 buffers.append(self.buffer(k.new_zeros(*k.shape[:2], self.size, k.size(3), dtype=dtype)))
+        if self.dtype == torch.float16:
+            for new in (k, v):
+                check_finite(new.half(), self.dtype)
         keys, values = self.keys[layer], self.values[layer]
         keys.index_copy_(2, self.slots, k.to(keys.dtype))
         values.index_copy_(2, self.slots, v.to(values.dtype))
@@ -177,6 +180,11 @@ def next_logits(model, idx, cache=None, step=None):
     return feed(step if step is not None and ids.size(1) == 1 and cache.length > 0 else model, ids, cache)
 
 
+def dtype_behind(logits, cache):
+    """The dtype with the smallest range that logits were computed in: that of the keys and values, if it is float16."""
+    return torch.float16 if cache is not None and cache.dtype == torch.float16 else logits.dtype
+
+
 def check_finite(values, dtype):
     """ValueError unless all `values` that a model computed in `dtype` are finite. Waits for the device."""
     if not all(math.isfinite(extreme.item()) for extreme in values.aminmax()):  # ten times as fast as each of them
@@ -193,7 +201,7 @@ def next_token(model, idx, cache=None, step=None, vocab_size=None, repetition_pe
     With `check` ValueError if a logit is not finite.
     """
     logits = next_logits(model, idx, cache, step)[:, :vocab_size]
-    logits, dtype = logits.float(), cache is not None and cache.dtype or logits.dtype
+    logits, dtype = logits.float(), dtype_behind(logits, cache)
     if check:
         check_finite(logits, dtype)
     if cache is not None and cache.row_padding is not None:
@@ -250,7 +258,7 @@ def beam_search(model, idx, max_new_tokens, num_beams, length_penalty=1.0, end_i
             # twice as many as needed, because one continuation of each beam may end it
             best, places = logprobs.flatten().topk(min(2 * num_beams, num_beams * V))
             if best[0].isnan():  # nan is the largest for topk. Each step waits for the device anyway
-                check_finite(logits, logits.dtype)
+                check_finite(logits, dtype_behind(logits, cache))
             rows, tokens = places // V, places % V
             texts = torch.cat((idx[rows], tokens[:, None]), dim=1)
             ends = tokens == (-1 if end_id is None else end_id)

@@ -49,16 +49,25 @@ def byte_level_tokens(tokenizer):
     bpe, words = content['model'], content.get('pre_tokenizer') or {}
     odd = [key for key in ('dropout', 'unk_token', 'continuing_subword_prefix', 'end_of_word_suffix', 'byte_fallback',
                            'ignore_merges') if bpe.get(key)]
-    odd += [key for key in ('normalizer', 'post_processor') if content.get(key)]
-    odd += [f'the special token {token["content"]}' for token in content['added_tokens']
-            if token['content'] != END_OF_TEXT]
-    if bpe['type'] != 'BPE' or (words.get('type'), words.get('add_prefix_space')) != ('ByteLevel', False) or \
-            not words.get('use_regex', True):
+    odd += [key for key in ('normalizer', 'post_processor', 'truncation', 'padding') if content.get(key)]
+    for token in content['added_tokens']:
+        if token['content'] == END_OF_TEXT:
+            odd += [f'{key} at {END_OF_TEXT}' for key in ('lstrip', 'rstrip', 'single_word', 'normalized')
+                    if token.get(key)]
+        else:
+            odd.append(f'the special token {token["content"]}')
+    if (words.get('type'), words.get('add_prefix_space')) != ('ByteLevel', False) or not words.get('use_regex', True):
         odd.append('words that are not split as GPT-2 splits them')
+    ids = {token['content']: token['id'] for token in content['added_tokens']}
+    if bpe['type'] != 'BPE':
+        odd.append(f'a model of the type {bpe["type"]}')
+    else:
+        ids = bpe['vocab'] | ids
+        if sorted(ids.values()) != list(range(len(ids))):
+            odd.append('ids with gaps')
     if odd:
         raise ValueError("llama.cpp has no tokenizer with the same ids: this one is no byte-level BPE like GPT-2's, it "
                          f'has {", ".join(odd)}; --format=hf and onnx take it')
-    ids = bpe['vocab'] | {token['content']: token['id'] for token in content['added_tokens']}
     merges = [merge if isinstance(merge, str) else ' '.join(merge) for merge in bpe['merges']]
     return sorted(ids, key=ids.get), merges or [NOT_A_MERGE]  # llama.cpp refuses an empty list
 
@@ -66,8 +75,7 @@ def byte_level_tokens(tokenizer):
 def check(config, tokenizer):
     """ValueError for a model or a vocabulary that llama.cpp does not have."""
     if config.modern:
-        raise ValueError('a modern model fits no architecture of llama.cpp exactly (each embedding has a share of the '
-                         'one before, queries and keys have LayerNorm); --format=onnx and safetensors take it')
+        raise ValueError('llama.cpp cannot compute a modern model')
     if tokenizer is not None and not isinstance(tokenizer, CharTokenizer):
         byte_level_tokens(tokenizer)
 
@@ -75,11 +83,10 @@ def check(config, tokenizer):
 def differences(config, tokenizer):
     """Lines that say where llama.cpp will not be quite the same."""
     if config.activation == 'gelu':
-        yield ('llama.cpp computes GELU by an approximation, gelu_tanh, with which this model was not trained: its '
-               'logits differ a little. It is compared with our model with gelu_tanh')
+        yield 'llama.cpp computes GELU by the tanh approximation: its logits differ a little'
     if isinstance(tokenizer, CharTokenizer) and not ''.join(tokenizer.chars).isascii():
-        yield ('give llama.cpp only text in the characters that the model knows: many others make its tokenizer run '
-               'until memory is full')
+        yield ('llama.cpp must be given only text in the characters that the model knows: many others make its '
+               'tokenizer run until memory is full')
 
 
 def add_tokenizer(writer, tokenizer, vocab_size):
@@ -148,16 +155,31 @@ def print_errors_only():
     return log
 
 
+def obstacle():
+    """Why a Session cannot be made, in words; None if it can."""
+    try:
+        import llama_cpp  # noqa
+    except Exception as error:  # RuntimeError, OSError, AttributeError: a library that is missing, broken or another's
+        if isinstance(error, ModuleNotFoundError) and error.name == 'llama_cpp':
+            return 'llama_cpp is not here; pip install llama-cpp-python builds it, with a compiler'
+        return f'llama_cpp is here, but cannot be imported ({type(error).__name__}: {error})'
+    return None
+
+
 class Session:
-    """model.gguf in llama.cpp, with keys and values in float32. ImportError without llama-cpp-python."""
+    """model.gguf in llama.cpp, with keys and values in float32. Raises what the import of llama_cpp does."""
 
     def __init__(self, path, config):
-        import llama_cpp
         print_errors_only()
+        self.path, self.block_size = path, config.block_size
+
+    def new(self):
+        """A context without tokens."""
+        from llama_cpp import Llama
         threads = torch.get_num_threads()
         # n_batch: the logits of so many tokens are in memory twice
-        self.new = lambda: llama_cpp.Llama(path, n_ctx=config.block_size, n_batch=64, logits_all=True, type_k=0,
-                                           type_v=0, n_threads=threads, n_threads_batch=threads, verbose=False)
+        return Llama(self.path, n_ctx=self.block_size, n_batch=64, logits_all=True, type_k=0, type_v=0,
+                     n_threads=threads, n_threads_batch=threads, verbose=False)
 
     def logits(self, pieces):
         """Yield the logits (B, T, vocab_size) of each of the consecutive pieces (B, T) of texts."""

@@ -3,7 +3,8 @@ Make a trained model generate fast. A token takes about as long as reading all w
 and, on a CPU, multiplied by the fastest kernel that there is; or a step of one token is compiled. It knows no tokenizer
 and no settings.
 """
-from contextlib import nullcontext, suppress
+import sys
+from contextlib import nullcontext
 
 import torch
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from common.device import synchronize
 from common.distributed import print0
 
 
-WORTH_ROUNDING = 0.9  # of float32's time: 'auto' rounds the weights to float16 below it
+LARGE = 2**24  # weights, more than caches hold: the noise of measuring must not decide what a small model writes
 
 
 class Embedding(torch.nn.Module):
@@ -29,22 +30,23 @@ class Embedding(torch.nn.Module):
         return F.embedding(idx, self.weight).float()
 
 
+def linears_of(block):
+    return block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj
+
+
 class Blocks(torch.nn.Module):
-    """
-    All blocks of a model, which kernels.c computes for one token at a time. AttributeError unless all their Linears are
-    of linears.Kernel; ValueError if the kernel cannot.
-    """
+    """All blocks of a model, whose Linears are of linears.Kernel: kernels.c computes them for one token at a time."""
 
     def __init__(self, blocks):
         super().__init__()
         self.blocks, attn, mlp = blocks, blocks[0].attn, blocks[0].mlp
-        parts = [([linear.matrix for linear in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)],
+        parts = [([linear.matrix for linear in linears_of(block)],
                   [block.ln_1.weight, block.ln_1.bias, block.ln_2.weight, block.ln_2.bias]) for block in blocks]
         activation = 'relu_squared' if mlp.modern else mlp.gelu.approximate
         self.steps = kernels.Steps(parts, attn.n_head, activation, attn.scale)
 
     def forward(self, x, rope=None, cache=None, recompute=False):
-        if cache is not None and x.size(1) == 1 and len(x) <= linears.FEW and cache.keys:
+        if cache is not None and x.size(1) == 1 and cache.keys:
             return self.steps(x, rope, cache.keys, cache.values, cache.length % cache.size, cache.used, cache.mask)
         for block in self.blocks:
             x = block(x, rope, cache)
@@ -63,7 +65,10 @@ class Int8Linear(torch.nn.Module):
         self.bias, self.scale = linear.bias, scale.to(linear.weight.dtype)
 
     def forward(self, x):
-        if x.dtype == torch.float16:  # scale the weight first: unscaled sums overflow
+        few = x.numel() <= 8 * x.size(-1)  # rows; with more PyTorch's int8 kernel is slower
+        if few and x.device.type == 'cpu' and x.dtype == torch.bfloat16:
+            y = torch._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale).view(*x.shape[:-1], -1)
+        elif x.dtype == torch.float16:  # scale the weight first: unscaled sums overflow
             y = F.linear(x, self.weight.to(x.dtype) * self.scale[:, None])
         else:
             y = F.linear(x, self.weight.to(x.dtype)) * self.scale
@@ -85,28 +90,34 @@ def convert(model, device, dtype):
 def specialize(model, dtype, int8=False):
     """
     Give a model in float32 on a CPU the fastest kernels that it has, and say which. Its weights are stored in `dtype`,
-    a name, or with `int8` the matrices in 8 bits; it computes in float32. 'auto' is float16 where that is faster and can
-    hold the weights, else float32. Where weights are in 16 bits, the keys and values in its caches are in float16.
-    ValueError if float16 cannot hold the weights. torch.compile cannot take such a model.
+    a name, or with `int8` the matrices in 8 bits; it computes in float32. 'auto' is float16 for a large model, where that
+    is faster and can hold the weights, else float32. If kernels.c computes its blocks, and weights are in float16, the
+    keys and values in its caches are, too. ValueError if float16 cannot hold the weights. torch.compile, deepcopy and
+    pickle cannot take such a model.
     """
-    fits = fits_float16(model)
+    fits = dtype == 'float32' or fits_float16(model)
     if dtype == 'float16' and not fits:
         raise ValueError('the weights of this model are too large for float16; try --dtype=float32')
-    names = ['float32', 'float16'][:1 + fits] if dtype == 'auto' else [dtype]
-    choice, *smaller = [linears.Choice(model, name) for name in (['int8'] if int8 else names)]
-    if smaller and smaller[0].seconds < WORTH_ROUNDING * choice.seconds:
-        choice, = smaller
-    stored = getattr(torch, names[-1] if int8 else choice.precision)
-    if stored != torch.float32:
+    head_dim = model.config.n_embd // model.config.n_head
+    names = ['int8'] if int8 else ['float32', 'float16'][:1 + fits] if dtype == 'auto' else [dtype]
+    choices = [linears.Choice(model, name, whole=head_dim % kernels.LANES == 0) for name in names]
+    choice = choices[-1] if choices[-1].weights >= LARGE and choices[-1].seconds < choices[0].seconds else choices[0]
+    stored = ('float16' if fits else 'float32') if int8 and dtype == 'auto' else dtype if int8 else choice.precision
+    if int8:
+        choice.apply(model)  # before the embedding, whose weights the output layer may share, is in 16 bits
+    if stored != 'float32' and (choice.names or dtype != 'auto'):
         for name, module in list(model.transformer.named_children()):
             if isinstance(module, torch.nn.Embedding):
-                setattr(model.transformer, name, Embedding(module, stored))
-    choice.apply(model)
-    with suppress(AttributeError, ValueError):  # another candidate is faster, or it has no kernel
+                setattr(model.transformer, name, Embedding(module, getattr(torch, stored)))
+    if not int8:
+        choice.apply(model)
+    kinds = {type(linear) for block in model.transformer.h for linear in linears_of(block)}
+    if kinds == {linears.Kernel} and head_dim % kernels.LANES == 0:
         model.transformer.h = torch.nn.ModuleList([Blocks(model.transformer.h)])
-        model.cache_dtype = None if stored == torch.float32 else torch.float16
+        model.cache_dtype = torch.float16 if stored == 'float16' else None
     if choice.names:
-        print0(choice)
+        others = [f'; in {other.precision} {1000 * other.seconds:.1f} ms' for other in choices if other is not choice]
+        print(f'{choice}{"".join(others)}', file=sys.stderr)
 
 
 def quantize(model):

@@ -1,10 +1,10 @@
 /*
-A step of generating text on a CPU: one token of each of a few texts. It reads far more numbers than it computes with,
-so that it takes as long as reading takes. Weights are stored in 32, 16 or 8 bits, read once for all texts, fetched
-ahead, and multiplied in float32; and no Python runs between them.
+A step of generating text on a CPU: one token of each of a few texts. All it does with a weight is one multiplication
+for each text, so that it takes as long as reading the weights takes. These are stored in 32, 16 or 8 bits, read once for
+all texts, fetched ahead, and multiplied in float32; and no Python runs between them.
 
 common/kernels.py compiles this file for the CPU at hand, by any C compiler. Tensors are contiguous; a matrix has a
-multiple of 64 inputs and of 4 outputs; head_dim is a multiple of 16.
+multiple of 64 inputs, and 4 outputs or more; head_dim is a multiple of 16.
 */
 #include <math.h>
 #include <stdint.h>
@@ -123,7 +123,8 @@ static void TYPE##_rows_##ROWS(const matrix *m, const float *x, float *y, int64_
 PRODUCT(TYPE, 4, 1) PRODUCT(TYPE, 4, 2) PRODUCT(TYPE, 2, 3) PRODUCT(TYPE, 2, 4) \
 static void linear_##TYPE(const matrix *m, const float *x, float *y, int64_t rows) { \
     _Pragma("omp parallel for schedule(static)") \
-    for (int64_t n = 0; n < m->N; n += 4) \
+    for (int64_t block = 0; block < m->N; block += 4) { \
+        int64_t n = block + 4 > m->N ? m->N - 4 : block;  /* the last four, some of them once more */ \
         for (int64_t r = 0; r < rows; r += 4) { \
             const float *xr = x + r * m->K; \
             float *yr = y + r * m->N; \
@@ -132,6 +133,7 @@ static void linear_##TYPE(const matrix *m, const float *x, float *y, int64_t row
             else if (rows - r == 3) { TYPE##_rows_3(m, xr, yr, n); TYPE##_rows_3(m, xr, yr, n + 2); } \
             else { TYPE##_rows_4(m, xr, yr, n); TYPE##_rows_4(m, xr, yr, n + 2); } \
         } \
+    } \
 }
 
 LINEAR(float32)
@@ -159,7 +161,7 @@ static inline vec exponential(vec x) {
     vec p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r
              + 1.6666665459e-1f) * r + 5.0000001201e-1f;
     vec power = (vec)(((ints)sum << 23) + (127 << 23));
-    return choose(x > -87, (p * r * r + r + 1) * power, (vec){0});
+    return choose(x < -87, (vec){0}, (p * r * r + r + 1) * power);  /* what is not a number stays so */
 }
 
 enum { GELU, GELU_TANH, RELU_SQUARED };
@@ -274,7 +276,7 @@ static void attention(const block *b, const settings *s, float *qkv, float *p, f
     }
 }
 
-/* All blocks, for the next token of each row: x (rows, C) is changed in place, and the caches get its keys and values */
+/* All blocks, for the next token of each row: x (rows, C) is changed in place, its keys and values go to the caches */
 void step(const block *blocks, int64_t n_layer, const settings *s, float *x) {
     for (const block *b = blocks; b < blocks + n_layer; b++) {
         int64_t rows = s->rows, C = b->c_attn.K, width = rows * C;

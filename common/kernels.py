@@ -19,10 +19,10 @@ from common import cpu, files
 SOURCE = os.path.join(os.path.dirname(__file__), 'kernels.c')
 # not -ffast-math, which lets subnormal numbers be 0 in the whole process
 FLAGS = ['-O3', '-shared', '-fPIC', '-fno-math-errno', '-fno-trapping-math']
-VECTORS = {'AVX2': ['-mavx2', '-mfma', '-mf16c'], 'DEFAULT': []}  # by what PyTorch is limited to; else all that there is
+VECTORS = {'AVX2': ['-mavx2', '-mfma', '-mf16c'], 'DEFAULT': []}  # by what PyTorch is limited to; else all there are
 TYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int8]  # by their numbers in kernels.c
 ACTIVATIONS = ['none', 'tanh', 'relu_squared']  # of GELU, by how it is approximated; modern
-LINE, LANES = 64, 16  # a matrix has a multiple of so many inputs, and of 4 outputs; a head so many channels
+LINE, LANES = 64, 16  # a matrix has a multiple of so many inputs, a head of so many channels
 
 
 class Structure(ctypes.Structure):
@@ -58,7 +58,11 @@ class Missing(Exception):
 
 def find_compiler():
     """The command of a C compiler, a list of words. Missing if there is none."""
-    for words in [shlex.split(os.environ['CC'])] if os.environ.get('CC') else [['cc'], ['gcc'], ['clang']]:
+    try:
+        named = shlex.split(os.environ.get('CC', ''))
+    except ValueError as error:
+        raise Missing(f'CC={os.environ["CC"]!r} is no command: {error}') from None
+    for words in [named] if named else [['cc'], ['gcc'], ['clang']]:
         if shutil.which(words[0]):
             return words
     raise Missing('there is no C compiler, such as gcc or clang')
@@ -71,23 +75,30 @@ def target():
     return ['-mcpu=native']
 
 
-def compile_into(folder, name):
-    """Compile kernels.c to folder/name. Missing if that fails, OSError if the folder cannot be written."""
-    compiler, reasons = find_compiler(), []
-    with tempfile.TemporaryDirectory(dir=folder) as work:  # several processes may do this at once
-        made = os.path.join(work, name)
+def compile_to(path):
+    """Write the library to `path`, whole or not at all. Missing if it cannot be compiled, OSError if not written."""
+    compiler, reason = find_compiler(), ''
+    with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as work:  # several processes may do this at once
+        made = os.path.join(work, 'kernels.so')
         for threads in (['-fopenmp'], []):  # Apple's compiler knows no OpenMP
             try:
                 done = subprocess.run([*compiler, *FLAGS, *target(), *threads, SOURCE, '-o', made, '-lm'],
                                       capture_output=True, text=True, errors='replace', timeout=120)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                raise Missing(f'{compiler[0]}: {error}') from None
+            except subprocess.TimeoutExpired:
+                raise Missing(f'{compiler[0]} takes more than two minutes to compile kernels.c') from None
+            lines = [line for line in done.stderr.splitlines() if 'error' in line] or [f'exit code {done.returncode}']
+            reason = lines[0]
             if done.returncode == 0:
-                os.replace(made, os.path.join(folder, name))
+                try:
+                    ctypes.CDLL(made)
+                except OSError:
+                    reason = 'what it makes cannot be loaded'
+                    continue
+                with open(made, 'rb+') as f:
+                    files.sync(f)
+                os.replace(made, path)
                 return
-            lines = done.stderr.splitlines()
-            reasons.append(next((line for line in lines if 'error' in line), f'exit code {done.returncode}'))
-    raise Missing(f'{compiler[0]} does not compile kernels.c: {reasons[-1]}')
+    raise Missing(f'{compiler[0]} does not compile kernels.c: {reason}')
 
 
 def fingerprint():
@@ -95,39 +106,46 @@ def fingerprint():
     about = cpu.facts()
     with open(SOURCE, 'rb') as f:
         parts = [f.read(), *(repr(part).encode() for part in (
-            platform.machine(), about.get('model name'), about.get('flags', about.get('Features')), FLAGS, target()))]
+            platform.machine(), *(about.get(key) for key in cpu.KIND), FLAGS, target(), os.environ.get('CC')))]
     return hashlib.sha256(b'\0'.join(parts)).hexdigest()[:16]
 
 
 def open_library():
     """The library, compiled if it was not yet. Missing where that cannot be."""
     folder, name = files.user_folder('XDG_CACHE_HOME', '.cache'), f'kernels-{fingerprint()}.so'
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+    try:
+        files.make_private(folder)
+        path = os.path.join(folder, name)
+        if not os.path.exists(path):
+            compile_to(path)
         try:
-            files.make_private(folder)
-            if not os.path.exists(os.path.join(folder, name)):
-                compile_into(folder, name)
-        except (OSError, TypeError):  # there is no such folder, it is not ours, cannot be written, is full
-            folder = temporary
-            compile_into(folder, name)
-        try:
-            library = ctypes.CDLL(os.path.join(folder, name))
-        except OSError as error:
-            raise Missing(f'kernels.c was compiled, but cannot be loaded: {error}') from None
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-    library.linear.argtypes = [pointer, pointer, pointer, size]
-    library.step.argtypes = [pointer, size, pointer, pointer]
-    library.linear.restype = library.step.restype = None
-    return library
+            return ctypes.CDLL(path)
+        except OSError:  # damaged
+            compile_to(path)
+            return ctypes.CDLL(path)
+    except (OSError, TypeError):  # there is no such folder, it is not ours, cannot be written, is full
+        pass
+    try:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:  # for this process
+            path = os.path.join(temporary, name)
+            compile_to(path)
+            return ctypes.CDLL(path)
+    except OSError as error:
+        raise Missing(f'kernels.c cannot be compiled: {error.strerror}') from None
 
 
 @functools.cache
 def try_to_load():
     """(the library, None), or (None, why there is none)."""
     try:
-        return open_library(), None
+        library = open_library()
     except Missing as reason:
         return None, str(reason)
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    library.linear.argtypes = [pointer, pointer, pointer, size]
+    library.step.argtypes = [pointer, size, pointer, pointer]
+    library.linear.restype = library.step.restype = None
+    return library, None
 
 
 def load():
@@ -141,11 +159,11 @@ def load():
 def matrix(weight, scale=None, bias=None):
     """
     A Matrix for linear(), of weight (N, K) in a dtype of TYPES, scale and bias (N) in float32. Missing where there are
-    no kernels, ValueError unless K is a multiple of 64 and N of 4.
+    no kernels, ValueError unless K is a multiple of 64, and N at least 4.
     """
     load()
     N, K = weight.shape
-    if K % LINE or N % 4:
+    if K % LINE or N < 4:
         raise ValueError(f'kernels.c takes no matrix of {N} x {K}')
     tensors = (None if tensor is None else tensor.contiguous() for tensor in (weight, scale, bias))
     return Matrix(*tensors, N, K, TYPES.index(weight.dtype))
@@ -153,6 +171,7 @@ def matrix(weight, scale=None, bias=None):
 
 def linear(matrix, x):
     """x weight^T * scale + bias (..., N) for x (..., K) in float32."""
+    assert x.size(-1) == matrix.K and x.dtype == torch.float32  # C would read what is not there
     x = x.contiguous()
     y = x.new_empty(*x.shape[:-1], matrix.N)
     load().linear(ctypes.byref(matrix), x.data_ptr(), y.data_ptr(), x.numel() // matrix.K)
@@ -180,6 +199,7 @@ class Steps:
         first `used` slots, or to those of them where mask (B or 1, 1, 1, used) is True. rope: of model.rotary, or None.
         """
         x, (B, H, size, D) = x.contiguous(), keys[0].shape
+        assert x.shape == (B, 1, H * D) and x.dtype == torch.float32, (x.shape, keys[0].shape)
         mask = None if mask is None else mask.expand(B, 1, 1, used).contiguous()
         cosine, sine = (None, None) if rope is None else (each.expand(B, 1, D // 2).contiguous() for each in rope)
         for block, layer_keys, layer_values in zip(self.blocks, keys, values):

@@ -3,10 +3,13 @@ Linears for generating on a CPU. A token takes a product with every matrix, and 
 which layout and which kernel are the fastest differs from one CPU to the next, so that it is measured, once on each
 machine. It knows no model, only its Linears.
 """
+import itertools
 import json
 import os
+import sys
 import time
 import warnings
+from collections import Counter
 from contextlib import suppress
 
 import torch
@@ -21,6 +24,8 @@ ROWS = 1, 4          # one text and several: what the candidates are timed with
 SAMPLE = 2**22       # weights of a shape that are timed, and read before the next candidate has its turn
 WHOLE = 1.25         # where kernels.c takes no longer than this it is taken: it saves what is between the matrices
 ROUNDS = 5
+EVICTED = 2**25      # numbers in float32 that are read in between: more than fit into most caches
+WRONG = 0.1          # relative error of a product; 8 bits have 0.01
 
 
 def to_int8(weight):
@@ -41,8 +46,10 @@ def rounded(weight, dtype):
 class Candidate(torch.nn.Module):
     """
     A Linear that takes and gives float32 and multiplies in some precision, from x (..., K) to (..., N): by few() for up
-    to FEW rows, by many() for more. What it cannot do it raises when it is made.
+    to `most` rows, by many() for more. What it cannot do it raises when it is made.
     """
+
+    most = FEW
 
     def __init__(self, weight, bias, dtype):
         super().__init__()
@@ -50,7 +57,7 @@ class Candidate(torch.nn.Module):
         self.weight, self.scale = to_int8(weight) if dtype == torch.int8 else (weight.detach().to(dtype), None)
 
     def forward(self, x):
-        return self.few(x) if x.numel() <= FEW * x.size(-1) else self.many(x)
+        return self.few(x) if x.numel() <= self.most * x.size(-1) else self.many(x)
 
     def few(self, x):
         return self.many(x)
@@ -79,6 +86,8 @@ class Kernel(Candidate):
     def __init__(self, weight, bias, dtype):
         super().__init__(weight, bias, dtype)
         self.matrix = kernels.matrix(self.weight, self.scale, self.bias)
+        if dtype != torch.float32:  # many() has to convert the weight first
+            self.most = 2 * FEW
 
     def few(self, x):
         return kernels.linear(self.matrix, x)
@@ -166,41 +175,45 @@ CANDIDATES = {  # by precision; the first is what PyTorch does by itself
 
 
 def by_shape(model):
-    """{(N, K): its Linears} of those that are large enough."""
-    found = {}
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and module.weight.numel() > SMALL:
-            found.setdefault(tuple(module.weight.shape), []).append(module)
-    return found
+    """{(N, K): how many Linears have it} of those that are large enough."""
+    return Counter(tuple(module.weight.shape) for module in model.modules()
+                   if isinstance(module, torch.nn.Linear) and module.weight.numel() > SMALL)
 
 
-def make(kind, weight, bias, dtype):
-    """The candidate for a Linear, or None where this machine or this PyTorch cannot."""
+def make(kind, weight, dtype):
+    """The candidate for a random weight, or None where this machine or this PyTorch has none that multiplies by it."""
     with suppress(kernels.Missing, ValueError, RuntimeError, AttributeError):  # several functions are private
-        return kind(weight, bias, dtype)
+        made, x = kind(weight, None, dtype), torch.randn(1, weight.size(1))
+        expected = F.linear(x, weight)
+        if (made(x) - expected).norm() <= WRONG * expected.norm():
+            return made
+    return None
 
 
 def measure(shapes, precision):
     """
-    {(N, K): {candidate: seconds of a product with each of ROWS}} for {(N, K): Linears}. They take turns, each with
-    several matrices, so that what one reads is no longer in the cache when its turn comes again.
+    {(N, K): {candidate: seconds of a product with each of ROWS}} for {(N, K): how many there are}. They take turns;
+    before each something else is read, so that matrices are in no cache, as in a model. The first round warms up.
     """
     made, seconds = {}, {}
-    for (N, K), linears in shapes.items():
+    for (N, K), count in shapes.items():
+        # of a large matrix the first outputs; random, as it must not depend on a model's weights what is fast
+        weight = 0.02 * torch.randn(min(N, max(4, SAMPLE // K // 4 * 4)), K)
         for name, kind in CANDIDATES[precision].items():
-            made[(N, K), name] = [  # of a large matrix the first outputs
-                make(kind, linear.weight[:max(4, SAMPLE // K // 4 * 4)], None, getattr(torch, precision))
-                for linear in linears[:max(1, SAMPLE // (N * K))]]
+            made[(N, K), name] = [make(kind, weight.clone(), getattr(torch, precision))
+                                  for _ in range(min(count, max(1, SAMPLE // (N * K))))]
     inputs = {(rows, K): torch.randn(rows, K) for rows in ROWS for _, K in shapes}
-    for turn in range(1 + ROUNDS):  # the first warms up
-        for ((N, K), name), group in made.items():
-            for rows in ROWS:
-                if None not in group:
-                    begin = time.perf_counter()
-                    for candidate in group:
-                        candidate(inputs[rows, K])
-                    took = (time.perf_counter() - begin) / sum(one.out_features for one in group) * N
-                    seconds.setdefault((N, K), {}).setdefault(name, {}).setdefault(rows, []).append(took)
+    rest = torch.randn(EVICTED)
+    for _, rows, name in itertools.product(range(1 + ROUNDS), ROWS, CANDIDATES[precision]):
+        rest.sum()
+        for N, K in shapes:
+            group = made[(N, K), name]
+            if None not in group:
+                begin = time.perf_counter()
+                for candidate in group:
+                    candidate(inputs[rows, K])
+                took = (time.perf_counter() - begin) / sum(one.out_features for one in group) * N
+                seconds.setdefault((N, K), {}).setdefault(name, {}).setdefault(rows, []).append(took)
     return {shape: {name: [min(times[rows][1:]) for rows in ROWS] for name, times in names.items()}
             for shape, names in seconds.items()}
 
@@ -222,20 +235,42 @@ def read(path):
     return {}
 
 
-def measured(shapes, precision):
-    """measure() of the shapes that were not measured on this machine before; the others from the user's cache folder."""
-    folder, here = files.user_folder('XDG_CACHE_HOME', '.cache'), machine()
-    path = folder and os.path.join(folder, 'linears.json')
-    known = read(path)
-    figures = known.get(here) if isinstance(known.get(here), dict) else {}
-    keys = {shape: '{1} x {2} in {0}, {3}'.format(precision, *shape, CANDIDATES[precision].keys()) for shape in shapes}
-    new = {shape: linears for shape, linears in shapes.items() if keys[shape] not in figures}
-    if new:
-        figures.update({keys[shape]: names for shape, names in measure(new, precision).items()})
-        with suppress(OSError, TypeError):
-            files.make_private(folder)
+def keep(path, here, figures):
+    """Add what was measured on this machine to a file, or say why it cannot be kept."""
+    try:
+        files.make_private(os.path.dirname(path))
+        lock = files.lock(f'{path}.lock', wait=True)
+        try:
+            known = read(path)
+            others = known.get(here) if isinstance(known.get(here), dict) else {}
             with files.write_whole(path) as f:
-                json.dump({**known, here: figures}, f, indent=1)
+                json.dump({**known, here: {**others, **figures}}, f, indent=1)
+        finally:
+            lock.release()
+    except (OSError, TypeError) as error:  # TypeError: the user has no place for it
+        reason = error.strerror or error if isinstance(error, OSError) else 'no home folder'
+        print(f'what was measured for generating cannot be kept, and is measured each time: {reason}', file=sys.stderr)
+
+
+def usable(names, kinds):
+    """Whether {candidate: seconds}, as read from a file, has a figure for each of ROWS and knows the candidates."""
+    return (isinstance(names, dict) and bool(names) and set(names) <= set(kinds)
+            and all(isinstance(times, list) and len(times) == len(ROWS)
+                    and all(isinstance(value, (int, float)) for value in times) for times in names.values()))
+
+
+def measured(shapes, precision):
+    """measure() of the shapes that were not measured on this machine yet; the others from the user's cache folder."""
+    folder, here = files.user_folder('XDG_CACHE_HOME', '.cache'), machine()
+    path, kinds = folder and os.path.join(folder, 'linears.json'), CANDIDATES[precision]
+    figures = read(path).get(here)
+    figures = figures if isinstance(figures, dict) else {}
+    keys = {(N, K): f'{N} x {K} in {precision} by {", ".join(kinds)}' for N, K in shapes}
+    new = {shape: count for shape, count in shapes.items() if not usable(figures.get(keys[shape]), kinds)}
+    if new:
+        found = {keys[shape]: names for shape, names in measure(new, precision).items()}
+        figures.update(found)
+        keep(path, here, found)
     return {shape: figures[key] for shape, key in keys.items()}
 
 
@@ -247,21 +282,23 @@ def total(times, names):
 class Choice:
     """The fastest candidates for a model in a precision: `names` {(N, K): candidate}, and what a token takes then."""
 
-    def __init__(self, model, precision):
+    def __init__(self, model, precision, whole=True):
+        """whole: kernels.c can compute all blocks of the model without Python."""
         self.precision, shapes = precision, by_shape(model)
         times = measured(shapes, precision)
         self.names = {shape: min(names, key=lambda name: sum(names[name])) for shape, names in times.items()}
         own = {shape: 'kernels.c' for shape in times if 'kernels.c' in times[shape]}
-        if len(own) == len(times) and total(times, own) <= WHOLE * total(times, self.names):
-            self.names = own
+        if whole and total(times, own) <= WHOLE * total(times, {shape: self.names[shape] for shape in own}):
+            self.names.update(own)
+        self.weights = sum(N * K * count for (N, K), count in shapes.items())
         # seconds for one row with all of these matrices
-        self.seconds = sum(len(shapes[shape]) * times[shape][name][0] for shape, name in self.names.items())
+        self.seconds = sum(shapes[shape] * times[shape][name][0] for shape, name in self.names.items())
         everywhere = [name for name in CANDIDATES[precision] if all(name in names for names in times.values())]
-        self.others = {name: sum(len(shapes[shape]) * names[name][0] for shape, names in times.items())
+        self.others = {name: sum(shapes[shape] * names[name][0] for shape, names in times.items())
                        for name in everywhere if {name} != set(self.names.values())}
 
     def apply(self, model):
-        """Replace the Linears, the output layer too. Smaller ones stay as they are, with rounded weights."""
+        """Replace the Linears, the output layer too. Smaller ones keep their kind, with rounded weights."""
         dtype = getattr(torch, self.precision)
         for module in list(model.modules()):
             for name, child in module.named_children():
@@ -277,5 +314,5 @@ class Choice:
     def __str__(self):
         used = ' and '.join(dict.fromkeys(self.names.values()))
         others = ', '.join(f'{name} {1000 * seconds:.1f}' for name, seconds in self.others.items())
-        return (f'{self.precision} by {used}, the fastest here: {1000 * self.seconds:.1f} ms for the matrices of a token'
+        return (f'{self.precision} by {used}: measured here, the matrices of a token take {1000 * self.seconds:.1f} ms'
                 + f' ({others})' * bool(others))

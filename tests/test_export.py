@@ -157,20 +157,34 @@ def test_llama_cpp_computes_the_same_and_says_what_it_does_otherwise(runs, run, 
     pytest.importorskip('llama_cpp')
     said = export(run, f'--out_dir={runs[name]}', '--format=gguf', '--to=gguf')
     assert said.count('differ by') == 6 and '15 of 15 tokens are the same' in said and 'tokenizer: the same' in said
-    assert ('was not trained' in said) == (name == 'bpe')  # with gelu
+    line, card = 'llama.cpp computes GELU by the tanh approximation', (tmp_path / 'gguf' / 'README.md').read_text()
+    assert (line in said) == (line in card) == (name == 'bpe')
     assert sorted(os.listdir(tmp_path / 'gguf')) == ['README.md', 'model.gguf']
 
 
-def test_without_llama_cpp_a_gguf_is_written_and_called_unverified(runs, hooked_export, tmp_path):
+@pytest.mark.parametrize('kind, reason', [
+    ('missing', 'llama_cpp is not here; pip install llama-cpp-python builds it'),
+    ("RuntimeError('Failed to load shared library')", '(RuntimeError: Failed to load shared library)'),
+    ("FileNotFoundError('no libllama.so')", '(FileNotFoundError: no libllama.so)'),
+    ("ModuleNotFoundError('no diskcache', name='diskcache')", '(ModuleNotFoundError: no diskcache)')])
+def test_without_a_working_llama_cpp_a_gguf_is_written_and_called_unverified(runs, hooked_export, tmp_path, kind,
+                                                                            reason):
     pytest.importorskip('gguf')
-    missing = '''
-import importlib.util
-find = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *more: None if name == 'llama_cpp' else find(name, *more)
-'''
-    said = ok(hooked_export(missing, f'--out_dir={runs["char"]}', '--format=gguf', '--to=gguf')).stdout
-    assert 'not verified: llama_cpp is not here' in said and 'differ by' not in said
+    (tmp_path / 'fake').mkdir()
+    (tmp_path / 'fake' / 'llama_cpp.py').write_text(f'raise {kind}')
+    code = "sys.modules['llama_cpp'] = None" if kind == 'missing' else "sys.path.insert(0, 'fake')"
+    done = ok(hooked_export(code, f'--out_dir={runs["char"]}', '--format=gguf', '--to=gguf'))
+    said, = (line for line in done.stdout.splitlines() if line.startswith('not verified: '))
+    assert reason in said and 'differ by' not in done.stdout and 'NOT THE SAME' not in done.stderr
     assert (tmp_path / 'gguf' / 'model.gguf').exists()
+
+
+@pytest.mark.parametrize('format, library', [('hf', 'transformers'), ('gguf', 'llama.cpp')])
+def test_a_modern_model_is_refused_before_any_package_is_asked_for(runs, hooked_export, tmp_path, format, library):
+    done = hooked_export('import importlib.util; importlib.util.find_spec = lambda name, *_: None',
+                         f'--out_dir={runs["modern"]}', f'--format={format}', '--to=out')
+    assert done.returncode == 2 and f'a modern model fits no architecture of {library}' in done.stderr
+    assert 'pip install' not in done.stderr and os.listdir(tmp_path) == []
 
 
 def test_llama_cpps_own_converter_takes_the_folder(run, tmp_path):
@@ -401,6 +415,14 @@ def test_the_card_asks_for_no_more_tokens_than_the_context_holds(tmp_path, block
     card = (tmp_path / 'README.md').read_text()
     new, prompt = int(re.search(r'max_new_tokens=(-?\d+)', card)[1]), re.search(r"tokenizer\('(.*?)'", card)[1]
     assert new >= 1 and len(prompt) >= 1 and len(prompt) + new <= max(2, block_size)
+
+
+def test_the_card_of_a_gguf_says_what_llama_cpp_does_otherwise_and_what_to_install(tmp_path):
+    tokenizer = from_meta({'tokenizer': 'char', 'vocab_size': 3, 'chars': 'abé'})
+    config = GPTConfig(block_size=8, vocab_size=3, n_layer=1, n_head=1, n_embd=4)
+    modelcard.write(tmp_path, 'there', 'gguf', config, {'meta': {}}, tokenizer, [0, 1, 2], 'run')
+    card, lines = (tmp_path / 'README.md').read_text(), list(gguf_file.differences(config, tokenizer))
+    assert len(lines) == 2 and all(line in card for line in lines) and 'pip install llama-cpp-python' in card
 
 
 def test_an_export_touches_no_folder_of_the_user(runs, run, tmp_path):

@@ -332,12 +332,13 @@ CLAIMS = [
           cpu=6),
     Claim('decode-small', 'the same with 0.8M parameters, compiled: tokens/s', f'{BY_SAMPLE} --compile_step=True '
           '--n_layer=4 --n_head=4 --n_embd=128 --vocab_size=96 --max_new_tokens=512 --batch_sizes="[1]" '
-          '--uncached=False --use_huggingface=False', decoding, cpu=2),
+          '--uncached=False --use_huggingface=False --use_others=False', decoding, cpu=2),
     Claim('prepare', '100 MB of jsonl in GPT-2\'s tokens, and by tiktoken\'s encode_ordinary_batch',
           'python data/text/prepare.py --input=FILE', prepare, cpu=2.5, needs='vocabulary'),
     Claim('kills', 'resuming after 200 kills is exact', 'NANOGPT_TESTS=all python -m pytest tests/test_resume.py -k '
           'killed_at_any', tests, cpu=4, needs='tests'),
     Claim('tests', 'all tests but the slow ones', 'python -m pytest', tests, cpu=8, needs='tests'),
     Claim('decode-900', 'generating 900 tokens with GPT-2 124M, with and without the cache: tokens/s', f'{BY_SAMPLE} '
-          '--max_new_tokens=900 --rounds=1 --batch_sizes="[1]" --use_huggingface=False', decoding, cpu=20),
+          '--max_new_tokens=900 --rounds=1 --batch_sizes="[1]" --use_huggingface=False --use_others=False', decoding,
+          cpu=20),
 ]

@@ -1,6 +1,7 @@
 """The README.md of an exported model: what it is, how to use it, what it was trained on, and the loss it reached."""
 import os
 
+from common import gguf_file
 from common.console import perplexity
 
 USES = {
@@ -20,7 +21,7 @@ inputs = {{one.name: feeds[one.name] for one in session.get_inputs()}}  # past_e
 logits, keys, values, embedding = session.run(None, inputs)''',
     'safetensors': '''from model import GPT  # of nanoGPT-V100
 model = GPT.from_checkpoint({path!r})''',
-    'gguf': '''from llama_cpp import Llama
+    'gguf': '''from llama_cpp import Llama  # pip install llama-cpp-python
 llama = Llama({path!r}, n_ctx={block_size}, verbose=False)
 print(llama({prompt!r}, max_tokens={new_tokens})['choices'][0]['text'])''',
 }
@@ -45,6 +46,8 @@ def write(to, folder, format, config, about, tokenizer, text, source):
              '---', '', f'# {os.path.basename(os.path.normpath(source))}', '',
              f'A {kind} of {config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels and a context of '
              f'{config.block_size} tokens, in float32, made with nanoGPT-V100.', '', '```python', use, '```', '']
+    if format == 'gguf':
+        lines += [f'{line}.\n' for line in gguf_file.differences(config, tokenizer)]
     if settings:
         data = os.path.basename(os.path.normpath(str(settings.get('dataset', 'not known'))))
         data += f' ({os.path.basename(str(meta["source"]))})' if meta.get('source') else ''
