@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from common import cpu, generate, inference, kernels, linears
+from conftest import slow
 from model import GPT, GPTConfig
 from running import ROOT, ok, python
 
@@ -165,7 +166,7 @@ def test_it_is_compiled_once_for_a_user_and_found_again(tmp_path):
 
 
 @needs_kernels
-@pytest.mark.parametrize('content', [b'', b'\x7fELF and no more'])
+@pytest.mark.parametrize('content', [b'', slow(b'\x7fELF and no more')])
 def test_a_damaged_library_is_compiled_again(tmp_path, content):
     here = dict(XDG_CACHE_HOME=str(tmp_path))
     ok(python('-c', LOAD, cwd=ROOT, **here))
@@ -177,7 +178,7 @@ def test_a_damaged_library_is_compiled_again(tmp_path, content):
 
 
 @needs_kernels
-@pytest.mark.parametrize('obstacle', ['open to others', 'open to a group', 'a file', 'no home'])
+@pytest.mark.parametrize('obstacle', ['open to a group', *map(slow, ('open to others', 'a file', 'no home'))])
 def test_without_a_folder_of_the_users_own_it_is_compiled_for_the_process(tmp_path, obstacle):
     env = dict(XDG_CACHE_HOME=str(tmp_path))
     if 'open' in obstacle:
