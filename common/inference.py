@@ -90,10 +90,10 @@ def convert(model, device, dtype):
 def specialize(model, dtype, int8=False):
     """
     Give a model in float32 on a CPU the fastest kernels that it has, and say which. Its weights are stored in `dtype`,
-    a name, or with `int8` the matrices in 8 bits; it computes in float32. 'auto' is float16 for a large model, where that
-    is faster and can hold the weights, else float32. If kernels.c computes its blocks, and weights are in float16, the
-    keys and values in its caches are, too. ValueError if float16 cannot hold the weights. torch.compile, deepcopy and
-    pickle cannot take such a model.
+    a name, or with `int8` the matrices in 8 bits; it computes in float32. 'auto' is float16 for a large model, where
+    that is faster and can hold the weights, else float32. If kernels.c computes its blocks, and weights are in float16,
+    the keys and values in its caches are, too. ValueError if float16 cannot hold the weights. torch.compile, deepcopy
+    and pickle cannot take such a model.
     """
     fits = dtype == 'float32' or fits_float16(model)
     if dtype == 'float16' and not fits:

@@ -1,7 +1,7 @@
 /*
 A step of generating text on a CPU: one token of each of a few texts. All it does with a weight is one multiplication
-for each text, so that it takes as long as reading the weights takes. These are stored in 32, 16 or 8 bits, read once for
-all texts, fetched ahead, and multiplied in float32; and no Python runs between them.
+for each text, so that it takes as long as reading the weights takes. These are stored in 32, 16 or 8 bits, read once
+for all texts, fetched ahead, and multiplied in float32; and no Python runs between them.
 
 common/kernels.py compiles this file for the CPU at hand, by any C compiler. Tensors are contiguous; a matrix has a
 multiple of 64 inputs, and 4 outputs or more; head_dim is a multiple of 16.

@@ -99,8 +99,8 @@ PACKAGES = {'Hugging Face': 'pip install transformers', 'llama.cpp': 'pip instal
 def serve(make_model):
     """
     The process of a peer. Its stdin: a line of JSON with its name, what make_model takes, sizes and device; then a line
-    [precision, tokens] for each text. Its stdout: a line of JSON for each: first, for each precision, why it has it not,
-    or null; then how many tokens were written.
+    [precision, tokens] for each text. Its stdout: a line of JSON for each: first {precision: why it has it not, or
+    null}; then how many tokens were written.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its stdin
     out, sys.stdout = os.fdopen(os.dup(1), 'w', buffering=1), sys.stderr

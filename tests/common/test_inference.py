@@ -76,7 +76,7 @@ def test_where_another_kernel_is_faster_the_blocks_stay_as_they_are(larger, monk
 @pytest.mark.parametrize('faster', ['float32', 'float16'])
 @pytest.mark.parametrize('too_large', [False, True])
 @pytest.mark.parametrize('small', [False, True])
-def test_auto_is_what_is_fastest_for_a_large_model_and_can_hold_it(larger, monkeypatch, capsys, faster, too_large, small):
+def test_auto_is_what_is_fastest_for_a_large_model(larger, monkeypatch, capsys, faster, too_large, small):
     """In a small one the noise of measuring would decide which text is written."""
     if not small:
         monkeypatch.setattr(inference, 'LARGE', 2**16)
