@@ -412,6 +412,7 @@ torch.distributed.all_reduce = all_reduce
 '''
 
 
+@pytest.mark.slow
 def test_gradients_travel_in_16_bits_where_that_was_asked_for(hooked_ranks, tmp_path):
     """In float16, which a float16 run alone has between CPUs; on GPUs a bfloat16 run sends bfloat16."""
     for done in hooked_ranks(SENT + FLOAT16, '--compress_gradients=True', '--dtype=float16'):

@@ -166,7 +166,8 @@ def test_it_is_compiled_once_for_a_user_and_found_again(tmp_path):
 
 
 @needs_kernels
-@pytest.mark.parametrize('content', [b'', slow(b'\x7fELF and no more')])
+@pytest.mark.slow
+@pytest.mark.parametrize('content', [b'', b'\x7fELF and no more'])
 def test_a_damaged_library_is_compiled_again(tmp_path, content):
     here = dict(XDG_CACHE_HOME=str(tmp_path))
     ok(python('-c', LOAD, cwd=ROOT, **here))
@@ -195,7 +196,7 @@ def test_without_a_folder_of_the_users_own_it_is_compiled_for_the_process(tmp_pa
 
 @pytest.mark.parametrize('compiler, reason', [
     ('no-such-compiler', 'there is no C compiler, such as gcc or clang'),
-    ('false', 'false does not compile kernels.c: exit code 1'), ('cc "', 'is no command'),
+    slow('false', 'false does not compile kernels.c: exit code 1'), slow('cc "', 'is no command'),
     ('true', 'true does not compile kernels.c: what it makes cannot be loaded'),
     (f'{sys.executable} -c "import sys; sys.exit(\'kernels.c:1: error: no such type\')"', 'error: no such type')])
 def test_without_a_compiler_that_works_there_is_a_reason(tmp_path, compiler, reason):
