@@ -98,9 +98,9 @@ def specialize(model, dtype, int8=False):
     fits = dtype == 'float32' or fits_float16(model)
     if dtype == 'float16' and not fits:
         raise ValueError('the weights of this model are too large for float16; try --dtype=float32')
-    head_dim = model.config.n_embd // model.config.n_head
+    whole = model.config.n_embd // model.config.n_head % kernels.LANES == 0  # its attention has a kernel
     names = ['int8'] if int8 else ['float32', 'float16'][:1 + fits] if dtype == 'auto' else [dtype]
-    choices = [linears.Choice(model, name, whole=head_dim % kernels.LANES == 0) for name in names]
+    choices = [linears.Choice(model, name, whole) for name in names]
     choice = choices[-1] if choices[-1].weights >= LARGE and choices[-1].seconds < choices[0].seconds else choices[0]
     stored = ('float16' if fits else 'float32') if int8 and dtype == 'auto' else dtype if int8 else choice.precision
     if int8:
@@ -112,7 +112,7 @@ def specialize(model, dtype, int8=False):
     if not int8:
         choice.apply(model)
     kinds = {type(linear) for block in model.transformer.h for linear in linears_of(block)}
-    if kinds == {linears.Kernel} and head_dim % kernels.LANES == 0:
+    if whole and kinds == {linears.Kernel}:
         model.transformer.h = torch.nn.ModuleList([Blocks(model.transformer.h)])
         model.cache_dtype = torch.float16 if stored == 'float16' else None
     if choice.names:

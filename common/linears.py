@@ -21,7 +21,7 @@ from common.device import native_bf16
 FEW = 16             # rows that a kernel for few may be given; more are a matmul, bound by arithmetic
 SMALL = 2**13        # weights of a matrix up to which nothing is gained: those of a toy
 ROWS = 1, 4          # one text and several: what the candidates are timed with
-SAMPLE = 2**22       # weights of a shape that are timed, and read before the next candidate has its turn
+SAMPLE = 2**22       # weights of a shape that are timed
 WHOLE = 1.25         # where kernels.c takes no longer than this it is taken: it saves what is between the matrices
 ROUNDS = 5
 EVICTED = 2**25      # numbers in float32 that are read in between: more than fit into most caches
@@ -220,10 +220,7 @@ def measure(shapes, precision):
 
 def machine():
     """What the figures depend on."""
-    try:
-        own = kernels.fingerprint() if kernels.load() else ''
-    except kernels.Missing as reason:
-        own = str(reason)
+    own = kernels.try_to_load()[1] or kernels.fingerprint()
     return f'{cpu.describe()}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, kernels.c: {own}'
 
 

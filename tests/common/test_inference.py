@@ -8,7 +8,6 @@ import torch
 
 from common import generate, inference, kernels, linears
 from model import GPT, GPTConfig
-from running import ROOT, python
 
 
 @pytest.fixture
