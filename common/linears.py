@@ -23,8 +23,8 @@ SMALL = 2**13        # weights of a matrix up to which nothing is gained: those 
 ROWS = 1, 4          # one text and several: what the candidates are timed with
 SAMPLE = 2**22       # weights of a shape that are timed
 WHOLE = 1.25         # where kernels.c takes no longer than this it is taken: it saves what is between the matrices
-ROUNDS = 5
-EVICTED = 2**25      # numbers in float32 that are read in between: more than fit into most caches
+ROUNDS = 2
+EVICTED = 2**24      # numbers in float32 that are read in between: more than fit into most caches
 WRONG = 0.1          # relative error of a product; 8 bits have 0.01
 
 
