@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from common import files
 from common.console import duration, pad, perplexity, width
-from common.experiments import naming, page
+from common.experiments import naming, page, welch
 from common.experiments.records import (comparability, differing, groups, losses_are_comparable, one_line, read_all,
                                         short, twins)
 
@@ -31,6 +31,8 @@ class Row(NamedTuple):
     figures: dict     # {key: number, None if not known}; of a group, the means
     deviations: dict  # of a group, the standard deviations of the sample
     remark: str       # why there is no time to the target
+    difference: float | None = None  # of a group, its mean best_val_loss less that of the first group
+    p_value: float | None = None     # how often seeds alone would make such a difference; None also if none varies
 
     @property
     def done(self):
@@ -41,8 +43,9 @@ def rows_of(runs, target=None):
     """The Rows of all runs, then those of the groups of several."""
     rows = [measure(run, target) for run in runs]
     places = {id(run): row for run, row in zip(runs, rows)}
-    return rows + [average(label, [places[id(run)] for run in members]) for label, members in groups(runs).items()
-                   if len(members) > 1]
+    averages = [average(label, [places[id(run)] for run in members]) for label, members in groups(runs).items()
+                if len(members) > 1]
+    return rows + [compare(row, averages[0]) for row in averages]
 
 
 def measure(run, target):
@@ -97,6 +100,23 @@ def average(label, rows):
                {key: statistics.stdev(values) for key, values in known.items()}, remarks.pop())
 
 
+def compare(row, first):
+    """The Row of a group with its difference from the first group, if both are done and their losses comparable."""
+    losses = [each.figures['best_val_loss'] for each in (row, first)]
+    if row is first or None in losses or not (row.done and first.done) or not losses_are_comparable(row.members + first.members):
+        return row
+    difference = losses[0] - losses[1]
+    spreads = [(each.deviations['best_val_loss'], len(each.members)) for each in (row, first)]
+    return row._replace(difference=difference, p_value=welch.p_value(difference, *spreads))
+
+
+def difference_text(row):
+    if row.difference is None:
+        return '-'
+    chance = '' if row.p_value is None else ' (p<0.001)' if row.p_value < 0.001 else f' (p={row.p_value:.2g})'
+    return f'{row.difference:+.4f}{chance}'
+
+
 def table_columns(runs, target=None):
     """The columns of the table, {heading: [text for each of rows_of()]}; '-' where a figure is not known."""
     rows = rows_of(runs, target)
@@ -119,6 +139,8 @@ def table_columns(runs, target=None):
             result[f'{heading} to {target:g}'] = [
                 (row.remark if heading == 'time' else '-') if row.figures[key] is None else
                 text(row, key, form) + (f' ({row.figures[key] / first:.2f}x)' if first else '') for row in rows]
+    if any(row.difference is not None for row in rows):
+        result['val loss against the first group'] = [difference_text(row) for row in rows]
     return result
 
 
@@ -149,6 +171,9 @@ def remarks(runs, target):
                'two evaluations')
         if not losses_are_comparable(runs):
             yield f'{target:g} is not the same loss in all of these runs: the times to it cannot be compared'
+    if any(row.difference is not None for row in rows_of(runs)):
+        yield ("p: how often seeds alone would make a difference at least as large, by Welch's t-test; of variants "
+               'that change nothing one in twenty has p < 0.05')
     yield from comparability(runs)
     yield from twins(runs)
 
@@ -160,7 +185,8 @@ def flat_rows(runs, target):
     for row in rows_of(runs, target):
         first = row.members[0]
         flat = {'kind': row.kind, 'name': row.name, 'group': labels[id(first)], 'runs': len(row.members),
-                'done': row.done, **row.figures, 'remark': row.remark}
+                'done': row.done, **row.figures, 'best_val_loss_difference': row.difference, 'p_value': row.p_value,
+                'remark': row.remark}
         if row.kind == 'run':
             flat |= {'out_dir': first.folder, 'seed': first.settings.get('seed')}
         yield {**flat, **{f'{key}_std': value for key, value in row.deviations.items()},

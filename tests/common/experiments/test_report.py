@@ -2,6 +2,7 @@
 import csv
 import io
 import json
+import math
 import os
 import statistics
 import types
@@ -56,6 +57,66 @@ def test_losses_of_different_vocabularies_have_bits_per_byte_and_no_ratios(tmp_p
     assert columns['bits per byte'] == ['2.0000', '1.0000'] and columns['tokens to 5'] == ['250', '750']
     remarks = ' '.join(report.remarks(read(folders), 5.0))
     assert 'not the same loss' in remarks and 'compare bits per byte only' in remarks
+
+
+def two_seeds(place, name, low, high, **settings):
+    """Folders of two runs that differ in their seed only, with these best losses."""
+    return [make_run(place / f'{name}-{seed}', [20.0, loss], seed=seed, **settings)
+            for seed, loss in enumerate((low, high))]
+
+
+AGAINST = 'val loss against the first group'
+
+
+def test_groups_are_compared_with_the_first_one_by_welchs_t_test(tmp_path):
+    folders = [*two_seeds(tmp_path, 'a', 1.0, 1.2), make_run(tmp_path / 'single', [20.0, 3.0], n_layer=3),
+               *two_seeds(tmp_path, 'b', 0.6, 0.8, n_layer=4), *two_seeds(tmp_path, 'far', 11.0, 11.2, n_layer=5)]
+    # of two pairs with equal deviations t has 2 degrees of freedom: p = 1 - t / sqrt(2 + t^2), with t^2 = 8 for b
+    texts = ['-'] * 5 + ['-'] * 2 + ['-', '-0.4000 (p=0.11)', '+10.0000 (p<0.001)']
+    columns = report.table_columns(read(folders), target=2.5)
+    assert columns[AGAINST] == texts and columns['run'][-2] == 'b-0 (2 seeds): mean ± std'
+    assert any('p=0.11' in line for line in report.table(read(folders)))
+    assert [AGAINST, texts, False] in report.content(read(folders), [], None)['columns'], 'the page'
+    assert "Welch's t-test" in ' '.join(report.remarks(read(folders), None))
+    groups = json.loads(report.as_json(read(folders), []))['groups']
+    assert [group['best_val_loss_difference'] for group in groups] == [None, pytest.approx(-0.4), pytest.approx(10.0)]
+    assert [group['p_value'] for group in groups] == [None, pytest.approx(1 - math.sqrt(0.8), rel=1e-9),
+                                                      pytest.approx(1 - math.sqrt(5000 / 5002), rel=1e-9)]
+    rows = list(csv.DictReader(report.as_csv(read(folders)).splitlines()))
+    assert [bool(row['p_value']) for row in rows] == [bool(row['best_val_loss_difference']) for row in rows] == [
+        text != '-' for text in texts]
+
+
+def test_the_size_of_each_group_counts_in_its_comparison(tmp_path):
+    groups = [3.0, 4.0, 1.0, 2.1], [490.2, 340.0, 433.9]  # p by R, as in test_welch.py
+    folders = [make_run(tmp_path / f'{name}{seed}', [1000.0, loss], n_layer=name, seed=seed)
+               for name, losses in enumerate(groups) for seed, loss in enumerate(losses)]
+    assert report.rows_of(read(folders))[-1].p_value == pytest.approx(0.0107515611497845)
+    assert report.table_columns(read(folders))[AGAINST][-1].endswith(' (p=0.011)')
+
+
+def test_only_groups_with_known_losses_of_one_text_are_compared(runs, tmp_path):
+    def compared(*folders):
+        found = read(folders)
+        said = 't-test' in ' '.join(report.remarks(found, None))
+        column = report.table_columns(found).get(AGAINST)
+        assert said == (column is not None)
+        return column and column[len(folders):]
+
+    a = two_seeds(tmp_path, 'a', 1.0, 1.2, data=scored())
+    other_text = two_seeds(tmp_path, 'b', 0.6, 0.8, data=scored(val='b'))
+    c = two_seeds(tmp_path, 'c', 0.6, 0.8, data=scored(), n_layer=4)
+    unknown = [make_run(tmp_path / f'd-{seed}', losses, seed=seed, done=False, data=scored(), n_layer=5)
+               for seed, losses in enumerate(([20.0, 1.0], []))]
+    assert compared(*runs) is None, 'one group'
+    assert compared(*a, *other_text) is None and compared(*a, *unknown) is None and compared(*unknown, *a) is None
+    assert compared(*a, *other_text, *unknown, *c) == ['-', '-', '-', '-0.4000 (p=0.11)']
+    same = [make_run(tmp_path / f'same-{n}-{seed}', [20.0, 1.0 + n], seed=seed, data=scored(), n_layer=6 + n)
+            for n in range(2) for seed in range(2)]
+    assert compared(*same) == ['-', '+1.0000'], 'copies of one run say nothing of chance'
+    at_work = [make_run(tmp_path / f'e-{seed}', [20.0, 0.5 + seed], seed=seed, done=False, data=scored(), n_layer=9)
+               for seed in range(2)]
+    assert compared(*a, *at_work) is None
 
 
 def test_columns_are_aligned_whatever_the_width_of_a_character(tmp_path):
