@@ -99,9 +99,9 @@ elif init_from not in ('scratch', 'auto', 'resume'):
     print(f'init_from={init_from!r} is ignored: n_layer and the like describe the model', file=sys.stderr)
 
 
-def make_model(bias=bias, activation=activation):
+def make_model(bias=bias, activation=activation, softcap=softcap):
     torch.manual_seed(seed)
-    return GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias, activation, modern))
+    return GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout, bias, activation, modern, softcap))
 
 
 def find_vocab_size():
@@ -174,8 +174,8 @@ def measure_step():
     ms, tokens = statistics.median(all_ms), gradient_accumulation_steps * batch_size * block_size
     flops = model.flops_per_token() * tokens / (ms / 1000)
     peak, reached = peak_flops(device, dtype), roofline.matmul_flops(device, dtype)
-    same = ('n_layer', 'n_head', 'n_embd', 'vocab_size', 'dropout', 'bias', 'activation', 'modern', 'optimizer',
-            'real_data', 'device', 'dtype', 'batch_size', 'block_size', 'gradient_accumulation_steps',
+    same = ('n_layer', 'n_head', 'n_embd', 'vocab_size', 'dropout', 'bias', 'activation', 'modern', 'softcap',
+            'optimizer', 'real_data', 'device', 'dtype', 'batch_size', 'block_size', 'gradient_accumulation_steps',
             'gradient_checkpointing')
     return dict(
         {key: globals()[key] for key in same}, torch=torch.__version__, compile=compiled,
@@ -308,7 +308,7 @@ def show_readiness():
 def show_decoding():
     """How fast text is generated, by us and by others with the same weights."""
     def new_model():  # as all others have it
-        return make_model() if modern else make_model(bias=True, activation='gelu_tanh')
+        return make_model() if modern else make_model(bias=True, activation='gelu_tanh', softcap=0.0)
 
     sizes, ways = (prompt_tokens, max_new_tokens, top_k), {}
     if not modern and {'bias', 'activation'} & config_given:

@@ -266,10 +266,12 @@ def export():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as a shell expects; leaves nothing half written behind
     model, saved = load_weights(source)
     config = model.config
-    if config.modern and format in CLASSIC_ONLY:
-        raise ValueError(f'a modern model fits no architecture of {CLASSIC_ONLY[format]} exactly (each embedding has a '
-                         'share of the one before, queries and keys have LayerNorm); --format=onnx and safetensors '
-                         'take it')
+    if format in CLASSIC_ONLY and (config.modern or config.softcap > 0.0):
+        kind, why = f'a model with softcap={config.softcap}', "GPT-2's logits have no bound"
+        if config.modern:
+            kind, why = 'a modern model', 'each embedding has shares of those before, queries and keys have LayerNorm'
+        raise ValueError(f'{kind} fits no architecture of {CLASSIC_ONLY[format]} exactly ({why}); --format=onnx and '
+                         'safetensors take it')
     check_packages()
     meta = dataset.meta_of(root, saved, config.vocab_size)
     check_same(meta, None, config.vocab_size)

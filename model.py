@@ -21,10 +21,10 @@ from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from common import generate, weights
 from common.device import autocast_dtype
-from common.settings import check_shape
-from common.training import attention
-from common.training.loss import linear_cross_entropy
-from common.training.muon import MuonAdamW
+from common.settings import SMEARED, check_shape
+from common.training import attention, muon
+from common.training.activation import relu_squared
+from common.training.loss import bounded, linear_cross_entropy
 
 LOGITS_AT_ONCE = 2**27  # in training: 0.5 GB in float32. Eager code takes three times that, compiled code less
 EVAL_CHUNK = 256        # tokens whose logits are in float32 at once in an evaluation
@@ -41,8 +41,9 @@ class GPTConfig:
     bias: bool = True         # in Linear and LayerNorm, as in GPT-2; False is a little faster and as good
     activation: str = 'gelu'  # 'gelu' is exact, as nanoGPT trained; 'gelu_tanh' is what OpenAI trained GPT-2 with
     modern: bool = False      # not GPT-2, but learns several times faster: RoPE, QK-norm, ReLU^2, a share of the
-                              # previous token's embedding (smear), norms without weights, an untied output layer.
+                              # previous tokens' embeddings (smear), norms without weights, an untied output layer.
                               # What each of them brings: docs/recipe.md
+    softcap: float = 0.0      # the logits' bound: softcap * tanh(logits / softcap); 0: none
 
     def __post_init__(self):
         check_shape(self.n_embd, self.n_head, self.modern, self.activation)
@@ -116,11 +117,7 @@ class MLP(nn.Module):
 
     def forward(self, x):
         x = self.c_fc(x)
-        if self.modern:
-            x = F.relu(x)
-            x = x * x  # ReLU^2: So et al. 2021, "Primer". Autocast on a GPU would compute square() in float32
-        else:
-            x = self.gelu(x)
+        x = relu_squared(x) if self.modern else self.gelu(x)
         return self.dropout(self.c_proj(x))
 
 
@@ -151,7 +148,7 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
 
-    def __init__(self, config):
+    def __init__(self, config, zero_init=False):
         super().__init__()
         self.config = config
         self.cache_dtype = None  # of keys and values in a KVCache; None: the cache's own choice
@@ -165,12 +162,12 @@ class GPT(nn.Module):
         ))
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.modern:
-            self.smear = nn.Parameter(torch.zeros(config.n_embd))
+            self.smear = nn.Parameter(torch.zeros(SMEARED, config.n_embd))
         else:
             self.transformer.wte.weight = self.lm_head.weight  # tied, as in GPT-2
-        self.init_weights()
+        self.init_weights(zero_init)
 
-    def init_weights(self):
+    def init_weights(self, zero_init):
         """
         All initialisation, std of normal distributions:
 
@@ -184,6 +181,7 @@ class GPT(nn.Module):
         | wpe                      | 0.02                     | none: RoPE                                          |
         | LayerNorm                | weights 1, biases 0      | none                                                |
         | biases, smear            | 0                        | 0                                                   |
+        | c_proj with zero_init    | 0: blocks do nothing yet | 0, and lm_head, too                                 |
         """
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -194,7 +192,9 @@ class GPT(nn.Module):
             nn.init.normal_(self.transformer.wte.weight, std=0.3)
         for name, p in self.named_parameters():
             if name.endswith('c_proj.weight'):
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * self.config.n_layer))
+                nn.init.normal_(p, std=0.0 if zero_init else 0.02 / math.sqrt(2 * self.config.n_layer))
+        if zero_init and self.config.modern:
+            nn.init.zeros_(self.lm_head.weight)
 
     def embed(self, idx, cache):
         """(x, rope) of token ids (B, T): the input of the first block (B, T, n_embd); what rotate() takes, or None."""
@@ -203,9 +203,11 @@ class GPT(nn.Module):
         x = self.transformer.wte(idx)
         if not self.config.modern:
             return x + self.transformer.wpe(positions), None
-        x = norm(x)
-        before = F.pad(x[:, :-1], (0, 0, 1, 0)) if cache is None else cache.previous_embeddings(x)
-        return x + self.smear * before, rotary(positions, self.config.n_embd // self.config.n_head)
+        x = norm(x)  # (B, T, n_embd)
+        longer = F.pad(x, (0, 0, SMEARED, 0)) if cache is None else cache.after_previous(x, SMEARED)
+        for back, share in enumerate(self.smear, start=1):
+            x = x + share * longer[:, SMEARED - back:SMEARED - back + T]
+        return x, rotary(positions, self.config.n_embd // self.config.n_head)
 
     def forward(self, idx, targets=None, cache=None):
         """
@@ -232,15 +234,15 @@ class GPT(nn.Module):
         What forward() returns, from the output of the last block (B, T, n_embd). A function of its own, as FSDP's hooks
         keep forward() from being compiled, but not what it calls.
         """
-        x = self.transformer.ln_f(x)
+        x, softcap = self.transformer.ln_f(x), self.config.softcap
         if targets is None:
-            return self.lm_head(x[:, -1:]), None  # generation needs the last position only
+            return bounded(self.lm_head(x[:, -1:]), softcap), None  # generation needs the last position only
         counted = (targets >= 0).sum().clamp(min=1)
         learning = self.training and torch.is_grad_enabled()
         if learning and targets.numel() * self.config.vocab_size > LOGITS_AT_ONCE:
-            loss = linear_cross_entropy(x.flatten(0, 1), self.lm_head.weight, targets.flatten(), LOGITS_AT_ONCE)
-            return None, loss / counted
-        logits = self.lm_head(x)
+            weight, ids = self.lm_head.weight, targets.flatten()
+            return None, linear_cross_entropy(x.flatten(0, 1), weight, ids, LOGITS_AT_ONCE, softcap) / counted
+        logits = bounded(self.lm_head(x), softcap)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction='sum')
         else:  # evaluating: only a chunk of the logits is in float32 at a time; in compiled code none is
@@ -276,28 +278,27 @@ class GPT(nn.Module):
             kept = self.transformer.wpe.weight[:block_size].detach().clone()
             self.transformer.wpe = nn.Embedding.from_pretrained(kept, freeze=False)
 
-    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, muon_lr=None, muon_dtype=None):
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type, muon_lr=None, muon_dtype=None,
+                             embed_lr=None, vector_lr=None):
         """
-        AdamW, with weight decay for matrices and embeddings, not for biases and norms. With muon_lr, Muon instead for
-        the matrices of the blocks, at that rate and in muon_dtype (common/training/muon.py); then only these decay. In
-        each group lr_ratio is its learning rate relative to learning_rate.
+        AdamW, with weight decay for matrices and embeddings, not for vectors. With muon_lr, Muon instead for the
+        matrices of the blocks, at that rate and in muon_dtype; then only these decay, and embeddings and vectors may
+        have rates of their own (common/training/muon.py). Each group has lr_ratio, its rate relative to learning_rate.
         """
         fused = device_type in ('cuda', 'cpu')  # one kernel for all parameters, which can skip an update on the device
-        params = [p for p in self.parameters() if p.requires_grad]
+        params = {name: p for name, p in self.named_parameters() if p.requires_grad}
         if muon_lr is None:
-            groups = [{'params': [p for p in params if p.dim() >= 2], 'weight_decay': weight_decay, 'lr_ratio': 1.0},
-                      {'params': [p for p in params if p.dim() < 2], 'weight_decay': 0.0, 'lr_ratio': 1.0}]
+            groups = [{'params': [p for name, p in params.items() if not muon.is_vector(name, p)],
+                       'weight_decay': weight_decay},
+                      {'params': [p for name, p in params.items() if muon.is_vector(name, p)], 'weight_decay': 0.0}]
             optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused)
         else:
-            matrices = {p: name for name, p in self.transformer.h.named_parameters()
-                        if p.requires_grad and p.dim() == 2}
-            muon = {'lr': muon_lr, 'lr_ratio': muon_lr / learning_rate, 'weight_decay': weight_decay}
-            groups = [{'params': [p for p in matrices if 'c_attn' in matrices[p]], 'pieces': 3, **muon},
-                      {'params': [p for p in matrices if 'c_attn' not in matrices[p]], 'pieces': 1, **muon},
-                      {'params': [p for p in params if p not in matrices], 'lr_ratio': 1.0}]
-            optimizer = MuonAdamW(groups, muon_dtype, lr=learning_rate, betas=betas, weight_decay=0.0, fused=fused)
+            groups = muon.param_groups(params, self.lm_head.weight, muon_lr, embed_lr, vector_lr, weight_decay)
+            optimizer = muon.MuonAdamW(groups, muon_dtype, lr=learning_rate, betas=betas, eps=1e-10, fused=fused)
+        for group in optimizer.param_groups:
+            group['lr_ratio'] = group['lr'] / (learning_rate or 1.0)
         held = [p for group in optimizer.param_groups for p in group['params']]
-        assert len(held) == len(params) and set(held) == set(params), 'each parameter must be in one group'
+        assert len(held) == len(params) and set(held) == set(params.values()), 'each parameter must be in one group'
         return optimizer
 
     @classmethod

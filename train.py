@@ -26,13 +26,15 @@ tensorboard_log = False            # into out_dir/tensorboard
 wandb_log = False                  # with WANDB_API_KEY from the environment, or from a file .env
 wandb_project = 'owt'
 wandb_run_name = 'gpt2'
-init_from = 'scratch'              # scratch, resume, auto; gpt2[-medium|-large|-xl] or any GPT-2 on Hugging Face or in
-                                   # a folder; a checkpoint file or another run's out_dir (its weights, iteration 0)
+init_from = 'scratch'              # scratch, resume, auto; gpt2[-medium|-large|-xl], any GPT-2 on Hugging Face or in a
+                                   # folder, a checkpoint file, another run's out_dir: their weights, iteration 0
+variant = ''                       # what is changed in the code, in a word: a report keeps such runs apart
 seed = 1337                        # of the weights, the order of the data, dropout and the samples
 # data
 dataset = 'openwebtext'            # a folder in data/, or a path to one: train.bin, val.bin, meta.json
 auto_prepare = False               # run the dataset's prepare.py if it has no train.bin yet
 allow_data_change = False          # resume even if the dataset has changed since the run began
+shuffle = False                    # take each piece of the text once an epoch; False: random places, as nanoGPT does
 gradient_accumulation_steps = 5 * 8  # micro-batches in an iteration, of all processes together
 batch_size = 12                    # sequences in a micro-batch
 block_size = 1024                  # tokens in a sequence
@@ -44,11 +46,15 @@ dropout = 0.0                      # 0 for pre-training, 0.1 and more for small 
 bias = False                       # biases in LayerNorm and Linear, as GPT-2 has them
 activation = 'gelu'                # gelu (exact) or gelu_tanh (what OpenAI's weights have)
 modern = False                     # RoPE, QK-norm, ReLU^2 and more instead of GPT-2's choices: learns faster
+softcap = 0.0                      # logits are bounded, as softcap * tanh(logits / softcap); 0.0: they are not
+zero_init = False                  # begin with zeros where a block ends, and in a modern model's output layer
 gradient_checkpointing = False     # recompute activations in the backward pass: less memory, more time
 # optimizer
 optimizer = 'adamw'                # adamw, or muon: matrices of the blocks with Muon, the rest with AdamW; faster
 learning_rate = 6e-4               # peak learning rate of AdamW
-muon_lr = 0.02                     # peak learning rate of Muon; it follows the same schedule
+muon_lr = 0.02                     # peak learning rate of Muon; it follows the same schedule, as the next two do
+embed_lr = 0.0                     # with muon: of embeddings, but not of one tied to the output; 0.0: learning_rate
+vector_lr = 0.0                    # with muon: of biases, norms and a modern model's smear; 0.0: learning_rate
 max_iters = 600000                 # updates
 weight_decay = 1e-1
 beta1 = 0.9
@@ -74,8 +80,6 @@ config_keys = [k for k, v in globals().items() if k[0] != '_' and isinstance(v, 
 root = os.path.dirname(os.path.abspath(__file__))
 exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once
 # -----------------------------------------------------------------------------
-
-from dataclasses import asdict
 
 import numpy as np
 import torch
@@ -113,14 +117,14 @@ with exit_on_error():
 
 # 3) The model: that of the run to resume, a new one, or one with other weights to start from.
 with exit_on_error():
-    shape = {key: config[key] for key in ('n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'activation', 'modern')}
+    shape = {key: config[key] for key in settings.SHAPE}
     state, path = states.load_to_resume(init_from, out_dir)
     if state is not None:
         raw_model = GPT.from_checkpoint(state, dropout=dropout)
         guard.check_resumed(state, raw_model.config, shape, meta, allow_data_change, out_dir)
     elif init_from in ('scratch', 'auto'):
         torch.manual_seed(seed)  # the same weights on every rank
-        raw_model = GPT(GPTConfig(**shape, vocab_size=tokenizer.padded_vocab_size(meta), dropout=dropout))
+        raw_model = GPT(GPTConfig(**shape, vocab_size=tokenizer.padded_vocab_size(meta), dropout=dropout), zero_init)
     else:
         raw_model, source = load_weights(init_from, dropout=dropout)
         guard.check_modern(modern, raw_model.config.modern, init_from)
@@ -130,7 +134,7 @@ with exit_on_error():
     run = states.Progress.of(state)
     guard.check_same_on_all_ranks(run.iter_num, data_size, dtype, device, out_dir)
     guard.check_model(raw_model.config, device, dtype, gradient_checkpointing)
-    model_args = asdict(raw_model.config)
+    model_args = dict(vars(raw_model.config))
     raw_model.gradient_checkpointing = gradient_checkpointing
 
 # 4) The optimizer, after the model is on its device: it refers to the parameters there.
@@ -140,7 +144,8 @@ with exit_on_error():
     else:
         raw_model.to(device)
     if not eval_only:
-        muon = dict(muon_lr=muon_lr, muon_dtype=devices.muon_dtype(device, dtype)) if optimizer == 'muon' else {}
+        muon = dict(muon_lr=muon_lr, embed_lr=embed_lr, vector_lr=vector_lr,
+                    muon_dtype=devices.muon_dtype(device, dtype)) if optimizer == 'muon' else {}
         # from here on `optimizer` is the optimizer; the setting of that name is in config
         optimizer = raw_model.configure_optimizers(weight_decay, learning_rate, (beta1, beta2), device_type, **muon)
         scaler = torch.amp.GradScaler(device_type, enabled=dtype == 'float16')
@@ -160,15 +165,11 @@ if is_script:
             about = {**config, **model_args, 'parameters': raw_model.get_num_params(), 'data': datasets.identity(meta)}
             log = runlog.RunLog(about, run, tokens_per_iter, raw_model.flops_per_token(),
                                 devices.peak_flops(device, dtype))
-    print0(f'data: {dataset}, {data_size["train"]:,} tokens to train on, {data_size["val"]:,} to validate')
-    print0(f'model: {raw_model.get_num_params() / 1e6:.2f}M parameters')
-    print0(f'run: {device}, {dtype}, processes: {world_size}, tokens per iteration will be: {tokens_per_iter:,}')
+    print0(runlog.opening(dataset, data_size, raw_model.get_num_params(), variant, device, dtype, tokens_per_iter))
     stop_signal.install(saves=not eval_only)
 
-# -----------------------------------------------------------------------------
-# what the loop is made of
+# -- what the loop is made of -------------------------------------------------
 
-TRAIN, DROPOUT = 0, 1  # streams of random numbers; each rank has its own, DROPOUT + rank
 step_guard = guard.StepGuard(spike_z, run.recent_losses, stop_signal)
 ctx = devices.autocast(device, dtype, fsdp)
 eval_starts = {split: batches.eval_starts(split, data_size, eval_iters, batch_size, block_size, gradient_checkpointing)
@@ -177,8 +178,8 @@ eval_starts = {split: batches.eval_starts(split, data_size, eval_iters, batch_si
 
 def train_starts(i):
     """Where the sequences of the global batch of iteration i start, (gradient_accumulation_steps, batch_size)."""
-    starts = batches.random_numbers(seed, TRAIN, i, gradient_accumulation_steps * batch_size)
-    return (starts % np.uint64(data_size['train'] - block_size)).astype(np.int64).reshape(-1, batch_size)
+    shape = gradient_accumulation_steps, batch_size
+    return batches.train_starts(seed, i, shape, data_size['train'] - block_size, block_size, shuffle)
 
 
 def get_batch(split, starts):
@@ -234,7 +235,7 @@ def save(best):
 
 
 def get_lr(it):
-    """The learning rate of AdamW at iteration `it`: linear warmup, then the schedule. Muon's is proportional to it."""
+    """The learning rate of AdamW at iteration `it`: linear warmup, then the schedule. Others are proportional to it."""
     if it < warmup_iters:
         return learning_rate * (it + 1) / (warmup_iters + 1)
     if it > lr_decay_iters:
@@ -263,7 +264,7 @@ def train_step(iter_num):
         group['lr'] = lr * group['lr_ratio']
         group['momentum'] = 0.85 + 0.1 * min(iter_num / 300, 1.0)  # of Muon only; this warmup is modded-nanogpt's
     if dropout > 0.0:
-        torch.manual_seed(int(batches.random_numbers(seed, DROPOUT + rank, iter_num, 1)[0]))
+        torch.manual_seed(int(batches.random_numbers(seed, batches.DROPOUT + rank, iter_num, 1)[0]))
     xs, ys = get_batch('train', train_starts(iter_num)[rank::world_size])  # (micro-batches, batch_size, block_size)
     loss_weights = distributed.micro_batch_weights(ys, data['train'].masked)  # of a mean over the global batch
     data['train'].read_ahead(train_starts(iter_num + 1)[rank::world_size])
@@ -299,8 +300,7 @@ if compile:
     model = compile_or_eager(model, ctx, training_trial(train_batch, eval_batch))
 compiled_model = getattr(model, 'module', model)  # without DDP
 
-# -----------------------------------------------------------------------------
-# the training loop
+# -- the training loop --------------------------------------------------------
 
 if is_script and eval_only:
     print0(runlog.evaluation_line(run.iter_num, *estimate_loss()))

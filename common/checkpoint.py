@@ -24,9 +24,10 @@ import torch
 from common import files
 from common.device import is_out_of_memory
 from common.distributed import rank
+from common.settings import SMEARED
 from common.tokenizer import check_meta
 
-FORMAT = 1  # raised when the layout of a checkpoint changes so that older code cannot read it
+FORMAT = 2  # raised when the layout of a checkpoint changes so that older code cannot read it
 
 
 class NewerFormat(OSError):
@@ -57,6 +58,7 @@ def load(path):
             checkpoint = load_safetensors(path) if path.endswith('.safetensors') else read(f)
         if isinstance(checkpoint.get('format'), int) and checkpoint['format'] > FORMAT:
             raise NewerFormat(errno.ENOTSUP, 'a newer version of this project wrote this checkpoint: update it', path)
+        upgrade(checkpoint)
         check(checkpoint)
         return checkpoint
     except NewerFormat:
@@ -92,6 +94,13 @@ def read(file):
     return checkpoint
 
 
+def upgrade(checkpoint):
+    """Give a modern model that was saved before 2026-11-27 today's shape: its smear reached one token back."""
+    smear = checkpoint['model'].get('smear')
+    if isinstance(smear, torch.Tensor) and smear.dim() == 1:
+        checkpoint['model']['smear'] = torch.nn.functional.pad(smear[None], (0, 0, 0, SMEARED - 1))
+
+
 def check(checkpoint):
     """ValueError unless a checkpoint has what all scripts rely on, in the right types, and finite weights of a GPT."""
     if not isinstance(checkpoint.get('model_args'), dict):
@@ -116,8 +125,10 @@ def check(checkpoint):
             raise ValueError(f'its model_args have {key}={shape.get(key)!r}')
     if shape['n_embd'] % (shape['n_head'] * (2 if shape.get('modern') else 1)):
         raise ValueError(f'its model_args have n_head={shape["n_head"]} for n_embd={shape["n_embd"]}')
-    for key, expected in (('bias', bool), ('modern', bool), ('activation', str), ('dropout', (int, float))):
-        if key in shape and (not isinstance(shape[key], expected) or key == 'dropout' and not 0 <= shape[key] < 1):
+    for key, expected in (('bias', bool), ('modern', bool), ('activation', str), ('dropout', (int, float)),
+                          ('softcap', (int, float))):
+        limit = {'dropout': 1, 'softcap': math.inf}.get(key)
+        if key in shape and (not isinstance(shape[key], expected) or limit and not 0 <= shape[key] < limit):
             raise ValueError(f'its model_args have {key}={shape[key]!r}')
     for name, value in weights.items():
         if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.layout != torch.strided:

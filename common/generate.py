@@ -22,7 +22,7 @@ class KVCache:
         self.size, self.row_padding, self.static = size, padding, static
         self.dtype = None  # of keys and values, the model's cache_dtype; None: float32 on a CPU, elsewhere that of k
         self.keys, self.values = [], []  # of each layer (B, n_head, size, head_dim)
-        self.last = None  # the embedding of the last token, (B, 1, n_embd)
+        self.last = None  # the embeddings of the last tokens, (B, count, n_embd)
         self.begin(0)
 
     def begin(self, origin):
@@ -40,8 +40,10 @@ class KVCache:
         self.used = self.size if fixed_shape else min(self.length + T, self.size)
         needs_mask = fixed_shape or self.padding is not None or (self.length > 0 and T > 1)
         self.mask = self.attention_mask(new) if needs_mask else None
-        # (T,), or (B, T) with padding, where each row counts from its first real token
-        self.positions = new if self.padding is None else (new - self.padding[:, None]).clamp(min=0)
+        self.positions = new  # (T,), or (B, T) with padding, where each row counts from its first real token
+        if self.padding is not None:
+            self.is_text = new >= self.padding[:, None]
+            self.positions = (new - self.padding[:, None]).clamp(min=0)
 
     def attention_mask(self, queries):
         """The mask of the tokens at `queries` (T,): (1 or B, 1, T, used) bool, True where they may attend."""
@@ -54,13 +56,18 @@ class KVCache:
             hidden = hidden | ((keys < padding) & (queries[:, None] >= padding))
         return ~hidden[:, None]
 
-    def previous_embeddings(self, x):
-        """For new embeddings x (B, T, n_embd): the one before each, of the same shape; zeros before the first token."""
+    def after_previous(self, x, count):
+        """
+        New embeddings x (B, T, n_embd) with the `count` before them in front, (B, count + T, n_embd); zeros where there
+        are none, or padding.
+        """
         if self.last is None:
-            self.last = self.buffer(x.new_zeros(x.size(0), 1, x.size(2)))
-        previous = torch.cat((self.last, x[:, :-1]), dim=1)
-        self.last.copy_(x[:, -1:])
-        return previous if self.padding is None else previous * (self.positions > 0)[..., None]
+            self.last = self.buffer(x.new_zeros(x.size(0), count, x.size(2)))
+        if self.padding is not None:
+            x = x * self.is_text[..., None]
+        longer = torch.cat((self.last, x), dim=1)
+        self.last.copy_(longer[:, -count:])
+        return longer
 
     def update(self, layer, k, v):
         """

@@ -74,8 +74,8 @@ def byte_level_tokens(tokenizer):
 
 def check(config, tokenizer):
     """ValueError for a model or a vocabulary that llama.cpp does not have."""
-    if config.modern:
-        raise ValueError('llama.cpp cannot compute a modern model')
+    if config.modern or config.softcap > 0.0:
+        raise ValueError(f'llama.cpp cannot compute a {"modern model" if config.modern else "GPT-2 with a softcap"}')
     if tokenizer is not None and not isinstance(tokenizer, CharTokenizer):
         byte_level_tokens(tokenizer)
 

@@ -12,6 +12,8 @@ import sys
 from common import files
 
 RESUMABLE = 75  # exit code of a run that was stopped after saving: EX_TEMPFAIL, try again later
+SHAPE = 'n_layer', 'n_head', 'n_embd', 'block_size', 'bias', 'activation', 'modern', 'softcap'  # of a model
+SMEARED = 3  # tokens before each one whose embeddings a modern model mixes in
 # Far above what anybody trains. Nothing but a slip is larger, and it would end in hours of work or an overflow.
 LARGEST = {'n_layer': 10**4, 'n_head': 10**5, 'n_embd': 10**6, 'block_size': 10**8, 'batch_size': 10**6,
            'gradient_accumulation_steps': 10**6, 'eval_iters': 10**7}
@@ -151,7 +153,7 @@ def state_bytes(shape, vocab_size, optimizer):
     """
     width, layers = shape['n_embd'], shape['n_layer']
     matrices = 12 * layers * width**2
-    embeddings = 2 * vocab_size * width + width if shape['modern'] else (vocab_size + shape['block_size']) * width
+    embeddings = (2 * vocab_size + SMEARED) * width if shape['modern'] else (vocab_size + shape['block_size']) * width
     norms = 0 if shape['modern'] else (1 + shape['bias']) * (2 * layers + 1) * width
     biases = 9 * layers * width if shape['bias'] else 0  # of c_attn, c_fc and both c_proj
     weights = 4 * (matrices + embeddings + norms + biases)

@@ -249,7 +249,7 @@ def settings_of(config, monkeypatch):
     monkeypatch.setattr('sys.argv', ['train.py', config])
     namespace = {'__file__': os.path.join(ROOT, 'train.py')}
     with open(namespace['__file__'], encoding='utf-8') as f:
-        exec(f.read().partition('\nfrom dataclasses')[0], namespace)  # the first thing after the settings
+        exec(f.read().partition('\nimport numpy')[0], namespace)  # the first thing after the settings
     return namespace
 
 

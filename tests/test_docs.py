@@ -33,6 +33,8 @@ GENERATING = ['--max_new_tokens=3', '--rounds=1', '--use_huggingface=False']
 WRITING = ['--device=cpu', '--max_new_tokens=3', '--num_samples=1']
 EXPERIMENTS = ''.join(f'{name}: config/quickstart.py {" ".join(TINY + SHORT)} --seed={seed}\n'
                       for seed, name in enumerate(('classic', 'muon')))
+ABLATIONS = ''.join(f'gelu-{seed}: config/train_shakespeare_char_fast.py --variant=gelu config/ablations/change.py '
+                    f'{" ".join(TINY + SHORT)} --seed={seed}\n' for seed in range(2))
 
 BEFORE = {'data/alpaca/readme.md': ['data/tinystories/readme.md']}  # the documents that one goes on from
 
@@ -122,6 +124,7 @@ def world(tmp_path_factory):
         (place / folder).mkdir()
         (place / folder / name).write_text(text)
     (place / 'config' / 'experiment_list.conf').write_text(EXPERIMENTS)
+    (place / 'config' / 'ablations' / 'list.conf').write_text(ABLATIONS)
     names = ('gpt2', 'gpt2-medium', 'gpt2-large', 'gpt2-xl')
     for command in (['data/text/prepare.py', '--input=book.txt', '--vocab_size=300', '--out=vocabulary'],
                     ['train.py', *TINY, *SHORT, '--dataset=vocabulary', '--out_dir=out-tiny', '--bias=True'],
@@ -161,7 +164,7 @@ def test_the_mistakes_give_the_messages_that_readme_shows(world, tmp_path):
     assert len(rows) == 10
     place = tmp_path / 'project'
     shutil.copytree(world, place)
-    assert execute(['train.py', 'config/quickstart.py', *TINY, *SHORT, '--n_layer=4'], place).returncode == 0
+    assert execute(['train.py', 'config/quickstart.py', *TINY, *SHORT, '--n_layer=2'], place).returncode == 0
     sources = ''.join(map(read, CODE))
     ran = 0
     for typed, seen in rows:

@@ -25,14 +25,22 @@ WORDS = 'the cat sees one bird. a dog hears that horse. my fish follows the cat.
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory, corpus_dir):
-    """{name: out_dir} of small trained models: classic and modern on characters, classic with a BPE of its own."""
+    """
+    {name: out_dir} of small trained models: classic and modern on characters, classic with a BPE of its own, and
+    classic with bounded logits. The modern one's are bounded, too, and its smear is no longer near 0.
+    """
     bpe_dir = tmp_path_factory.mktemp('bpe')
     make_dataset(bpe_dir, '\n\n'.join(40 * [WORDS]), '--vocab_size=300')
     place, found = tmp_path_factory.mktemp('runs'), {}
     for name, data, more in (('char', corpus_dir, ['--activation=gelu_tanh']), ('bpe', bpe_dir, ['--bias=True']),
-                             ('modern', corpus_dir, ['--modern=True'])):
+                             ('modern', corpus_dir, ['--modern=True', '--softcap=3.0']),
+                             ('softcap', corpus_dir, ['--softcap=3.0', '--max_iters=1'])):
         ok(python(os.path.join(ROOT, 'train.py'), *TOY, f'--dataset={data}', f'--out_dir={name}', *more, cwd=place))
         found[name] = str(place / name)
+    path = os.path.join(found['modern'], 'ckpt.pt')
+    saved = torch.load(path, weights_only=True)
+    saved['model']['smear'] += torch.tensor([[0.5], [-0.7], [0.9]])
+    torch.save(saved, path)
     return found
 
 
@@ -84,7 +92,7 @@ def test_sample_and_train_take_what_was_exported(runs, run, tmp_path, corpus_dir
     assert ok(done).stdout.startswith('the ')
 
 
-@pytest.mark.parametrize('name', ['modern', slow('bpe')])  # the modern one in characters
+@pytest.mark.parametrize('name', ['modern', slow('bpe'), slow('softcap')])  # all but bpe in characters
 def test_onnxruntime_computes_the_same_logits_whatever_the_shape(runs, run, tmp_path, name):
     pytest.importorskip('onnxscript')
     onnxruntime = pytest.importorskip('onnxruntime')
@@ -95,7 +103,7 @@ def test_onnxruntime_computes_the_same_logits_whatever_the_shape(runs, run, tmp_
     session = onnxruntime.InferenceSession(tmp_path / 'onnx' / 'model.onnx')
 
     def feed(ids, *past):
-        given = dict(zip(('input_ids', 'past_keys', 'past_values', 'past_embedding'), (ids, *past)))
+        given = dict(zip(('input_ids', 'past_keys', 'past_values', 'past_embeddings'), (ids, *past)))
         outputs = session.run(None, {i.name: given[i.name].numpy() for i in session.get_inputs()})
         return [torch.from_numpy(output) for output in outputs]
 
@@ -103,14 +111,15 @@ def test_onnxruntime_computes_the_same_logits_whatever_the_shape(runs, run, tmp_
         ids = torch.randint(vocab_size, (batch, length))
         ours = model.eval()(ids, targets=ids)[0][..., :vocab_size].detach()
         keys = torch.zeros(c.n_layer, batch, c.n_head, 0, c.n_embd // c.n_head)
-        past = keys, keys, torch.zeros(batch, 1, c.n_embd)
-        assert (feed(ids, *past)[0] - ours).abs().max() < 1e-4
-        for i in range(length):  # one token at a time, by the cache
-            logits, *past = feed(ids[:, [i]], *past)
-            assert (logits[:, 0] - ours[:, i]).abs().max() < 1e-4
+        assert (c.softcap > 0) == (name != 'bpe') and (not c.softcap or ours.abs().max() < c.softcap)
+        for piece in (1, 2, 5, 16):  # so many tokens at a time, by the cache
+            past = keys, keys, torch.zeros(batch, 3, c.n_embd)
+            for part, expected in zip(ids.split(piece, dim=1), ours.split(piece, dim=1)):
+                logits, *past = feed(part, *past)
+                assert (logits - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize('name', ['bpe', 'modern'])
+@pytest.mark.parametrize('name', ['bpe', 'modern', 'softcap'])
 def test_safetensors_come_back_to_the_bit(runs, run, tmp_path, name):
     export(run, f'--out_dir={runs[name]}', '--format=safetensors', '--to=st')
     theirs, ours = (GPT.from_checkpoint(source) for source in (str(tmp_path / 'st' / 'model.safetensors'), runs[name]))
@@ -180,11 +189,24 @@ def test_without_a_working_llama_cpp_a_gguf_is_written_and_called_unverified(run
 
 
 @pytest.mark.parametrize('format, library', [('hf', 'transformers'), ('gguf', 'llama.cpp')])
-def test_a_modern_model_is_refused_before_any_package_is_asked_for(runs, hooked_export, tmp_path, format, library):
+@pytest.mark.parametrize('name, kind', [('modern', 'a modern model'), ('softcap', 'a model with softcap=3.0')])
+def test_what_is_no_gpt2_is_refused_before_any_package_is_asked_for(runs, hooked_export, tmp_path, format, library,
+                                                                     name, kind):
     done = hooked_export('import importlib.util; importlib.util.find_spec = lambda name, *_: None',
-                         f'--out_dir={runs["modern"]}', f'--format={format}', '--to=out')
-    assert done.returncode == 2 and f'a modern model fits no architecture of {library}' in done.stderr
+                         f'--out_dir={runs[name]}', f'--format={format}', '--to=out')
+    line = done.stderr.splitlines()[-1]  # the one before says which weights they are
+    assert done.returncode == 2 and line.startswith(f'export.py: {kind} fits no architecture of {library}'), done.stderr
+    assert line.endswith('; --format=onnx and safetensors take it') and 'Traceback' not in done.stderr
     assert 'pip install' not in done.stderr and os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('changes, kind', [(dict(modern=True), 'a modern model'), (dict(softcap=3.0), 'a softcap')])
+def test_no_gguf_is_written_of_what_is_no_gpt2(tmp_path, changes, kind):
+    """As bench.py writes one, without a tokenizer."""
+    model = GPT(GPTConfig(block_size=8, vocab_size=3, n_layer=1, n_head=1, n_embd=4, **changes))
+    with pytest.raises(ValueError, match=kind):
+        gguf_file.write(model, None, tmp_path / 'model.gguf')
+    assert os.listdir(tmp_path) == []
 
 
 def test_llama_cpps_own_converter_takes_the_folder(run, tmp_path):
@@ -213,7 +235,7 @@ def test_llama_cpps_own_converter_takes_the_folder(run, tmp_path):
     assert theirs.greedy(ids, 40) == ours and len(set(ours)) > 10
 
 
-# a transposed projection, and a token that sees too much of the one before
+# a transposed projection, and a token that sees too much of those before it
 BREAK = '''
 from common import weights
 from common import gguf_file
@@ -221,12 +243,12 @@ from common.exporting import onnx_graph
 tensors = gguf_file.tensors
 gguf_file.tensors = lambda *args: ((name, value.t().contiguous() if name == 'blk.1.attn_output.weight' else value)
                                    for name, value in tensors(*args))
-gpt2_weights, previous = weights.gpt2_weights, onnx_graph.Past.previous_embeddings
+gpt2_weights, previous = weights.gpt2_weights, onnx_graph.Past.after_previous
 def broken(model, vocab_size):
     for name, value in gpt2_weights(model, vocab_size):
         yield name, value.t().contiguous() if name == 'transformer.h.1.attn.c_proj.weight' else value
 weights.gpt2_weights = broken
-onnx_graph.Past.previous_embeddings = lambda self, x: previous(self, x) * 1.01
+onnx_graph.Past.after_previous = lambda self, x, count: previous(self, x, count) * 1.01
 '''
 SHUFFLE = '''
 from common.tokenizer import CharTokenizer
@@ -415,6 +437,15 @@ def test_the_card_asks_for_no_more_tokens_than_the_context_holds(tmp_path, block
     card = (tmp_path / 'README.md').read_text()
     new, prompt = int(re.search(r'max_new_tokens=(-?\d+)', card)[1]), re.search(r"tokenizer\('(.*?)'", card)[1]
     assert new >= 1 and len(prompt) >= 1 and len(prompt) + new <= max(2, block_size)
+
+
+def test_the_card_names_the_bound_of_the_logits(tmp_path):
+    tokenizer = from_meta({'tokenizer': 'char', 'vocab_size': 3, 'chars': 'abc'})
+    for softcap, said in ((0.0, 'a context of 8 tokens, in float32'),
+                          (15.0, 'a context of 8 tokens, logits bounded to 15 by tanh, in float32')):
+        config = GPTConfig(block_size=8, vocab_size=3, n_layer=1, n_head=1, n_embd=4, softcap=softcap)
+        modelcard.write(tmp_path, 'there', 'onnx', config, {'meta': {}}, tokenizer, [0, 1, 2], 'run')
+        assert said in (tmp_path / 'README.md').read_text()
 
 
 def test_the_card_of_a_gguf_says_what_llama_cpp_does_otherwise_and_what_to_install(tmp_path):

@@ -236,7 +236,7 @@ def test_no_token_sees_a_later_one(modern):
 
 def test_the_modern_model_is_what_its_description_says():
     """Each part once more, one sequence and one head at a time, from the weights."""
-    model, idx = small_gpt(modern=True, bias=True), torch.randint(96, (32,))
+    model, idx = small_gpt(modern=True, bias=True, softcap=15.0), torch.randint(96, (32,))
     weights = model.state_dict()
 
     def norm(x):
@@ -252,7 +252,8 @@ def test_the_modern_model_is_what_its_description_says():
         return torch.cat((turned.real, turned.imag), dim=1)
 
     x = norm(weights['transformer.wte.weight'][idx])
-    x = x + weights['smear'] * torch.cat((torch.zeros(1, 48), x[:-1]))
+    assert weights['smear'].shape == (3, 48) and (weights['smear'].abs().amax(dim=1) > 0.1).all()
+    x = x + sum(weights['smear'][n - 1] * torch.cat((torch.zeros(n, 48), x[:-n])) for n in (1, 2, 3))
     for i in range(3):
         q, k, v = linear(f'transformer.h.{i}.attn.c_attn', norm(x)).split(48, dim=1)
         heads = []
@@ -264,8 +265,58 @@ def test_the_modern_model_is_what_its_description_says():
         x = x + linear(f'transformer.h.{i}.attn.c_proj', torch.cat(heads, dim=1))
         hidden = linear(f'transformer.h.{i}.mlp.c_fc', norm(x)).clamp(min=0)
         x = x + linear(f'transformer.h.{i}.mlp.c_proj', hidden**2)
-    expected = norm(x) @ weights['lm_head.weight'].T
+    expected = 15 * (norm(x) @ weights['lm_head.weight'].T / 15).tanh()
     assert torch.allclose(model(idx[None], idx[None])[0][0], expected, atol=1e-4)
+    assert torch.allclose(model(idx[None])[0][0], expected[-1:], atol=1e-4)
+
+
+@pytest.mark.parametrize('modern', [False, True])
+@pytest.mark.parametrize('length', [1, 2, 3])
+def test_a_text_shorter_than_the_smear_is_the_beginning_of_a_longer_one(modern, length):
+    model, idx = small_gpt(modern=modern), torch.randint(96, (2, 32))
+    assert torch.allclose(model(idx[:, :length], idx[:, :length])[0], model(idx, idx)[0][:, :length], atol=1e-5)
+
+
+@pytest.mark.parametrize('modern', [False, True])
+@pytest.mark.parametrize('at_once', [2**27, 24 * 96])  # of 24 of 64 tokens
+def test_a_softcap_bounds_the_logits_and_training_follows_their_loss(monkeypatch, modern, at_once):
+    """Against the same model without one, whose logits are bounded here."""
+    monkeypatch.setattr('model.LOGITS_AT_ONCE', at_once)
+    plain, capped = (small_gpt(modern=modern, softcap=softcap).train() for softcap in (0.0, 2.0))
+    idx = torch.randint(96, (2, 32))
+    targets = idx.roll(-1, dims=1)
+    targets[0, :5] = -1
+    with monkeypatch.context() as at_most_all:
+        at_most_all.setattr('model.LOGITS_AT_ONCE', 2**27)
+        logits = 2 * (plain.eval()(idx, idx)[0] / 2).tanh()
+    assert logits.abs().max() > 1.5
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+    loss.backward()
+    ours, training_loss = capped(idx, targets)
+    training_loss.backward()
+    assert (ours is None) == (at_once < 2**27)
+    for model in (capped.train(), capped.eval()):
+        with torch.no_grad():
+            evaluated, value = model(idx, targets)
+        assert torch.allclose(evaluated, logits, atol=1e-5) and torch.allclose(value, loss, atol=1e-5)
+    assert torch.allclose(training_loss, loss, atol=1e-5)
+    for (name, a), b in zip(capped.named_parameters(), plain.parameters()):
+        assert torch.allclose(a.grad, b.grad, rtol=1e-3, atol=1e-5), name
+
+
+@pytest.mark.parametrize('modern', [False, True])
+def test_with_zero_init_blocks_do_nothing_and_a_modern_model_predicts_all_alike(modern):
+    torch.manual_seed(0)
+    model, idx = GPT(GPTConfig(**SMALL, modern=modern), zero_init=True), torch.randint(96, (2, 32))
+    for block in model.transformer.h:
+        assert not block.attn.c_proj.weight.any() and not block.mlp.c_proj.weight.any()
+        assert block.attn.c_attn.weight.std() > 0.01 and block.mlp.c_fc.weight.std() > 0.01
+        x = torch.randn(1, 4, 48)
+        assert torch.equal(block(x, rotary(torch.arange(4), 12) if modern else None), x)
+    logits, loss = model(idx, idx)
+    loss.backward()
+    assert model.transformer.wte.weight.any() and model.lm_head.weight.grad.any()
+    assert bool(logits.any()) != modern and (loss.item() == pytest.approx(math.log(96), abs=1e-6)) == modern
 
 
 def test_rotary_products_depend_on_the_distance_alone():
@@ -302,6 +353,25 @@ def test_a_modern_checkpoint_comes_back(tmp_path):
     assert torch.equal(again(idx)[0], model(idx)[0])
     again.crop_block_size(16)
     assert torch.equal(again(idx)[0], model(idx)[0])
+
+
+@pytest.mark.parametrize('name', ['ckpt.pt', 'model.safetensors'])
+def test_a_checkpoint_from_when_the_smear_reached_one_token_back_is_the_same_function(tmp_path, name):
+    """Its smear was a vector (n_embd,)."""
+    model, idx = small_gpt(modern=True), torch.randint(96, (1, 16))
+    with torch.no_grad():
+        model.smear[1:] = 0.0
+    old = {**model.state_dict(), 'smear': model.smear[0].detach().clone()}
+    model_args = {key: value for key, value in dataclasses.asdict(model.config).items() if key != 'softcap'}
+    if name == 'ckpt.pt':
+        checkpoint_file.save(dict(model=old, model_args=model_args), tmp_path / name)
+    else:
+        from safetensors.torch import save_file
+        save_file(old, tmp_path / name, metadata={'checkpoint': json.dumps(dict(model_args=model_args, meta=None))})
+    again, checkpoint = load_weights(str(tmp_path / name))
+    assert again.config.softcap == 0.0 and torch.equal(again.smear, model.smear)
+    assert torch.equal(again.eval()(idx)[0], model(idx)[0])
+    again.load_state_dict(checkpoint['model'])  # so that a run can go on from it
 
 
 def test_cropping_the_context_keeps_the_logits():

@@ -218,6 +218,11 @@ OPTIONS = {
         ours != plain and np.allclose(ours, plain, atol=0.01) and state['model_args']['activation'] == 'gelu_tanh'),
     '--modern=True': lambda ours, plain, state, out: (
         state['model']['smear'].any() and 'transformer.wpe.weight' not in state['model']),
+    '--shuffle=True': lambda ours, plain, state, out: ours != plain and np.allclose(ours, plain, atol=0.3),
+    '--softcap=2.0': lambda ours, plain, state, out: (
+        state['model_args']['softcap'] == 2.0 and ours[0] != plain[0] and np.allclose(ours, plain, atol=0.3)),
+    '--modern=True --zero_init=True': lambda ours, plain, state, out: (
+        math.isclose(ours[0], math.log(state['model_args']['vocab_size']), rel_tol=1e-6)),
     '--log_interval=5': lambda ours, plain, state, out: (
         ours == plain[::5] and [line for line in range(20) if f'iter {line}: ' in out] == [0, 5, 10, 15]),
     '--modern=True --optimizer=muon --schedule=linear --dtype=bfloat16': lambda ours, plain, state, out: (
@@ -258,15 +263,16 @@ atexit.register(lambda: print('passes:', passes))
 def test_the_optimizer_gets_what_the_settings_say(train, tmp_path, optimizer, decay_lr):
     args = ['--max_iters=11', '--schedule=linear', '--warmup_iters=0', '--learning_rate=4e-3', '--min_lr=1e-3']
     ok(train('--out_dir=out', *args, f'--decay_lr={decay_lr}', f'--optimizer={optimizer}', '--muon_lr=0.03',
-             '--weight_decay=0.07', '--beta1=0.8', '--beta2=0.9'))
+             '--embed_lr=0.02', '--vector_lr=0.01', '--weight_decay=0.07', '--beta1=0.8', '--beta2=0.9'))
     groups = torch.load(tmp_path / 'out' / 'last.pt', weights_only=True)['optimizer']['param_groups']
     lr = 2.5e-3 if decay_lr else 4e-3  # the last update is that of iteration 10: half way to lr_decay_iters
     assert read_metrics(tmp_path / 'out')[0][-1]['lr'] == pytest.approx(lr)
     if optimizer == 'adamw':  # matrices, then vectors
         expected = [dict(lr=lr, lr_ratio=1.0, weight_decay=0.07), dict(lr=lr, lr_ratio=1.0, weight_decay=0.0)]
-    else:  # the blocks' fused projections, their other matrices, and AdamW's: all else
+    else:  # the blocks' fused projections, their other matrices, and AdamW's: vectors, embeddings, the output layer
         muon = dict(lr=7.5 * lr, lr_ratio=7.5, weight_decay=0.07, momentum=0.85 + 0.1 * 10 / 300)
-        expected = [dict(muon, pieces=3), dict(muon, pieces=1), dict(lr=lr, lr_ratio=1.0, weight_decay=0.0, pieces=0)]
+        expected = [dict(muon, pieces=3), dict(muon, pieces=1), *(
+            dict(lr=ratio * lr, lr_ratio=ratio, weight_decay=0.0, pieces=0) for ratio in (2.5, 5.0, 1.0))]
     assert len(groups) == len(expected)
     for group, values in zip(groups, expected):
         assert tuple(group['betas']) == (0.8, 0.9)

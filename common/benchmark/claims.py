@@ -294,7 +294,7 @@ CLAIMS = [
     Claim('step-small', 'a training step of 0.8M parameters', 'python bench.py config/train_shakespeare_char.py '
           '--vocab_size=65', precisions, cpu=0.5, needs='bfloat16'),
     Claim('shakespeare', 'tiny Shakespeare by the classic and the fast recipe, whole validation split, seeds 1337, 1, '
-          '2', f'{CLASSIC} --eval_iters=0 --eval_interval=2000; {FAST} --eval_iters=0 --eval_interval=10', shakespeare,
+          '2', f'{CLASSIC} --eval_iters=0 --eval_interval=2000; {FAST} --eval_iters=0', shakespeare,
           cpu=6, needs='shakespeare'),
     Claim('shakespeare-gpu', 'tiny Shakespeare, 6 x 384, by the classic and the fast recipe; to 1.4697, which '
           'nanoGPT reaches after 3 minutes on an A100 (the aim: in a third of the time)',
@@ -321,7 +321,7 @@ CLAIMS = [
     Claim('compile', 'compiling the quick start\'s model', 'python train.py config/quickstart.py --compile=True '
           '--max_iters=2', compiling, cpu=1.5),
     Claim('shakespeare-longer', 'the fast recipe in about the classic one\'s time, whole validation split, seeds 1337, '
-          '1, 2', f'{FAST} --eval_iters=0 --max_iters=1250 --lr_decay_iters=1250 --eval_interval=1250',
+          '1, 2', f'{FAST} --eval_iters=0 --max_iters=2500 --lr_decay_iters=2500 --eval_interval=2500',
           partial(longer, seeds=[1337, 1, 2]), cpu=4, needs='shakespeare'),
     Claim('shakespeare-gpu-longer', 'the fast recipe\'s best loss on tiny Shakespeare, 6 x 384 (the aim: 1.43 '
           'at most)', f'{FAST} --max_iters=1500 --lr_decay_iters=1500', longer, gpu=1, gb=8, needs='shakespeare'),

@@ -114,17 +114,22 @@ def saved_bytes(config, half, dropout, compiled=True, on_cpu=False):
 
 def loss_bytes(config, tokens, half, compiled=True, on_cpu=False):
     """The most bytes that the logits of so many tokens, the loss and its gradients take (model.py, GPT.head)."""
-    size, logits = 2 if half else 4, tokens * config.vocab_size
+    size, logits, capped = 2 if half else 4, tokens * config.vocab_size, config.softcap > 0.0
     if logits <= LOGITS_AT_ONCE:
-        # compiled code keeps the logits and makes their gradient; else the log-probabilities in float32 are kept, and
-        # two gradients of their size are made
-        return logits * (2 * size if compiled else 12)
+        # compiled code keeps the logits and makes their gradient, with a softcap in the place of the unbounded ones;
+        # else the log-probabilities in float32 are kept, with a softcap the tanh, too, and two gradients in float32
+        # are made
+        return logits * (2 * size if compiled else 12 + size * capped)
     # Of a chunk: logits, log-probabilities in float32, and the gradient of the chunk before; a CPU converts 16-bit
-    # logits first. And the gradient of the weights, in float32; compiled code adds up those of all chunks at the end.
+    # logits first. Eager code bounds logits in float32 in the place of those in 16 bits, compiled code for a CPU keeps
+    # both, and softmax twice; that for a GPU should bound them anew where it reads them. And the gradient of the
+    # weights, in float32; compiled code adds up those of all chunks at the end.
     chunks = -(-logits // LOGITS_AT_ONCE)
     gradients = 4 + (chunks * size if compiled else 0)
-    return (-(-tokens // chunks) * config.vocab_size * (12 if on_cpu else 2 * size + 4)
-            + gradients * config.vocab_size * config.n_embd)
+    number = 12 if on_cpu else 2 * size + 4
+    if capped and (on_cpu or not compiled):
+        number = 16 if compiled else size + 8
+    return -(-tokens // chunks) * config.vocab_size * number + gradients * config.vocab_size * config.n_embd
 
 
 @functools.lru_cache(maxsize=1)  # largest_batch() asks thousands of times

@@ -6,12 +6,14 @@ import warnings
 import torch
 import torch.nn as nn
 
+from common.settings import SMEARED
+
 
 class Past:
     """A cache whose keys and values are tensors (n_layer, B, n_head, S, head_dim): inputs and outputs of a graph."""
 
-    def __init__(self, keys, values, embedding, T):
-        self.past_keys, self.past_values, self.embedding = keys, values, embedding
+    def __init__(self, keys, values, embeddings, T):
+        self.past_keys, self.past_values, self.embeddings = keys, values, embeddings
         self.keys, self.values = [], []
         self.positions = torch.arange(T) + keys.size(3)
         self.mask = (torch.arange(T + keys.size(3)) <= self.positions[:, None])[None, None]
@@ -21,10 +23,10 @@ class Past:
         self.values.append(torch.cat((self.past_values[layer], v), dim=2))
         return self.keys[layer], self.values[layer], self.mask
 
-    def previous_embeddings(self, x):
-        previous = torch.cat((self.embedding, x[:, :-1]), dim=1)
-        self.embedding = x[:, -1:]
-        return previous
+    def after_previous(self, x, count):
+        longer = torch.cat((self.embeddings, x), dim=1)
+        self.embeddings = longer[:, -count:]
+        return longer
 
 
 class Graph(nn.Module):
@@ -34,20 +36,20 @@ class Graph(nn.Module):
         super().__init__()
         self.model, self.vocab_size = model, vocab_size
 
-    def forward(self, input_ids, past_keys, past_values, past_embedding):
-        cache = Past(past_keys, past_values, past_embedding, input_ids.size(1))
+    def forward(self, input_ids, past_keys, past_values, past_embeddings):
+        cache = Past(past_keys, past_values, past_embeddings, input_ids.size(1))
         logits, _ = self.model(input_ids, targets=input_ids, cache=cache)  # targets: for the logits of all positions
-        return logits[..., :self.vocab_size], torch.stack(cache.keys), torch.stack(cache.values), cache.embedding
+        return logits[..., :self.vocab_size], torch.stack(cache.keys), torch.stack(cache.values), cache.embeddings
 
 
-INPUTS = 'input_ids', 'past_keys', 'past_values', 'past_embedding'
-OUTPUTS = 'logits', 'present_keys', 'present_values', 'present_embedding'
+INPUTS = 'input_ids', 'past_keys', 'past_values', 'past_embeddings'
+OUTPUTS = 'logits', 'present_keys', 'present_values', 'present_embeddings'
 
 
 def zero_past(config, batch, tokens=0):
-    """past_keys, past_values and past_embedding of so many tokens, all zeros; only a modern model uses the last."""
+    """past_keys, past_values and past_embeddings of so many tokens, all zeros; only a modern model uses the last."""
     keys = torch.zeros(config.n_layer, batch, config.n_head, tokens, config.n_embd // config.n_head)
-    return keys, keys.clone(), torch.zeros(batch, 1, config.n_embd)
+    return keys, keys.clone(), torch.zeros(batch, SMEARED, config.n_embd)
 
 
 def write(model, vocab_size, folder):

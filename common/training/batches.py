@@ -2,6 +2,8 @@
 The batches of a run: which positions an evaluation scores, the random numbers that place training sequences, and the
 reader of their tokens. A split is kept on the device if it is small, else read from disk in a thread, ahead of time.
 """
+import functools
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +12,8 @@ import torch
 from common import dataset
 from common.distributed import world_size
 
+# streams of random numbers; each rank has its own for dropout, DROPOUT + rank
+TRAIN, DROPOUT, SHUFFLE = 0, 1, 2**63
 ON_DEVICE = 2**28  # bytes; a larger split is read from disk. 134 million tokens in uint16
 
 
@@ -19,6 +23,29 @@ def random_numbers(seed, stream, i, count):
     evaluation could disturb, and every rank of any number draws the same. Philox: Salmon et al. 2011.
     """
     return np.random.Philox(key=[seed, stream], counter=[0, 0, 0, i]).random_raw(count)
+
+
+def train_starts(seed, i, shape, places, block_size, shuffle):
+    """
+    Where the sequences of the global batch of iteration i start, int64 of this shape: random numbers below `places`.
+    With `shuffle` an epoch is all adjacent windows of block_size tokens, from a random token on, in random order.
+    """
+    count = math.prod(shape)
+    if not shuffle:
+        return (random_numbers(seed, TRAIN, i, count) % np.uint64(places)).astype(np.int64).reshape(shape)
+    windows = max(1, places // block_size)
+    starts = []
+    for k in range(i * count, (i + 1) * count):
+        order, first = shuffled(seed, k // windows, windows, block_size)
+        starts.append((order[k % windows] * block_size + first) % places)
+    return np.array(starts, dtype=np.int64).reshape(shape)
+
+
+@functools.lru_cache(maxsize=2)  # a batch may have the end of one epoch and the beginning of the next
+def shuffled(seed, epoch, windows, block_size):
+    """The order of the windows of an epoch, (windows,) int64, and the token, below block_size, where the first begins."""
+    numbers = random_numbers(seed, SHUFFLE, epoch, windows + 1)
+    return np.argsort(numbers[:-1], kind='stable'), int(numbers[-1]) % block_size
 
 
 def eval_starts(split, sizes, eval_iters, batch_size, block_size, gradient_checkpointing):

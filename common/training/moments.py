@@ -45,7 +45,7 @@ def match_moments(saved, groups, params):
     do not fit `params`, {name: parameter}, of which `groups` has the names in the order of the optimizer.
     """
     theirs = [list(group['params']) for group in saved['param_groups']]
-    for order in parameter_orders(groups):
+    for order in parameter_orders(groups, list(params)):
         if [len(group) for group in order] != [len(group) for group in theirs]:
             continue
         found = {name: dict(saved['state'][i]) for names, ids in zip(order, theirs) for name, i in zip(names, ids)
@@ -54,6 +54,9 @@ def match_moments(saved, groups, params):
         for name, moments in found.items():
             # Muon's, AdamW's
             kinds = ['momentum_buffer'] if 'momentum_buffer' in moments else ['exp_avg', 'exp_avg_sq']
+            if name == 'smear' and moments[kinds[0]].dim() == 1:  # of a run before 2026-11-27, see checkpoint.upgrade()
+                for kind in kinds:
+                    moments[kind] = torch.nn.functional.pad(moments[kind][None], (0, 0, 0, len(params[name]) - 1))
             if len(kinds) == 2:
                 moments['step'] = torch.as_tensor(moments['step'], dtype=torch.float32).reshape(())
                 fits = fits and moments['step'] >= 0 and (moments['exp_avg_sq'] >= 0).all()
@@ -64,13 +67,17 @@ def match_moments(saved, groups, params):
     return None
 
 
-def parameter_orders(groups):
+def parameter_orders(groups, names):
     """
     The orders in which the parameters of a saved optimizer may stand, each as lists of names: ours, which is the
-    original's since June 2023; the original's before, sorted by name; its first, without weight decay of embeddings.
-    Their matrices differ in shape at some place, so that only one of them fits the moments in a file.
+    original's since June 2023; with Muon ours before 2026-11-27, all of AdamW's in one group; the original's before
+    June 2023, sorted by name; its first, without weight decay of embeddings. Their matrices differ in shape at some
+    place, so that only one of them fits the moments in a file. `names`: all parameters in the order of the model.
     """
     yield groups
+    if len(groups) > 2:
+        matrices, others = groups[:2], set().union(*groups[2:])
+        yield [*matrices, [name for name in names if name in others]]
     if len(groups) == 2:
         decayed, others = map(sorted, groups)
         yield [decayed, others]

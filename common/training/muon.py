@@ -1,6 +1,6 @@
 """
-Muon for the matrices of the blocks and AdamW for everything else, in one optimizer. It knows parameters and gradients,
-no model.
+Muon for the matrices of the blocks and AdamW for everything else, in one optimizer. It knows parameters by their names,
+and no model.
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) takes the momentum of a matrix's gradient and
 steps along the nearest matrix whose singular values are all about 1: rare directions of the gradient then count as much
@@ -9,8 +9,14 @@ as frequent ones. Weight decay as in Liu et al. 2025, "Muon is Scalable for LLM 
 import torch
 import torch.distributed as dist
 
-# Jordan's quintic polynomial, which brings singular values to about 1 (0.7 to 1.2) in five steps
-COEFFICIENTS, STEPS = (3.4445, -4.7750, 2.0315), 5
+# Polar Express (Amsel et al. 2025, https://arxiv.org/abs/2505.16932): each step applies the odd polynomial
+# a x + b x^3 + c x^5 to the singular values. The first one brings those between 0.001 and 1 as near to 1 as one can, each
+# later one those that the steps before leave. All but the last are made for values up to 1.01 times as large, as
+# rounding may give: values much beyond that would diverge. Five steps end between 0.85 and 1.13. Three, which end between
+# 0.13 and 1.87, do for small matrices, where Muon is a large part of an iteration (docs/recipe.md)
+COEFFICIENTS = ((8.2052, -22.9019, 16.4607), (4.0664, -2.8612, 0.5184), (3.9096, -2.8234, 0.5250),
+                (3.2856, -2.4153, 0.4853), (2.3007, -1.6689, 0.4188))
+SMALL = 256  # rows, at most
 
 # elements orthogonalized at once; takes about 1 GB beside the state. On a CPU a sixteenth of it: there are no launches
 # to save, and memory that is used again is faster than new memory
@@ -19,26 +25,43 @@ LARGEST_BATCH = 2**26
 
 def orthogonalize(matrices, dtype):
     """
-    Newton-Schulz: float32 matrices (N, m, n) with their singular values brought to about 1 and their singular vectors
-    kept, in `dtype`; zeros stay zeros. It is fastest with m <= n.
+    Float32 matrices (N, m, n) with their singular values brought to about 1 and their singular vectors kept, in
+    `dtype`; zeros stay zeros. It is fastest with m <= n.
 
     They are normalized before they are cast: no gradient is then too small or too large for float16, which has three
     bits more than bfloat16 and is the more exact of the two (as in Step-3.5-Flash, https://arxiv.org/abs/2602.10604).
     """
-    a, b, c = COEFFICIENTS
     n_matrices, m, n = matrices.shape
+    steps = COEFFICIENTS[:3] if m <= SMALL else COEFFICIENTS
     norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
-    x, product = (torch.empty_like(matrices, dtype=dtype) for _ in range(2))
-    gram, polynomial = (matrices.new_empty((n_matrices, m, m), dtype=dtype) for _ in range(2))
-    torch.div(matrices, norms.clamp(min=1e-15), out=x)  # singular values much above 1 would diverge
-    shift = matrices.new_full((m,), a)  # a tensor: a number would be rounded to 16 bits before it is added
-    for _ in range(STEPS):
-        torch.bmm(x, x.mT, out=gram)
-        torch.baddbmm(gram, gram, gram, beta=b, alpha=c, out=polynomial)
-        polynomial.diagonal(dim1=1, dim2=2).add_(shift)  # a + b gram + c gram^2
-        torch.bmm(polynomial, x, out=product)  # baddbmm(x, ..., beta=a) would copy x first
-        x, product = product, x
+    x = torch.div(matrices, norms.clamp(min=1e-15)).to(dtype)  # singular values much above 1 would diverge
+    # of a wide matrix only the small x x^T is iterated, the product of the polynomials is then applied once
+    # (Dao-AILab's Gram Newton-Schulz); in 16 bits x x^T would lose the small singular values
+    return iterate_gram(x, steps) if n >= 2 * m and dtype == torch.float32 else iterate(x, steps)
+
+
+def iterate(x, steps):
+    """Multiply x (N, m, n) with the polynomial a + b x x^T + c (x x^T)^2 of each of the steps (a, b, c)."""
+    for coefficients in steps:
+        x = torch.bmm(polynomial(torch.bmm(x, x.mT), *coefficients), x)
     return x
+
+
+def iterate_gram(x, steps):
+    """iterate(), but for x (N, m, n) with n much larger than m."""
+    gram, factor = torch.bmm(x, x.mT), None
+    for coefficients in steps:
+        p = polynomial(gram, *coefficients)
+        factor = p if factor is None else torch.bmm(p, factor)
+        gram = torch.bmm(torch.bmm(p, gram), p)  # that of factor @ x
+    return torch.bmm(factor, x)
+
+
+def polynomial(gram, a, b, c):
+    """a + b gram + c gram^2 of symmetric matrices (N, m, m)."""
+    p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    p.diagonal(dim1=1, dim2=2).add_(p.new_full((p.size(1),), a))  # a number would be rounded to 16 bits first
+    return p
 
 
 def orthogonalize_together(matrices, dtype):
@@ -56,6 +79,34 @@ def orthogonalize_together(matrices, dtype):
     all_gather = getattr(dist, 'all_gather_single', None) or dist.all_gather_into_tensor  # its name before PyTorch 2.13
     all_gather(gathered, mine)
     return gathered[:len(matrices)]
+
+
+def is_vector(name, p):
+    """Whether a parameter of a GPT is one of its biases, its norms, or the smear, one vector for each token back."""
+    return p.dim() < 2 or name == 'smear'
+
+
+def param_groups(params, head, muon_lr, embed_lr, vector_lr, weight_decay):
+    """
+    The groups of MuonAdamW for `params`, {name: parameter} of a GPT: the matrices of its blocks for Muon, at muon_lr
+    and with weight decay, and for AdamW the weight of the output layer `head`, the embeddings and the vectors. With
+    embed_lr and vector_lr, unless these are None or 0, the last two have rates of their own.
+    """
+    kinds = {'c_attn': [], 'matrix': [], 'vector': [], 'embedding': [], 'head': []}
+    for name, p in params.items():
+        if p is head:  # before the embedding, which may be the same
+            kind = 'head'
+        elif is_vector(name, p):
+            kind = 'vector'
+        elif name.endswith(('wte.weight', 'wpe.weight')):
+            kind = 'embedding'
+        else:
+            kind = 'c_attn' if 'c_attn' in name else 'matrix'
+        kinds[kind].append(p)
+    muon = {'lr': muon_lr, 'weight_decay': weight_decay}
+    options = {'c_attn': {'pieces': 3, **muon}, 'matrix': {'pieces': 1, **muon}}
+    options |= {kind: {'lr': lr} for kind, lr in (('embedding', embed_lr), ('vector', vector_lr)) if lr}
+    return [{'params': params, 'weight_decay': 0.0, **options.get(kind, {})} for kind, params in kinds.items()]
 
 
 class MuonAdamW(torch.optim.AdamW):

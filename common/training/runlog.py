@@ -14,6 +14,7 @@ import time
 import uuid
 
 from common.console import SEPARATOR, duration, perplexity
+from common.distributed import world_size
 from common.device import synchronize
 from common.files import exists, free_name, write_whole
 
@@ -227,6 +228,13 @@ def parse(line):
         return values if isinstance(values, dict) and type(values['iter']) is int else None
     except (ValueError, KeyError, RecursionError):
         return None
+
+
+def opening(dataset, data_size, parameters, variant, device, dtype, tokens_per_iter):
+    """What a run says at its beginning: its data, of so many tokens {split: tokens}, its model and its machine."""
+    return (f'data: {dataset}, {data_size["train"]:,} tokens to train on, {data_size["val"]:,} to validate\n'
+            f'model: {parameters / 1e6:.2f}M parameters{f", variant {variant}" if variant else ""}\n'
+            f'run: {device}, {dtype}, processes: {world_size()}, tokens per iteration will be: {tokens_per_iter:,}')
 
 
 def evaluation_line(iter_num, train_loss, val_loss, val_acc, bits_per_byte):

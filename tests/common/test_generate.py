@@ -15,6 +15,8 @@ def make_model(**changes):
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.3 * torch.randn_like(p))
+        if model.config.modern:  # each token back has a share in what is written
+            model.smear.mul_(torch.tensor([[2.0], [3.0], [4.0]]))
     return model
 
 
@@ -113,12 +115,45 @@ def test_the_cache_changes_no_token(long_model, batch, options):
 
 def test_the_cache_changes_no_logit_in_whatever_pieces_the_ids_come(long_model):
     idx = torch.randint(64, (4, 30))
-    for sizes in ([30], [1] * 30, [7, 1, 1, 12, 9], [1, 29]):
+    for sizes in ([30], [1] * 30, [2] * 15, [5] * 6, [7, 1, 1, 12, 9], [1, 29]):
         cache, at = generate.KVCache(30), 0
         for size in sizes:
             at += size
             logits = generate.feed(long_model, idx[:, at - size:at], cache)
             assert torch.allclose(logits, long_model(idx[:, :at])[0][:, -1], atol=1e-5)
+
+
+@pytest.mark.parametrize('pieces', [[12], [1] * 12, [2] * 6, [5, 5, 2], [9, 3]])
+def test_with_padding_the_cache_changes_no_logit_in_whatever_pieces_the_ids_come(long_model, pieces):
+    """A row begins in the middle of a piece, or after several of nothing but padding."""
+    idx, padding = torch.randint(64, (5, 12)), torch.tensor([0, 1, 3, 6, 10])
+    cache, at = generate.KVCache(12, padding), 0
+    for size in pieces:
+        logits = generate.feed(long_model, idx[:, at:at + size], cache)
+        at += size
+        for row, pad in enumerate(padding.tolist()):
+            if pad < at:
+                expected = long_model(idx[row:row + 1, pad:at])[0][0, -1]
+                assert torch.allclose(logits[row], expected, atol=1e-4), (row, at)
+
+
+@pytest.mark.parametrize('seen', [1, 2, 9])
+def test_rows_that_are_dropped_and_repeated_go_on_as_they_began(long_model, seen):
+    """As beams do, of texts shorter than the smear, too."""
+    idx, rows = torch.randint(64, (3, 12)), torch.tensor([2, 0, 2])
+    cache = generate.KVCache(12)
+    generate.feed(long_model, idx[:, :seen], cache)
+    cache.reorder(rows)
+    logits = generate.feed(long_model, idx[:, seen:seen + 2], cache)
+    expected = long_model(torch.cat((idx[rows, :seen], idx[:, seen:seen + 2]), dim=1))[0][:, -1]
+    assert torch.allclose(logits, expected, atol=1e-4)
+
+
+def test_an_emptied_cache_has_forgotten_the_text_before(long_model):
+    cache, idx = generate.KVCache(12), torch.randint(64, (2, 2, 6))
+    generate.feed(long_model, idx[0], cache)
+    cache.begin(0)
+    assert torch.allclose(generate.feed(long_model, idx[1], cache), long_model(idx[1])[0][:, -1], atol=1e-5)
 
 
 def test_a_step_with_the_cache_computes_one_token(long_model, monkeypatch):

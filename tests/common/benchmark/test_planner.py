@@ -88,6 +88,10 @@ def most_bytes_of_a_step(model, half, batch_size):
     (True, True, 8, {}),
     slow(False, False, 4, {}), slow(False, False, 8, {}), slow(False, True, 32, {}), slow(True, True, 1, {}),
     (True, False, 8, {'modern': True}), slow(False, True, 8, {'modern': True}),
+    (True, False, 2, {'softcap': 15.0}), (False, False, 2, {'softcap': 15.0}),  # all logits at once
+    (True, False, 8, {'softcap': 15.0}), (False, True, 8, {'softcap': 15.0}),  # chunk by chunk
+    (True, True, 2, {'modern': True, 'softcap': 15.0}), (False, False, 2, {'modern': True, 'softcap': 15.0}),
+    (True, False, 8, {'modern': True, 'softcap': 15.0}), slow(False, False, 8, {'modern': True, 'softcap': 15.0}),
     (True, False, 8, {'vocab_size': 64}), (False, True, 8, {'vocab_size': 64}),
     (True, False, 64, {'vocab_size': 64, 'block_size': 256}),  # attention is not fused
     (False, False, 64, {'vocab_size': 64, 'block_size': 256, 'dropout': 0.2}),
@@ -124,6 +128,18 @@ def test_compiled_code_is_planned_to_keep_less():
     eager, compiled = (planner.memory(**options, batch_size=8, compiled=value)['logits'] for value in (False, True))
     assert eager == 8 * 2 * 1024 * 50304 + 4 * 50304 * 768  # of a quarter of the 8,192 tokens
     assert compiled == eager + 4 * 2 * 50304 * 768
+
+
+@pytest.mark.parametrize('half, compiled, on_cpu, all_at_once, chunk', [
+    (True, False, False, 2, 2), (False, False, False, 4, 0),  # the tanh is kept; a chunk is bounded in float32
+    (True, True, False, 0, 0), (False, True, False, 0, 0),  # the gradient takes the place of the unbounded logits
+    (True, True, True, 0, 4), (False, True, True, 0, 4)])  # counted in the code that PyTorch makes for a CPU
+def test_a_softcap_is_planned_to_take_so_many_bytes_for_each_logit(half, compiled, on_cpu, all_at_once, chunk):
+    def logits(softcap, batch_size):
+        model = make_model('meta', block_size=1024, vocab_size=50304, softcap=softcap)
+        return planner.memory(model, 'adamw', half, 0.0, batch_size, compiled=compiled, on_cpu=on_cpu)['logits']
+    more = [logits(15.0, batch_size) - logits(0.0, batch_size) for batch_size in (2, 8)]
+    assert more == [all_at_once * 2 * 1024 * 50304, chunk * 2 * 1024 * 50304]  # a quarter of the 8,192 tokens
 
 
 @pytest.mark.parametrize('gpu, gpus, published, source', PUBLISHED)

@@ -17,6 +17,31 @@ def reader(request, tmp_path, monkeypatch):
     return batches.Reader(str(tmp_path), 'train', {'dtype': dtype}, 8, 'cpu'), tokens.astype(np.int64)
 
 
+def test_random_starts_are_those_of_philox_and_below_the_end():
+    starts = batches.train_starts(seed=3, i=5, shape=(2, 4), places=90, block_size=8, shuffle=False)
+    expected = np.random.Philox(key=[3, 0], counter=[0, 0, 0, 5]).random_raw(8) % 90
+    assert np.array_equal(starts, expected.reshape(2, 4)) and starts.dtype == np.int64
+
+
+@pytest.mark.parametrize('places, block_size', [(1, 4), (3, 4), (7, 4), (89, 1), (1000, 1), (1003, 8), (8, 8)])
+def test_a_shuffled_epoch_has_every_window_once_in_an_order_of_its_own(places, block_size):
+    windows = max(1, places // block_size)
+    drawn = [batches.train_starts(1, i, (1, 5), places, block_size, True) for i in range(2 * windows)]
+    drawn = np.concatenate(drawn, axis=None)
+    assert drawn.min() >= 0 and drawn.max() < places
+    epochs = drawn.reshape(-1, windows)
+    assert len(epochs) == 10 and all((np.diff(np.sort(epoch)) == block_size).all() for epoch in epochs)
+    if windows > 10:
+        assert len({tuple(epoch // block_size) for epoch in epochs}) == 10
+        assert len({start % block_size for start in drawn}) > 1 or block_size == 1
+        assert not np.array_equal(drawn[:5], batches.train_starts(2, 0, (5,), places, block_size, True)), 'another seed'
+
+
+def test_shuffled_sequences_of_a_text_of_billions_never_overlap():
+    starts = [batches.train_starts(1, i, (4, 128), 3_000_000_001, 1024, True) for i in range(200)]
+    assert np.diff(np.sort(np.concatenate(starts, axis=None))).min() >= 1024
+
+
 def test_windows_are_the_file_s_tokens(reader):
     ours, tokens = reader
     assert (ours.tokens is None) == (ours.thread is not None)

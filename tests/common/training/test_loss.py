@@ -19,42 +19,48 @@ def given(tokens=50, vocab_size=96, width=32):
     return x, weight, targets
 
 
-def plain(x, weight, targets):
-    return F.cross_entropy(F.linear(x, weight).float(), targets, ignore_index=-1, reduction='sum')
+def plain(x, weight, targets, softcap=0.0):
+    logits = F.linear(x, weight)
+    if softcap > 0.0:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction='sum')
 
 
 def relative(ours, theirs):
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
+@pytest.mark.parametrize('softcap', [0.0, 1.0, 15.0])
 @pytest.mark.parametrize('tokens_at_once', [1, 7, 49, 50, 1000])
-def test_loss_and_gradients_are_those_of_cross_entropy(tokens_at_once):
+def test_loss_and_gradients_are_those_of_cross_entropy(tokens_at_once, softcap):
     x, weight, targets = given()
-    ours = linear_cross_entropy(x, weight, targets, tokens_at_once * len(weight))
-    theirs = plain(x, weight, targets)
+    ours = linear_cross_entropy(x, weight, targets, tokens_at_once * len(weight), softcap)
+    theirs = plain(x, weight, targets, softcap)
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(torch.autograd.grad(ours / 3, (x, weight)), torch.autograd.grad(theirs / 3, (x, weight))):
         assert a.dtype == b.dtype and relative(a, b) < 1e-5
 
 
+@pytest.mark.parametrize('softcap', [0.0, 2.0])
 @pytest.mark.parametrize('residual', [torch.float32, torch.bfloat16])
-def test_under_autocast_it_is_as_near_to_float32_as_autocasts_own(residual):
+def test_under_autocast_it_is_as_near_to_float32_as_autocasts_own(residual, softcap):
     x, weight, targets = given(tokens=400)
-    exact = torch.autograd.grad(plain(x, weight, targets), (x, weight))
+    exact = torch.autograd.grad(plain(x, weight, targets, softcap), (x, weight))
     errors = []
-    for loss in (lambda *of: linear_cross_entropy(*of, 100 * len(weight)), plain):
+    for loss in (lambda *of: linear_cross_entropy(*of, 100 * len(weight), softcap), lambda *of: plain(*of, softcap)):
         with BF16:
             value = loss(x.to(residual), weight, targets)
-        assert value.dtype == torch.float32 and abs(value - plain(x, weight, targets)) / value < 1e-3
+        assert value.dtype == torch.float32 and abs(value - plain(x, weight, targets, softcap)) / value < 1e-3
         gradients = torch.autograd.grad(value, (x, weight))
         assert all(gradient.dtype == torch.float32 for gradient in gradients)
         errors.append([relative(a, b) for a, b in zip(gradients, exact)])
     assert all(ours < 1.1 * theirs for ours, theirs in zip(*errors))
 
 
-def test_where_no_target_counts_loss_and_gradients_are_0():
+@pytest.mark.parametrize('softcap', [0.0, 15.0])
+def test_where_no_target_counts_loss_and_gradients_are_0(softcap):
     x, weight, targets = given()
-    loss = linear_cross_entropy(x, weight, torch.full_like(targets, -1), 1000)
+    loss = linear_cross_entropy(x, weight, torch.full_like(targets, -1), 1000, softcap)
     assert loss == 0 and not any(gradient.any() for gradient in torch.autograd.grad(loss, (x, weight)))
 
 
@@ -73,12 +79,12 @@ class LargestTensor(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize('recompute', [False, True])
-def test_training_never_has_all_logits_of_a_large_batch(monkeypatch, recompute):
+@pytest.mark.parametrize('recompute, softcap', [(False, 0.0), (True, 0.0), (False, 15.0)])
+def test_training_never_has_all_logits_of_a_large_batch(monkeypatch, recompute, softcap):
     """Neither in float32 nor in 16 bits; and what is kept for the backward pass is no logits at all."""
     at_once, (B, T, V) = 6000, (8, 16, 128)
     monkeypatch.setattr('model.LOGITS_AT_ONCE', at_once)
-    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=T, vocab_size=V)).train()
+    model = GPT(GPTConfig(n_layer=1, n_head=1, n_embd=8, block_size=T, vocab_size=V, softcap=softcap)).train()
     model.gradient_checkpointing = recompute
     idx, kept = torch.randint(V, (B, T)), []
     with LargestTensor(torch.float32) as floats, LargestTensor(torch.bfloat16) as halves, BF16:

@@ -82,3 +82,30 @@ def test_another_optimizer_is_named(model):
     adamw = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), 'cpu')
     with pytest.raises(ValueError, match='resume it with --optimizer=muon'):
         moments.load(model, adamw, NO_SCALER, dict(optimizer=muon.state_dict(), config={'optimizer': 'muon'}))
+
+
+@pytest.mark.parametrize('modern', [True, False])
+def test_the_moments_of_a_muon_run_before_the_rates_were_apart_go_to_their_parameters(modern):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=2, n_head=2, n_embd=8, block_size=8, vocab_size=24, bias=not modern, modern=modern))
+    names = [name for name, _ in model.named_parameters()]
+    matrices = [name for name in names if name.startswith('transformer.h.') and model.get_parameter(name).dim() == 2]
+    groups = [[name for name in matrices if 'c_attn' in name], [name for name in matrices if 'c_attn' not in name],
+              [name for name in names if name not in matrices]]
+    checkpoint = saved(model, groups)
+    for i, name in enumerate(name for group in groups for name in group):
+        state = checkpoint['optimizer']['state'][i]
+        if name in matrices:
+            checkpoint['optimizer']['state'][i] = {'momentum_buffer': state['exp_avg']}
+        elif name == 'smear':  # it reached one token back
+            checkpoint['optimizer']['state'][i] = {key: value if key == 'step' else value[0]
+                                                   for key, value in state.items()}
+    optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), 'cpu', muon_lr=0.02, muon_dtype=torch.float32)
+    moments.load(model, optimizer, NO_SCALER, checkpoint)
+    for i, (name, p) in enumerate(model.named_parameters()):
+        first = optimizer.state[p]['momentum_buffer' if name in matrices else 'exp_avg']
+        reached = first[:1] if name == 'smear' else first
+        assert first.shape == p.shape and (reached == i).all() and (name != 'smear' or not first[1:].any()), name
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()

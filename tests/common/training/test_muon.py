@@ -44,6 +44,8 @@ def pieces(name, p):
 def test_matrices_move_as_torch_muon_moves_them(dtype, monkeypatch):
     if dtype == torch.float32:  # torch.optim.Muon iterates in bfloat16; it would in float32 if it did not cast
         monkeypatch.setattr(torch.Tensor, 'bfloat16', lambda x: x)
+    monkeypatch.setattr(muon, 'COEFFICIENTS', ((3.4445, -4.7750, 2.0315),) * 5)  # theirs
+    monkeypatch.setattr(muon, 'SMALL', 0)
     model, ours = make(dtype)
     names = [name for name, p in model.transformer.h.named_parameters() if p.dim() == 2]
     parameters = dict(model.transformer.h.named_parameters())
@@ -66,7 +68,7 @@ def test_all_else_moves_as_torch_adamw_moves_it():
     model, ours = make()
     reference = copy.deepcopy(model)
     rest = [p for name, p in reference.named_parameters() if not (name.startswith('transformer.h') and p.dim() == 2)]
-    theirs = torch.optim.AdamW(rest, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
+    theirs = torch.optim.AdamW(rest, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0, eps=1e-10)
     for step in range(3):
         set_gradients(model, step)
         set_gradients(reference, step)
@@ -77,16 +79,33 @@ def test_all_else_moves_as_torch_adamw_moves_it():
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(others, rest))
 
 
-def test_orthogonalized_singular_values_are_about_one():
+@pytest.mark.parametrize('small', [True, False])
+def test_orthogonalized_singular_values_are_about_one(small, monkeypatch):
+    """As Polar Express says: from 0.001 on within 0.13 and 1.87 after three steps, within 0.15 of 1 after five."""
+    monkeypatch.setattr(muon, 'SMALL', 256 * small)
+    generator = torch.Generator().manual_seed(0)
+    for m, n in ((48, 48), (24, 96), (24, 47), (96, 24)):
+        left, _, right = torch.linalg.svd(torch.randn((2, m, n), generator=generator, dtype=torch.float64), False)
+        values = torch.logspace(-3, 0, min(m, n), dtype=torch.float64)
+        values *= 0.99 / torch.linalg.vector_norm(values)
+        x = left * values.clamp(min=1e-3) @ right
+        result = orthogonalize(5 * x.float(), torch.float32).double()
+        turned = left.mT @ result @ right.mT  # diagonal, if the singular vectors are the same
+        singular = turned.diagonal(dim1=1, dim2=2)
+        assert result.shape == x.shape and (turned - torch.diag_embed(singular)).abs().max() < 2e-3
+        lowest, highest = (0.13, 1.87) if small else (0.85, 1.13)
+        assert lowest < singular.min() and singular.max() < highest, (m, n)
+
+
+def test_the_gram_matrix_gives_the_same_steps():
     torch.manual_seed(0)
-    for shape in ((4, 48, 48), (2, 96, 24), (2, 24, 96)):
-        x = torch.randn(shape)
-        left, _, right = torch.linalg.svd(x, full_matrices=False)
-        result = orthogonalize(x, torch.float32)
-        singular = torch.linalg.svdvals(result)
-        assert result.shape == x.shape and 0.2 < singular.min() and singular.max() < 1.3
-        # with the same singular vectors: the product with the exact orthogonal factor is near the identity
-        assert torch.linalg.matrix_norm(result - left @ right).max() / shape[-1]**0.5 < 0.5
+    x = torch.randn(3, 24, 96) * torch.tensor([1.0, 1e-3, 1.0]).view(3, 1, 1)
+    x[2] = torch.randn(24, 1) * torch.randn(96) + 1e-3 * x[2]  # of rank 1, nearly
+    x /= torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True)
+    for steps in (muon.COEFFICIENTS[:3], muon.COEFFICIENTS):
+        assert torch.allclose(muon.iterate_gram(x, steps), muon.iterate(x, steps), atol=1e-3)
+    assert torch.equal(orthogonalize(x, torch.float32), muon.iterate_gram(x / torch.linalg.vector_norm(
+        x, dim=(1, 2), keepdim=True), muon.COEFFICIENTS[:3]))
 
 
 class TensorCores(TorchFunctionMode):
@@ -95,7 +114,9 @@ class TensorCores(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in (torch.bmm, torch.baddbmm):
-            return kwargs.pop('out').copy_(func(*(matrix.float() for matrix in args), **kwargs))
+            out = kwargs.pop('out', None)
+            result = func(*(matrix.float() for matrix in args), **kwargs).to(args[0].dtype)
+            return result if out is None else out.copy_(result)
         return func(*args, **kwargs)
 
 
@@ -114,9 +135,10 @@ def errors(matrices, dtype, exact):
 
 
 # GPT-2's attention and MLP at 768 channels, and the attention of gpt2-xl, of rank 8 with noise only
+# (the polynomials are steeper than one that is taken five times, and so is what rounding does to them)
 @pytest.mark.parametrize('m, n', [(96, 96), (96, 384), slow(768, 768), slow(768, 3072), slow(1600, 1600)])
 def test_float16_is_more_exact_than_bfloat16_at_any_scale_of_the_gradient(m, n):
-    matrices, tolerance = spectra(m, n), torch.tensor([0.002, 0.01, 0.002])
+    matrices, tolerance = spectra(m, n), torch.tensor([0.006, 0.012, 0.006])
     if m == 1600:
         matrices, tolerance = matrices[1:2], tolerance[1:2]
     exact = orthogonalize(matrices, torch.float32)
@@ -132,7 +154,7 @@ def test_matrices_without_any_gradient_stay_zero_and_none_is_too_small():
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         result = orthogonalize(x, dtype)
         assert torch.isfinite(result).all() and not result[0].any()
-        assert torch.linalg.svdvals(result[2].float()).min() > 0.2
+        assert torch.linalg.svdvals(result[2].float()).min() > 0.13
 
 
 def test_every_parameter_is_in_one_group_only():
@@ -305,6 +327,6 @@ dist.barrier()
     # in each of 4 steps 9 pieces of fused matrices, 3 square ones, 3 tall and 2 wide ones; the 5 are 3 + 2 on 2 ranks
     assert len(alone['seen']) == 4 * (9 + 3 + 3 + 2)
     assert (first, second) == (6 * 4 * (6 + 3), 6 * 4 * (6 + 2))
-    for result, other, tolerance in zip(results, others, 2 * (1e-5, 1e-3, 5e-3), strict=True):
+    for result, other, tolerance in zip(results, others, 2 * (1e-5, 1e-3, 1e-2), strict=True):
         for ours, theirs, same in zip(result, expected, other, strict=True):
             assert torch.equal(ours, same) and (ours - theirs).abs().max() < tolerance

@@ -63,7 +63,7 @@ def test_a_damaged_state_is_kept_where_that_of_the_original_takes_its_place(tmp_
 def test_a_state_of_a_newer_version_is_not_replaced_by_an_older_one(tmp_path, monkeypatch):
     states.save_last(full_state(1), str(tmp_path))
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_file, 'FORMAT', 2)
+        patch.setattr(checkpoint_file, 'FORMAT', checkpoint_file.FORMAT + 1)
         states.save_last(full_state(2), str(tmp_path))
     with pytest.raises(OSError, match='newer version'):
         states.load_to_resume('auto', str(tmp_path))
