@@ -4,9 +4,9 @@
 #   python train.py config/train_shakespeare_char_fast.py
 #
 # Where there is no GPU: 2 layers, 128 wide, 0.41M parameters, half of the classic config's, and as many characters an
-# iteration, 12 x 64 = 768. On the whole validation split it comes to 1.90 in 6 to 7 seconds on 2 cores, where the classic
-# recipe takes 2,000 iterations and 78 to 91 seconds, and it ends at 1.79 to 1.81 in 9 to 11. Given the classic one's time
-# it comes to 1.556 (docs/recipe.md):
+# iteration, 12 x 64 = 768. On the whole validation split it comes to 1.90 in 6 to 7 seconds on 2 cores, where the
+# classic recipe takes 2,000 iterations and 78 to 91 seconds, and it ends at 1.79 to 1.81 in 9 to 11. Given the classic
+# one's time it comes to 1.556 (docs/recipe.md):
 #   python train.py config/train_shakespeare_char_fast.py --max_iters=2500 --lr_decay_iters=2500
 #
 # On a GPU: 6 layers, 384 wide, 64 x 256 = 16,384 characters an iteration. Not measured yet: the number of iterations

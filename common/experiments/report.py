@@ -103,7 +103,8 @@ def average(label, rows):
 def compare(row, first):
     """The Row of a group with its difference from the first group, if both are done and their losses comparable."""
     losses = [each.figures['best_val_loss'] for each in (row, first)]
-    if row is first or None in losses or not (row.done and first.done) or not losses_are_comparable(row.members + first.members):
+    comparable = row.done and first.done and losses_are_comparable(row.members + first.members)
+    if row is first or None in losses or not comparable:
         return row
     difference = losses[0] - losses[1]
     spreads = [(each.deviations['best_val_loss'], len(each.members)) for each in (row, first)]

@@ -43,7 +43,7 @@ def train_starts(seed, i, shape, places, block_size, shuffle):
 
 @functools.lru_cache(maxsize=2)  # a batch may have the end of one epoch and the beginning of the next
 def shuffled(seed, epoch, windows, block_size):
-    """The order of the windows of an epoch, (windows,) int64, and the token, below block_size, where the first begins."""
+    """The order of the windows of an epoch, (windows,) int64, and the token below block_size where they begin."""
     numbers = random_numbers(seed, SHUFFLE, epoch, windows + 1)
     return np.argsort(numbers[:-1], kind='stable'), int(numbers[-1]) % block_size
 

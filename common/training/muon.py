@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 
 # Polar Express (Amsel et al. 2025, https://arxiv.org/abs/2505.16932): each step applies the odd polynomial
-# a x + b x^3 + c x^5 to the singular values. The first one brings those between 0.001 and 1 as near to 1 as one can, each
-# later one those that the steps before leave. All but the last are made for values up to 1.01 times as large, as
-# rounding may give: values much beyond that would diverge. Five steps end between 0.85 and 1.13. Three, which end between
-# 0.13 and 1.87, do for small matrices, where Muon is a large part of an iteration (docs/recipe.md)
+# a x + b x^3 + c x^5 to the singular values. The first one brings those between 0.001 and 1 as near to 1 as one can,
+# each later one those that the steps before leave. All but the last are made for values up to 1.01 times as large, as
+# rounding may give: values much beyond that would diverge. Five steps end between 0.85 and 1.13. Three, which end
+# between 0.13 and 1.87, do for small matrices, where Muon is a large part of an iteration (docs/recipe.md)
 COEFFICIENTS = ((8.2052, -22.9019, 16.4607), (4.0664, -2.8612, 0.5184), (3.9096, -2.8234, 0.5250),
                 (3.2856, -2.4153, 0.4853), (2.3007, -1.6689, 0.4188))
 SMALL = 256  # rows, at most
@@ -49,11 +49,12 @@ def iterate(x, steps):
 
 def iterate_gram(x, steps):
     """iterate(), but for x (N, m, n) with n much larger than m."""
-    gram, factor = torch.bmm(x, x.mT), None
-    for coefficients in steps:
-        p = polynomial(gram, *coefficients)
-        factor = p if factor is None else torch.bmm(p, factor)
+    gram = torch.bmm(x, x.mT)
+    factor = p = polynomial(gram, *steps[0])
+    for coefficients in steps[1:]:
         gram = torch.bmm(torch.bmm(p, gram), p)  # that of factor @ x
+        p = polynomial(gram, *coefficients)
+        factor = torch.bmm(p, factor)
     return torch.bmm(factor, x)
 
 

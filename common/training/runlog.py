@@ -14,8 +14,8 @@ import time
 import uuid
 
 from common.console import SEPARATOR, duration, perplexity
-from common.distributed import world_size
 from common.device import synchronize
+from common.distributed import world_size
 from common.files import exists, free_name, write_whole
 
 

@@ -114,9 +114,7 @@ class TensorCores(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in (torch.bmm, torch.baddbmm):
-            out = kwargs.pop('out', None)
-            result = func(*(matrix.float() for matrix in args), **kwargs).to(args[0].dtype)
-            return result if out is None else out.copy_(result)
+            return func(*(matrix.float() for matrix in args), **kwargs).to(args[0].dtype)
         return func(*args, **kwargs)
 
 
