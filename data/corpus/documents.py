@@ -12,6 +12,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 
+from common import download as network
 from common.charsets import PIECE
 from common.console import visible
 from corpus import charsets, sources
@@ -59,7 +60,7 @@ def read(file, position, to_parts, columns, share=1.0, bad_row=None, normalize=N
     opened = os.path.join(work, file['copy']) if 'copy' in file else path
     if opened.startswith('hf://'):
         from huggingface_hub.errors import HTTPError
-        errors, patience = (OSError, HTTPError), sources.WAITS
+        errors, patience = (OSError, HTTPError), network.WAITS
     waits = list(patience)
     while True:
         try:
@@ -78,7 +79,7 @@ def read(file, position, to_parts, columns, share=1.0, bad_row=None, normalize=N
                     waits = list(patience)
             return
         except errors as error:
-            sources.wait(error, waits, f'cannot read {path} ({type(error).__name__}: {error})')
+            network.wait(error, waits, f'cannot read {path} ({type(error).__name__}: {error})')
 
 
 def read_rows(stream, file, position, columns, share):

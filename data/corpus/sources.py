@@ -5,22 +5,17 @@ A file is a dict {'path', 'bytes', 'version'}; its version changes when its cont
 import errno
 import fnmatch
 import glob
-import hashlib
-import http.client
 import io
 import os
 import re
 import stat
-import time
-import urllib.request
 
+from common import download as network
 from common.console import visible
-from common.files import write_whole
 
 SUFFIXES = ('.txt', '.md', '.jsonl', '.parquet')
 ON_HUB = re.compile(r'hf://datasets/([^/@]+/[^/@]+)(?:@(refs/\w+/\w+|[^/]+))?/(.+)')  # name, revision, glob
 LINKED = 'a link to a folder (to take it, name it with --input)'
-WAITS = (1, 2, 5, 15, 30, 60)  # seconds before each retry when a network fails
 
 
 class Gone(ValueError):
@@ -167,7 +162,7 @@ def find_on_hub(url):
     if not parsed:
         raise ValueError(f'{url} is not of the form hf://datasets/OWNER/NAME/GLOB, as in hf://datasets/me/mine/*.jsonl')
     name, revision, pattern = parsed.groups()
-    info, waits = None, list(WAITS[:2])
+    info, waits = None, list(network.WAITS[:2])
     while info is None:
         try:
             info = dataset_info(name, revision=revision, files_metadata=True)
@@ -178,7 +173,8 @@ def find_on_hub(url):
             raise Gone(f'Hugging Face has no dataset {name}' + (f' in revision {revision}' if revision else '') +
                        ': it was renamed or removed, or is private') from None
         except (OSError, errors.HTTPError) as error:
-            wait(error, waits, f'cannot look up the dataset {name} ({type(error).__name__}: {error})', Unreachable)
+            network.wait(error, waits, f'cannot look up the dataset {name} ({type(error).__name__}: {error})',
+                         Unreachable)
     files = [{'path': f'hf://datasets/{name}@{info.sha}/{file.rfilename}', 'bytes': file.size, 'version': file.blob_id}
              for file in sorted(info.siblings, key=lambda file: file.rfilename)
              if fnmatch.fnmatchcase(file.rfilename, pattern) and suffix(file.rfilename) in SUFFIXES]
@@ -196,30 +192,7 @@ def open_file(path):
 
 def download(folder, url, sha256):
     """Download a file to input.txt, unless it is there, and return its path. It is kept only if its sha256 is right."""
-    path, waits = os.path.join(folder, 'input.txt'), list(WAITS[:2])
-    while not os.path.exists(path):
-        print(f'downloading {url}')
-        try:
-            with urllib.request.urlopen(url, timeout=60) as response:
-                content = response.read()
-        except (OSError, http.client.HTTPException) as error:  # urllib's own errors are OSErrors
-            wait(error, waits, f'cannot download {url} ({error}).\nWithout a network: put that file at {path}, or name '
-                 'it with --input=FILE, or train on text that comes with Python: python train.py config/quickstart.py')
-            continue
-        found = hashlib.sha256(content).hexdigest()
-        if found != sha256:
-            raise ValueError(f'{url} has changed: its sha256 is {found}, not {sha256}. If you trust it, save it and '
-                             'name it with --input=FILE')
-        with write_whole(path, 'wb') as f:
-            f.write(content)
+    path = os.path.join(folder, 'input.txt')
+    network.download(url, sha256, path, 'name it with --input=FILE, or train on text that comes with Python: '
+                     'python train.py config/quickstart.py')
     return path
-
-
-def wait(error, waits, failure, kind=ValueError):
-    """Sleep for waits.pop(0) seconds. A `kind` with the text `failure` if none are left or a retry cannot help."""
-    status = getattr(error, 'code', None) or getattr(getattr(error, 'response', None), 'status_code', 500)
-    hopeless = isinstance(error, FileNotFoundError) or type(error).__name__ == 'OfflineModeIsEnabled'
-    if not waits or hopeless or (status < 500 and status not in (408, 429)):
-        raise kind(failure) from None
-    print(f'{type(error).__name__}: {str(error)[:300]}; trying again in {waits[0]} s')
-    time.sleep(waits.pop(0))

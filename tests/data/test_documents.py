@@ -201,7 +201,7 @@ def test_after_a_network_failure_reading_goes_on_where_it_stopped(tmp_path, monk
                 raise TimeoutError('too slow')
             yield block
     steady = documents.read_rows
-    monkeypatch.setattr(sources, 'WAITS', (0, 0))
+    monkeypatch.setattr('common.download.WAITS', (0, 0))
     monkeypatch.setattr(sources, 'open_file', flaky)
     monkeypatch.setattr(documents, 'read_rows', broken)
     monkeypatch.setattr(documents, 'ROWS', 50)
@@ -211,7 +211,7 @@ def test_after_a_network_failure_reading_goes_on_where_it_stopped(tmp_path, monk
 
 
 def test_a_network_that_stays_down_is_a_message(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, 'WAITS', (0, 0))
+    monkeypatch.setattr('common.download.WAITS', (0, 0))
     monkeypatch.setattr(sources, 'open_file', Mock(side_effect=ConnectionResetError('gone')))
     with pytest.raises(ValueError, match='cannot read hf://x/a.parquet'):
         read({'path': 'hf://x/a.parquet', 'bytes': 9})

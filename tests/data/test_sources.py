@@ -232,7 +232,7 @@ def test_a_download_is_kept_only_if_it_is_the_right_file(server, tmp_path):
 
 
 def test_without_a_network_the_message_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, 'WAITS', (0, 0))
+    monkeypatch.setattr('common.download.WAITS', (0, 0))
     with pytest.raises(ValueError) as error:
         sources.download(str(tmp_path), 'http://127.0.0.1:1/text', '')
     said = str(error.value)
@@ -243,7 +243,7 @@ def test_a_download_that_breaks_off_is_retried_and_then_a_message(tmp_path, caps
     urlopen = MagicMock()
     urlopen.return_value.__enter__.return_value.read.side_effect = http.client.IncompleteRead(b'hel')
     monkeypatch.setattr('urllib.request.urlopen', urlopen)
-    monkeypatch.setattr(sources, 'WAITS', (0, 0))
+    monkeypatch.setattr('common.download.WAITS', (0, 0))
     with pytest.raises(ValueError, match='IncompleteRead'):
         sources.download(str(tmp_path), 'http://127.0.0.1/text', '')
     assert capsys.readouterr().out.count('trying again') == 2 and os.listdir(tmp_path) == []
