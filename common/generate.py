@@ -2,6 +2,7 @@
 From logits to ids, as a ladder of small functions: each is built from those above it. It knows no tokenizer; ids come
 in and ids go out. `model` is a GPT, or anything with its config that is called in the same way.
 """
+import copy
 import math
 
 import torch
@@ -96,8 +97,17 @@ class KVCache:
             torch._dynamo.mark_static_address(tensor)  # otherwise CUDA graphs copy it in and out at each step
         return tensor
 
+    def expand(self, rows):
+        """A new cache that goes on with these rows (int64) of the batch, as many as they are; this one stays."""
+        other = copy.copy(self)
+        other.keys, other.values = [k[rows] for k in self.keys], [v[rows] for v in self.values]
+        other.last = None if self.last is None else self.last[rows]
+        if self.row_padding is not None:
+            other.row_padding, other.padding = self.row_padding[rows], self.padding[rows]
+        return other
+
     def reorder(self, rows):
-        """Continue with these rows (B,) int64 of the batch, some repeated, some dropped."""
+        """Continue with these rows (B,) int64 of the batch, some repeated, some dropped, in the same buffers."""
         for buffer in (*self.keys, *self.values, self.last):
             if buffer is not None:
                 buffer.copy_(buffer[rows])
@@ -158,11 +168,14 @@ def sample(logits, temperature=1.0, generator=None, **filters):
     return drawn if ids is None else ids.gather(1, drawn)
 
 
-def feed(model, ids, cache):
-    """The logits (B, V) after ids (B, T), which follow the tokens in the cache and are added to it."""
+def feed(model, ids, cache, every=False):
+    """
+    The logits (B, V) after ids (B, T), which follow the tokens in the cache and are added to it; with `every` those
+    after each of the ids, (B, T, V).
+    """
     cache.dtype = getattr(model, 'cache_dtype', None)
     cache.prepare(ids.size(1), ids.device)
-    logits = model(ids, cache=cache)[0][:, -1]
+    logits = model(ids, targets=ids, cache=cache)[0] if every else model(ids, cache=cache)[0][:, -1]
     cache.length += ids.size(1)
     return logits
 

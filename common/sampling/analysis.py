@@ -5,39 +5,14 @@ import math
 from itertools import islice
 
 import torch
-from tqdm import tqdm
 
-from common import console, generate
+from common import console, generate, scoring
 from common.console import pad, visible
 from common.tokenizer import END_OF_TEXT, quoted, token_text
 
 # From expected to surprising: the upper limit in bits, the colour in the terminal (of 256), the colour on the page
 SHADES = [(1, 194, '#d9f2d9'), (3, 229, '#fdf6c4'), (6, 222, '#fbdc9a'), (10, 216, '#f7b58a'),
           (math.inf, 210, '#ee8a80')]
-
-
-@torch.no_grad()
-def score(model, ids, vocab_size=None):
-    """
-    How likely the model finds each of ids (T,) after the first: (log-probabilities, ranks), both (T - 1,). ValueError
-    if a log-probability is not finite.
-    """
-    T, block_size = len(ids), model.config.block_size
-    logprobs, ranks, done = [], [], 1  # done: how many of ids are scored; the first is given
-    with tqdm(total=T, unit='tokens', disable=None if T > 10 * block_size else True, leave=False) as progress:
-        while done < T:
-            begin = 0 if done == 1 else done - (block_size + 1) // 2  # half a context before the next one to score
-            x, y = ids[begin:begin + block_size], ids[begin + 1:begin + block_size + 1]
-            logits = model(x[None, :len(y)], y[None])[0][0, done - 1 - begin:, :vocab_size]
-            logits, dtype = logits.float(), logits.dtype
-            chosen = logits.gather(1, y[done - 1 - begin:, None])
-            logprobs.append((chosen - logits.logsumexp(dim=-1, keepdim=True))[:, 0])
-            ranks.append((logits > chosen).sum(dim=-1) + 1)
-            done += len(logits)
-            progress.update(len(logits))
-    logprobs = torch.cat(logprobs)
-    generate.check_finite(logprobs, dtype)
-    return logprobs, torch.cat(ranks)
 
 
 def next_tokens(logits, tokenizer):
@@ -79,7 +54,7 @@ def analyze(model, tokenizer, text):
     ids = torch.tensor([tokenizer.start_id] + tokenizer.encode(text), device=next(model.parameters()).device)
     if len(ids) == 1:
         raise ValueError('there is no text to analyze')
-    logprobs, ranks = score(model, ids, tokenizer.vocab_size)
+    logprobs, ranks = scoring.score(model, ids, tokenizer.vocab_size)
     bits = (-logprobs / math.log(2)).tolist()
     tokens = [{'id': i, 'text': token_text(tokenizer, i), 'probability': p, 'rank': rank, 'surprisal': b}
               for i, p, rank, b in zip(ids[1:].tolist(), logprobs.exp().tolist(), ranks.tolist(), bits)]

@@ -6,9 +6,8 @@ import time
 import torch
 from tqdm import tqdm
 
-from common import generate, inference, prompts
+from common import generate, inference, prompts, scoring
 from common.console import SEPARATOR, visible
-from common.sampling import analysis
 from common.tokenizer import TextStream
 
 CACHE_BYTES = 2e9  # for the keys and values of one batch
@@ -158,7 +157,7 @@ def write_beams(model, tokenizer, texts, out, as_json, num_samples, max_new_toke
             sample, scores = Sample(tokenizer, stops), [None] * len(tokens)
             if logprobs and tokens:
                 whole = torch.cat((ids[0], torch.tensor(tokens, device=device)))
-                scores = analysis.score(model, whole, tokenizer.vocab_size)[0][-len(tokens):].tolist()
+                scores = scoring.score(model, whole, tokenizer.vocab_size)[0][-len(tokens):].tolist()
             for token, score in zip(tokens, scores):
                 sample.push(token, score)
             sample.finish('length' if len(tokens) == max_new_tokens else 'interrupted')

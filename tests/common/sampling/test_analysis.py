@@ -13,20 +13,6 @@ from common.sampling import analysis
 from common.tokenizer import BPETokenizer, CharTokenizer, train_bpe
 
 
-@pytest.mark.parametrize('T', [2, 9, 17, 18, 50])
-def test_each_token_is_scored_with_all_before_it_or_half_a_context(model, T):
-    ids = torch.randint(64, (T,))
-    logprobs, ranks = analysis.score(model, ids)
-    assert len(logprobs) == len(ranks) == T - 1
-    for i in range(1, T):
-        # windows of 16 begin at 0, and later so that the first token they score has 8 before it, the last 16
-        window = 0 if i <= 16 else 9 * ((i - 17) // 9 + 1)
-        with torch.no_grad():
-            expected = model(ids[None, window:i])[0][0, -1].log_softmax(dim=-1)
-        assert logprobs[i - 1].item() == pytest.approx(expected[ids[i]].item(), abs=1e-5)
-        assert ranks[i - 1] == 1 + (expected > expected[ids[i]]).sum()
-
-
 CHARS = CharTokenizer(['\n', *'abcdefgh<&"', *'ABCDEFGHIJKLMNOPQRSTUVWXYZ'])
 
 
