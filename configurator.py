@@ -22,7 +22,7 @@ def _configure(settings, keys):
     import traceback
 
     # A shell expands ~ only where a word begins with it: not in --out_dir=~/run, and config files see no shell.
-    PATHS = ('out_dir', 'dataset', 'init_from', 'html', 'to', 'out', 'input', 'table')
+    PATHS = ('out_dir', 'dataset', 'init_from', 'html', 'to', 'out', 'input', 'table', 'text', 'examples')
     LARGEST_INT = 2**63 - 1  # what PyTorch and NumPy take
     # what other programs call our settings: llama.cpp, ollama, vLLM, transformers
     ELSEWHERE = {'prompt': 'start', 'p': 'start', 'm': 'init_from', 'model': 'init_from', 'checkpoint': 'init_from',

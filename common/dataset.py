@@ -134,7 +134,8 @@ def meta_of(root, checkpoint, vocab_size):
     config = checkpoint.get('config')
     name = config.get('dataset') if isinstance(config, dict) else None
     if not name or not isinstance(name, str):
-        raise ValueError(f'no tokenizer is known for these weights, which have {vocab_size} ids')
+        raise ValueError(f'no tokenizer is known for these weights, which have {vocab_size} ids; if another program '
+                         'trained an export further, copy the meta.json of that export to them')
     return read_meta(find(root, name))
 
 

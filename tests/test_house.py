@@ -12,7 +12,8 @@ CODE = sorted(path for pattern in ('*.py', 'common/**/*.py', 'data/**/*.py')
               for path in glob.glob(pattern, root_dir=ROOT, recursive=True))
 # the folder in common/ with the rooms of each script; model.py imports what only training needs of it
 ROOMS = {'train.py': 'common/training', 'model.py': 'common/training', 'sample.py': 'common/sampling',
-         'bench.py': 'common/benchmark', 'run_manager.py': 'common/experiments', 'export.py': 'common/exporting'}
+         'bench.py': 'common/benchmark', 'run_manager.py': 'common/experiments', 'export.py': 'common/exporting',
+         'evaluate.py': 'common/evaluating'}
 
 
 def read(path):

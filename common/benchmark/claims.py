@@ -204,6 +204,17 @@ def decoding(bench, command):
     return speeds, '; '.join(f'{way} {value:,.{1 if value >= 4 else 2}f}' for way, value in speeds.items()), ''
 
 
+def questions(bench, command, count):
+    """So many questions to a model of GPT-2's size that has learned nothing."""
+    bench.train('python train.py config/base.py --max_iters=1 --eval_iters=1 --batch_size=1 '
+                '--gradient_accumulation_steps=1 --compile=False', f'--dataset={bench.dataset("source")}', name='out',
+                keep=True)
+    bench.run(probe(probes.write_questions, 'questions.jsonl', count))
+    row = bench.json(command, '--json=True')
+    return ({'questions': row['questions'], 'seconds': row['seconds'], 'questions_s': count / row['seconds']},
+            f'{count:,} in {row["seconds"]:.1f} s, {count / row["seconds"]:.1f} a second ({row["dtype"]})', '')
+
+
 def parallel(bench, command, dataset='pydoc_char'):
     """One process, DDP on two, FSDP on two: the losses must be the same."""
     data, runs = f'--dataset={bench.dataset(dataset)}', {}
@@ -318,6 +329,11 @@ CLAIMS = [
     of_a_step('350m', 'float16', 'config/large.py', gpu=1.3, gb=15),
     of_a_step('124m', 'float32', 'config/base.py', gpu=1.1, gb=12),
     of_a_step('350m', 'float32', 'config/large.py', gpu=1.5, gb=17),
+    Claim('questions-gpu', '10,042 questions of four choices, as many as HellaSwag has and about as long, to GPT-2 '
+          '124M with a vocabulary of 4,096 (the aim: minutes)',
+          'python evaluate.py --out_dir=out --tasks=questions.jsonl', partial(questions, count=10_042), gpu=0.8, gb=6),
+    Claim('questions', '100 of these questions', 'python evaluate.py --out_dir=out --tasks=questions.jsonl',
+          partial(questions, count=100), cpu=1.5),
     Claim('compile', 'compiling the quick start\'s model', 'python train.py config/quickstart.py --compile=True '
           '--max_iters=2', compiling, cpu=1.5),
     Claim('shakespeare-longer', 'the fast recipe in about the classic one\'s time, whole validation split, seeds 1337, '

@@ -45,6 +45,19 @@ def write_jsonl(text, path):
             out.write(json.dumps({'text': ' '.join(mixed)}) + '\n')
 
 
+def write_questions(path, count):
+    """Questions about as long as HellaSwag's, of words from Python's documentation, with a right choice by chance."""
+    from pydoc_data.topics import topics
+    words, dice = ' '.join(topics.values()).split(), random.Random(0)
+
+    def some(fewest, most):
+        start = dice.randrange(len(words) - most)
+        return ' '.join(words[start:start + dice.randrange(fewest, most)])
+    with open(path, 'w', encoding='utf-8') as out:
+        for _ in range(count):
+            print(json.dumps({'query': some(10, 60), 'choices': [some(5, 30) for _ in range(4)], 'gold': 0}), file=out)
+
+
 def tiktoken_batch(path):
     """What data/text/prepare.py does to a jsonl file, by tiktoken's own function: read, tokenise, one array."""
     import numpy as np
