@@ -5,7 +5,6 @@ python train.py config/quickstart.py                   # a first model, from tex
 python train.py config/train_shakespeare_char.py       # after python data/shakespeare_char/prepare.py
 python train.py config/train_shakespeare_char.py --init_from=auto        # resume it, or start if there is nothing yet
 torchrun --standalone --nproc_per_node=8 train.py config/train_gpt2.py   # GPT-2 124M on 8 GPUs, val loss about 2.85
-torchrun --nnodes=2 --nproc_per_node=8 --node_rank=0 --master_addr=IP --master_port=1234 train.py  # node 1: node_rank=1
 """
 import math
 import os
@@ -22,12 +21,12 @@ always_save_checkpoint = True      # save the full state at every evaluation; Fa
 keep_interval = 0                  # iterations between weights that are kept for good (iter_010000.pt); 0: none
 patience = 0                       # evaluations in a row without improvement that end the run; 0: none do
 sample_prompts = ''                # texts to continue at every evaluation: 'ROMEO:|JULIET:', or FILE:PATH, one per line
+evaluate_tasks = ''                # benchmarks, or files, to score at every evaluation: 'hellaswag:0.05,mine.jsonl'
 tensorboard_log = False            # into out_dir/tensorboard
 wandb_log = False                  # with WANDB_API_KEY from the environment, or from a file .env
 wandb_project = 'owt'
 wandb_run_name = 'gpt2'
-init_from = 'scratch'              # scratch, resume, auto; gpt2[-medium|-large|-xl], any GPT-2 on Hugging Face or in a
-                                   # folder, a checkpoint file, another run's out_dir: their weights, iteration 0
+init_from = 'scratch'              # scratch, resume, auto; or the weights of gpt2[-medium|-large|-xl], a run, a file
 variant = ''                       # what is changed in the code, in a word: a report keeps such runs apart
 seed = 1337                        # of the weights, the order of the data, dropout and the samples
 # data
@@ -89,7 +88,7 @@ from common import dataset as datasets, device as devices, distributed, settings
 from common.compile import compile_or_eager, training_trial
 from common.console import bits_per_byte, exit_on_error
 from common.distributed import print0
-from common.training import batches, guard, moments, runlog, samples, states
+from common.training import batches, benchmarks, guard, moments, runlog, samples, states
 from model import GPT, GPTConfig, load_weights
 
 is_script = __name__ == '__main__'  # bench.py executes this file to measure train_step(): it must write nothing then
@@ -113,7 +112,7 @@ with exit_on_error():
     meta = datasets.read_meta(data_dir)
     data_size = datasets.check(data_dir, meta, block_size)  # tokens in each split
     data = {split: batches.Reader(data_dir, split, meta, block_size + 1, device) for split in datasets.SPLITS}
-    prompts = samples.encode_prompts(meta, sample_prompts)
+    prompts, questions = samples.encode_prompts(meta, sample_prompts), benchmarks.load(meta, evaluate_tasks)
 
 # 3) The model: that of the run to resume, a new one, or one with other weights to start from.
 with exit_on_error():
@@ -210,15 +209,16 @@ def estimate_loss():
 
 
 def evaluate():
-    """Evaluate, print, sample and log. Returns the validation loss if it is the best so far, else None."""
+    """Evaluate, print, sample, score tasks and log. Returns the validation loss if it is the best so far, else None."""
     scores = _, val_loss, *_ = estimate_loss()
     print0(runlog.evaluation_line(run.iter_num, *scores))
     is_best = val_loss < run.best_val_loss
     run.evaluated_at = run.iter_num
     run.since_best = 0 if is_best else run.since_best + 1
     texts = samples.write(raw_model, prompts, meta, seed, ctx)
+    accuracies = benchmarks.score(raw_model, questions, meta, ctx, stop_signal)
     if log:
-        log.evaluation(run, *scores, texts)
+        log.evaluation(run, *scores, texts, accuracies)
     return val_loss if is_best else None
 
 
@@ -303,7 +303,7 @@ compiled_model = getattr(model, 'module', model)  # without DDP
 # -- the training loop --------------------------------------------------------
 
 if is_script and eval_only:
-    print0(runlog.evaluation_line(run.iter_num, *estimate_loss()))
+    evaluate()
     distributed.shut_down(0)
 
 elif is_script:

@@ -534,6 +534,59 @@ def test_zero_eval_iters_score_every_token_of_the_validation_split_once(train, t
     assert f'accuracy {100 * correct / (len(ids) - 1):.1f}%' in printed
 
 
+@pytest.fixture
+def questions(tmp_path):
+    """Files of questions that the toy model can read: mine.jsonl with two choices, words.jsonl, and one.jsonl."""
+    words, rng = 'cat dog bird fish sees likes hears'.split(), np.random.default_rng(0)
+    mine = [dict(query=f'the {rng.choice(words)}', choices=rng.choice(words, 2).tolist(), gold=i % 2)
+            for i in range(31)]
+    rows = {'mine': mine, 'words': [dict(text=f'a {word} e') for word in words], 'one': mine[:1]}
+    for name, questions in rows.items():
+        (tmp_path / f'{name}.jsonl').write_text('\n'.join(map(json.dumps, questions)))
+
+
+def test_tasks_are_scored_at_each_evaluation_as_evaluate_py_does_it(train, run, questions, tmp_path):
+    args = ['--out_dir=out', '--max_iters=10', '--eval_interval=5', '--keep_interval=5']
+    done = ok(train(*args, '--evaluate_tasks=mine.jsonl:0.5,words.jsonl'))
+    evaluations = read_metrics(tmp_path / 'out')[1]
+    assert len(evaluations) == 3 and done.stdout.count('\nmine: accuracy ') == done.stdout.count('\nwords: accu') == 3
+    keys = 'acc', 'acc_stderr', 'acc_norm', 'acc_norm_stderr'
+    for line in evaluations:
+        assert [key for key in line if key.startswith('mine')] == [f'mine_{key}' for key in keys]
+        assert {key for key in line if key.startswith('words')} == {'words_acc', 'words_acc_stderr', 'words_perplexity'}
+    for line in evaluations[1:]:
+        of_this = [f'--init_from=out/iter_{line["iter"]:06d}.pt', '--device=cpu', '--json=True']
+        mine, words = (json.loads(ok(run('evaluate.py', *of_this, *more)).stdout)
+                       for more in (['--tasks=mine.jsonl', '--fraction=0.5'], ['--tasks=words.jsonl']))
+        assert mine['questions'] == 16 and all(line[f'mine_{key}'] == pytest.approx(mine[key]) for key in keys)
+        assert line['words_perplexity'] == pytest.approx(words['perplexity'], rel=1e-4)
+        assert line['words_acc'] == pytest.approx(words['acc'])
+    assert evaluations[0]['words_perplexity'] > evaluations[2]['words_perplexity'] > 1.0
+
+
+def test_scoring_tasks_changes_nothing(train, questions, tmp_path):
+    for name, more in (('out', ['--evaluate_tasks=mine.jsonl,words.jsonl']), ('without', [])):
+        ok(train(f'--out_dir={name}', '--dropout=0.1', '--max_iters=10', '--eval_interval=2', *more))
+    assert losses(tmp_path / 'out') == losses(tmp_path / 'without')
+    assert same(weights(tmp_path / 'out' / 'last.pt'), weights(tmp_path / 'without' / 'last.pt'))
+
+
+def test_two_processes_find_the_figures_of_one(train, questions, corpus_dir, tmp_path):
+    """Also where a process has no question, and with the model split over both."""
+    tasks = ['--max_iters=1', '--eval_iters=1', '--evaluate_tasks=mine.jsonl,words.jsonl,one.jsonl']
+    ok(train('--out_dir=one', *tasks))
+    for name, more in (('ddp', []), ('fsdp', ['--fsdp=True'])):
+        both = ranks(2, TRAIN, *TOY, f'--dataset={corpus_dir}', f'--out_dir={name}', *tasks, *more, cwd=tmp_path)
+        assert ok(both[0]).stdout.count('mine: accuracy ') == 2 and 'accuracy' not in ok(both[1]).stdout
+    expected, *found = (read_metrics(tmp_path / name)[1] for name in ('one', 'ddp', 'fsdp'))
+    keys = [key for key in expected[0] if key.startswith(('mine_', 'words_', 'one_'))]
+    assert len(keys) == 11
+    for lines in found:
+        assert all(lines[0][key] == pytest.approx(expected[0][key], rel=1e-5) for key in keys if 'one_' not in key)
+        assert all(lines[0][key] == expected[0][key] for key in keys if 'one_' in key), 'errors of one answer are null'
+        assert lines[1]['words_perplexity'] == pytest.approx(expected[1]['words_perplexity'], rel=1e-3)
+
+
 def test_eval_only_writes_nothing_and_trains_nothing(train, trained, tmp_path):
     shutil.copytree(trained, tmp_path / 'out')
     before = {name: (tmp_path / 'out' / name).read_bytes() for name in os.listdir(tmp_path / 'out')}
@@ -718,6 +771,9 @@ def test_a_resumed_run_goes_on_with_its_wandb_run_and_counts_its_tokens(train, t
     (['--learning_rate=-1.0'], ['learning_rate=-1.0 is below 0']),
     (['--sample_prompts=FILE:none.txt'], ['none.txt']),
     (['--sample_prompts=#'], ["'#'"]),
+    (['--evaluate_tasks=helaswag'], ["there is no task 'helaswag'; it is one of hellaswag, "]),
+    (['--evaluate_tasks=none.jsonl:0.5'], ['none.jsonl cannot be read as questions']),
+    (['--evaluate_tasks=piqa:2'], ["evaluate_tasks='piqa:2': '2' is no fraction above 0 and at most 1"]),
 ])
 def test_a_mistake_is_one_line_and_nothing_is_written(train, tmp_path, args, expected):
     if 'shakespeare_char' in args[0] and os.path.exists(os.path.join(ROOT, 'data/shakespeare_char/train.bin')):

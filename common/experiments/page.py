@@ -13,6 +13,8 @@ from common.experiments.records import differing, groups, losses_are_comparable,
 
 # what can be drawn, and its name in metrics.jsonl
 EVALUATED = {'validation loss': 'val_loss', 'bits per byte': 'bits_per_byte', 'accuracy': 'val_acc'}
+# and the accuracies of tasks, whose names end so; val_acc is that of the next token
+TASKS = '_acc', '_acc_norm'
 TRAINED = {'training loss': 'loss', 'learning rate': 'lr', 'gradient norm': 'grad_norm', 'tokens/s': 'tok_s'}
 # limits that keep a page below 1.5 MB, of which Vega is 0.9
 MOMENTS = 4000  # in all curves together
@@ -23,13 +25,19 @@ PREFERRED = 'notosanscjk', 'notosanskr', 'nanumgothic', 'malgun', 'applesdgothic
 IRREGULAR = 'bold', 'italic', 'oblique', 'black', 'light', 'thin'
 
 
+def evaluated_kinds(runs):
+    """What an evaluation of one of these runs has to draw, {kind: its name in metrics.jsonl}."""
+    keys = {key: None for run in runs for line in run.evaluations for key in line}
+    return EVALUATED | {one_line(key): key for key in keys if key.endswith(TASKS) and key != 'val_acc'}
+
+
 def curves(runs):
     """
     The curves, as dicts of lists: iterations, tokens, seconds of training, and `values`, one list for each kind. Runs
     that differ only in their seed share a curve of their evaluations, the mean, with `lowest` and `highest`, where all
     that were evaluated have the figure: a mean of fewer would jump.
     """
-    found, limit = [], max(2, MOMENTS // (len(groups(runs)) + len(runs)))
+    found, kinds, limit = [], evaluated_kinds(runs), max(2, MOMENTS // (len(groups(runs)) + len(runs)))
     for label, members in groups(runs).items():
         evaluated = [{line['iter']: line for line in run.evaluations} for run in members if run.evaluations]
         shared = sorted(set.intersection(*map(set, evaluated))) if evaluated else []
@@ -38,7 +46,7 @@ def curves(runs):
                      tokens=[lines[0]['tokens'] for lines in moments],
                      seconds=[statistics.fmean(line['train_s'] for line in lines) for lines in moments],
                      values={}, lowest={}, highest={})
-        for kind, key in EVALUATED.items():
+        for kind, key in kinds.items():
             values = [[line.get(key) for line in lines] for lines in moments]
             if any(None not in known for known in values):
                 ways = {'values': statistics.fmean} | ({'lowest': min, 'highest': max} if len(members) > 1 else {})
@@ -85,8 +93,9 @@ def content(runs, columns, remarks, target=None):
         samples.setdefault(at, {})[name] = [text[:longest] for text in texts]
     settings = [[key, [short(value) for value in values], True] for key, values in differing(runs).items()]
     return dict(columns=[[heading, texts, False] for heading, texts in columns.items()] + settings, remarks=remarks,
-                target=target, kind=main_kind(runs), kinds=[*EVALUATED, *TRAINED], labels=list(groups(runs)),
-                curves=rounded(curves(runs)), samples=[dict(iter=at, texts=samples[at]) for at in sorted(samples)])
+                target=target, kind=main_kind(runs), kinds=[*evaluated_kinds(runs), *TRAINED],
+                labels=list(groups(runs)), curves=rounded(curves(runs)),
+                samples=[dict(iter=at, texts=samples[at]) for at in sorted(samples)])
 
 
 @functools.cache

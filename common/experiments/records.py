@@ -11,8 +11,8 @@ from common.experiments.runs import is_figure, whole_lines
 
 # settings that do not make a run a different experiment; `data` is compared as Record.data
 ASIDE = {'out_dir', 'seed', 'wandb_log', 'wandb_project', 'wandb_run_name', 'tensorboard_log', 'log_interval', 'device',
-         'sample_prompts', 'always_save_checkpoint', 'keep_interval', 'auto_prepare', 'parameters', 'vocab_size',
-         'data'}
+         'sample_prompts', 'evaluate_tasks', 'always_save_checkpoint', 'keep_interval', 'auto_prepare', 'parameters',
+         'vocab_size', 'data'}
 
 
 @dataclass

@@ -89,10 +89,13 @@ class RunLog:
         left = duration(self.s_per_iter * (self.max_iters - run.iter_num))
         print(f'{run.iter_num:,} of {self.max_iters:,} iterations, {left} left'.ljust(60), end='\r')
 
-    def evaluation(self, run, train_loss, val_loss, val_acc, bits_per_byte, texts):
-        """One evaluation after run.iter_num updates. The sample texts go to samples/iter_000500.txt."""
+    def evaluation(self, run, train_loss, val_loss, val_acc, bits_per_byte, texts, tasks):
+        """
+        One evaluation after run.iter_num updates. The sample texts go to samples/iter_000500.txt. tasks: the figures of
+        benchmarks, {'hellaswag_acc': 0.31}.
+        """
         self.write(iter=run.iter_num, train_loss=train_loss, val_loss=val_loss, val_ppl=perplexity(val_loss),
-                   val_acc=val_acc, bits_per_byte=bits_per_byte, tokens=run.tokens, train_s=run.train_s)
+                   val_acc=val_acc, bits_per_byte=bits_per_byte, tokens=run.tokens, train_s=run.train_s, **tasks)
         self.texts = texts
         if texts:
             with warn_on_error():

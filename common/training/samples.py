@@ -2,6 +2,7 @@
 import torch
 
 from common.console import visible
+from common.distributed import print0
 from common.prompts import encode, read_lines
 from common.tokenizer import from_meta
 
@@ -22,7 +23,7 @@ def encode_prompts(meta, sample_prompts):
 def write(model, prompts, meta, seed, ctx):
     """
     Each of the prompts (ids) continued up to the end of the text, or by 200 tokens, as texts; with the same random
-    numbers every time.
+    numbers every time. [] if the model computes numbers that are not finite.
     """
     if not prompts:
         return []
@@ -30,9 +31,13 @@ def write(model, prompts, meta, seed, ctx):
     model.eval()
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
-    with ctx:
-        ids = [model.generate(torch.tensor([prompt], device=device), 200, temperature=0.8, top_k=200,
-                              vocab_size=meta['vocab_size'], generator=generator)[0].tolist() for prompt in prompts]
+    try:
+        with ctx:
+            ids = [model.generate(torch.tensor([prompt], device=device), 200, temperature=0.8, top_k=200,
+                                  vocab_size=meta['vocab_size'], generator=generator)[0].tolist() for prompt in prompts]
+    except ValueError as error:  # the model has diverged, which is for the loss to say
+        print0(f'no samples: {error}')
+        ids = []
     model.train()
     ends = [row.index(end_id, len(prompt)) if end_id in row[len(prompt):] else len(row)
             for row, prompt in zip(ids, prompts)]

@@ -68,6 +68,21 @@ def test_each_figure_of_training_has_a_curve(runs):
     assert page.curves(read(runs[:1]))[1]['values'] == {'training loss': [1.0]}, 'not known, not drawn'
 
 
+def test_the_accuracy_on_each_task_has_a_curve(tmp_path):
+    folders = [make_run(tmp_path / name, [4.0, 2.0], n_layer=n) for n, name in enumerate(('scored', 'other'))]
+    path = Path(folders[0], 'metrics.jsonl')
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for i, line in enumerate(line for line in lines if 'val_loss' in line):
+        line.update(hellaswag_acc=0.25 + i / 10, hellaswag_acc_stderr=0.1, hellaswag_acc_norm=0.3, words_perplexity=9.0)
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    values = {curve['label']: curve['values'] for curve in page.curves(read(folders)) if 'accuracy' in curve['values']}
+    assert values['scored']['hellaswag_acc'] == [0.25, 0.35] and values['scored']['hellaswag_acc_norm'] == [0.3, 0.3]
+    assert values['other'].keys() == values['scored'].keys() - {'hellaswag_acc', 'hellaswag_acc_norm'}
+    assert content(folders)['kinds'] == ['validation loss', 'bits per byte', 'accuracy', 'hellaswag_acc',
+                                         'hellaswag_acc_norm', *page.TRAINED]
+    assert content(folders[1:])['kinds'] == [*page.EVALUATED, *page.TRAINED]
+
+
 def test_what_cannot_be_compared_is_not_shown_first(tmp_path):
     folders = [make_run(tmp_path / 'char', [4.0, 2.0], data=scored(), bytes_per_token=1.0),
                make_run(tmp_path / 'bpe', [8.0, 4.0], data=scored('bpe', 4096, 'b'), bytes_per_token=4.0)]

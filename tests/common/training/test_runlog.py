@@ -32,7 +32,7 @@ def test_a_resumed_log_reads_as_one_run(tmp_path):
     with open(tmp_path / 'metrics.jsonl', 'a') as f:
         f.write('{"iter": 8, "loss": 0.')  # what a crash leaves
     log = make_log(tmp_path, after(5, 5.0))
-    log.evaluation(after(5, 5.0), train_loss=3.0, val_loss=3.1, val_acc=0.5, bits_per_byte=None, texts=[])
+    log.evaluation(after(5, 5.0), train_loss=3.0, val_loss=3.1, val_acc=0.5, bits_per_byte=None, texts=[], tasks={})
     log = make_log(tmp_path, after(5, 5.0, evaluated_at=5))  # a state that was saved after its evaluation
     log.iteration(after(6, 6.0), loss=3.0, lr=0.1, grad_norm=1.0, mem_gb=None)
     assert [line['iter'] for line in lines(tmp_path)] == [0, 1, 2, 3, 4, 5, 5]
@@ -51,7 +51,8 @@ def test_speed_is_measured_since_the_last_line(tmp_path, capsys):
 
 def test_what_is_not_a_number_is_null(tmp_path):
     log = make_log(tmp_path)
-    log.evaluation(after(0, 0.0), train_loss=math.nan, val_loss=math.inf, val_acc=0.0, bits_per_byte=None, texts=[])
+    log.evaluation(after(0, 0.0), train_loss=math.nan, val_loss=math.inf, val_acc=0.0, bits_per_byte=None, texts=[],
+                   tasks={})
     assert lines(tmp_path)[0]['train_loss'] is None and lines(tmp_path)[0]['val_ppl'] is None
     assert math.isnan(perplexity(math.nan)) and perplexity(1e4) == math.inf and perplexity(0.0) == 1.0
 
@@ -123,7 +124,7 @@ def test_a_service_that_fails_does_not_end_the_run(tmp_path, capsys):
             raise RuntimeError('the service is down')
     log = make_log(tmp_path)
     log.wandb = log.board = Broken()
-    log.evaluation(after(1, 1.0), train_loss=3.0, val_loss=3.1, val_acc=0.5, bits_per_byte=None, texts=[])
+    log.evaluation(after(1, 1.0), train_loss=3.0, val_loss=3.1, val_acc=0.5, bits_per_byte=None, texts=[], tasks={})
     log.close(after(1, 1.0, best_val_loss=3.1), done=True)
     assert capsys.readouterr().out.count('not logged: the service is down') == 6 and lines(tmp_path)[-1]['done']
 
@@ -178,7 +179,7 @@ def test_tensorboard_has_the_curves(tmp_path):
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     log = make_log(tmp_path, tensorboard_log=True)
     log.iteration(after(1, 1.0), loss=2.0, lr=0.1, grad_norm=None, mem_gb=None)
-    log.evaluation(after(1, 1.0), train_loss=3.0, val_loss=3.5, val_acc=0.5, bits_per_byte=None, texts=[])
+    log.evaluation(after(1, 1.0), train_loss=3.0, val_loss=3.5, val_acc=0.5, bits_per_byte=None, texts=[], tasks={})
     log.close(after(1, 1.0, best_val_loss=3.5), done=True)
     events = accumulator.EventAccumulator(str(tmp_path / 'tensorboard')).Reload()
     assert [(event.step, event.value) for event in events.Scalars('val_loss')] == [(1, 3.5)]
