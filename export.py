@@ -9,11 +9,13 @@ python export.py --init_from=gpt2 --format=onnx                 # OpenAI's weigh
 
 Each export is loaded by the other library. The largest difference between its logits and ours is printed, and whether
 64 greedy tokens are the same. If not, nothing is deleted, a line says what differs, and the exit code is 1.
+transformers opens a classic model as a GPT2LMHeadModel. A modern one, or one with softcap, comes with its own code in
+modeling_nanogpt.py, which transformers executes if it is told to trust it.
 """
 import os
 
 # -----------------------------------------------------------------------------
-format = 'hf'          # hf (a GPT2LMHeadModel), onnx, safetensors, gguf (for llama.cpp)
+format = 'hf'          # hf (for transformers), onnx, safetensors, gguf (for llama.cpp)
 init_from = 'resume'   # resume: the best weights in out_dir; a checkpoint file; gpt2, gpt2-medium, gpt2-large, gpt2-xl,
                        # or any GPT-2 on Hugging Face or in a folder
 out_dir = 'out'        # the folder of a training run
@@ -37,9 +39,9 @@ from dataclasses import asdict
 
 import torch
 
-from common import checkpoint, dataset, generate, gguf_file, weights
+from common import checkpoint, dataset, generate, gguf_file
 from common.console import exit_on_error
-from common.exporting import modelcard, onnx_graph
+from common.exporting import modelcard, onnx_graph, transformers_folder
 from common.files import check_folder, existing_parent, free_bytes
 from common.tokenizer import check_same, from_meta
 from model import load_weights
@@ -55,7 +57,6 @@ PACKAGES = {  # to write each format, to verify it
     'onnx': (['onnx', 'onnxscript', 'tokenizers'], ['onnxruntime']),
     'safetensors': (['safetensors'], []),
     'gguf': (['gguf', 'tokenizers'], [])}  # verified if llama_cpp is here, which needs a compiler
-CLASSIC_ONLY = {'hf': 'transformers', 'gguf': 'llama.cpp'}
 TEXT = """It was a quiet evening in the harbour. Two ships had come in with the tide, and 12 men were carrying
 sacks of grain ashore; "Hurry up," said the old captain, "the rain won't wait for us!" Nobody answered him.
 """
@@ -183,16 +184,17 @@ class Transformers:
     """A folder opened by transformers, with the same methods."""
 
     def __init__(self, folder):
-        from transformers import AutoModelForCausalLM, DynamicCache
+        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
         logging.disable_progress_bar()
-        self.folder = folder
-        self.model, self.new_cache = AutoModelForCausalLM.from_pretrained(folder).eval(), DynamicCache
+        self.folder, self.model = folder, AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
 
     def logits(self, pieces):
-        cache = self.new_cache()
+        from common.exporting.modeling_nanogpt import CACHE
+        output = {CACHE: None}
         for piece in pieces:
-            yield self.model(piece, cache, use_cache=True).logits  # by place: its name depends on the version
+            output = self.model(piece, use_cache=True, **{CACHE: output[CACHE]})
+            yield output.logits
 
     def greedy(self, ids, count):
         return self.model.generate(ids, max_new_tokens=count, do_sample=False, eos_token_id=None)[0].tolist()
@@ -200,7 +202,7 @@ class Transformers:
     def tokens(self, text):
         """(ids, the text of these ids, the id of the end of a text or None)."""
         from transformers import AutoTokenizer
-        tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        tokenizer = AutoTokenizer.from_pretrained(self.folder, trust_remote_code=True)
         ids = tokenizer(text).input_ids
         return ids, tokenizer.decode(ids), tokenizer.eos_token_id
 
@@ -245,11 +247,11 @@ def write_files(folder, model, tokenizer, meta, about):
     """The files of the format. ValueError if that fails."""
     try:
         if format == 'hf':
-            weights.write_gpt2(model, tokenizer, meta, folder)
+            transformers_folder.write(model, tokenizer, meta, folder)
         elif format == 'onnx':
             print('writing the graph; this takes up to a minute')
             onnx_graph.write(model, tokenizer.vocab_size, folder)
-            weights.write_tokenizer(tokenizer, meta, model.config.block_size, folder)
+            transformers_folder.write_tokenizer(tokenizer, meta, model.config.block_size, folder)
         elif format == 'gguf':
             gguf_file.write(model, tokenizer, os.path.join(folder, 'model.gguf'))
         else:
@@ -266,12 +268,10 @@ def export():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as a shell expects; leaves nothing half written behind
     model, saved = load_weights(source)
     config = model.config
-    if format in CLASSIC_ONLY and (config.modern or config.softcap > 0.0):
-        kind, why = f'a model with softcap={config.softcap}', "GPT-2's logits have no bound"
-        if config.modern:
-            kind, why = 'a modern model', 'each embedding has shares of those before, queries and keys have LayerNorm'
-        raise ValueError(f'{kind} fits no architecture of {CLASSIC_ONLY[format]} exactly ({why}); --format=onnx and '
-                         'safetensors take it')
+    if format == 'gguf' and transformers_folder.needs_own_code(config):
+        kind, why = ('a modern model', 'it has RoPE, QK-norm and smear') if config.modern else (
+            f'a model with softcap={config.softcap}', "GPT-2's logits have no bound")
+        raise ValueError(f'{kind} fits no architecture of llama.cpp exactly ({why}); the other formats take it')
     check_packages()
     meta = dataset.meta_of(root, saved, config.vocab_size)
     check_same(meta, None, config.vocab_size)

@@ -1,6 +1,6 @@
 """
-Weights by any name that a user gives: a run, a checkpoint file, or a GPT-2 in Hugging Face's layout (config.json and
-safetensors in a folder or a repository), which is also written here. It knows the names of parameters, but no model.
+Weights by any name that a user gives: a run, a checkpoint file, or a folder or repository in Hugging Face's layout
+(config.json and safetensors) with a GPT-2 or an export. It knows the names of parameters, but no model.
 """
 import contextlib
 import difflib
@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from common import checkpoint
 from common.files import exists
-from common.tokenizer import END_OF_TEXT, check_meta
+from common.settings import SHAPE
+from common.tokenizer import check_meta
 
 # OpenAI's four sizes: n_layer, n_head, n_embd; 124M, 350M, 774M, 1558M parameters
 OPENAI = {'gpt2': (12, 12, 768), 'gpt2-medium': (24, 16, 1024), 'gpt2-large': (36, 20, 1280), 'gpt2-xl': (48, 25, 1600)}
@@ -59,16 +60,32 @@ def load(source):
 
 def load_gpt2(name):
     """
-    A GPT-2 from Hugging Face as a checkpoint with model, model_args and meta (None if unknown). `name`: gpt2,
-    gpt2-medium, gpt2-large, gpt2-xl (OpenAI's), any repository id, or a local folder with config.json and safetensors.
-    ValueError if it cannot be read or is not a GPT-2.
+    A GPT-2 or an export from Hugging Face as a checkpoint with model, model_args and meta (None if unknown). `name`:
+    gpt2, gpt2-medium, gpt2-large, gpt2-xl (OpenAI's), any repository id, or a local folder with config.json and
+    safetensors. Code that an export brings is not executed. ValueError if it cannot be read or is no such model.
     """
     folder = name if os.path.isdir(name) else download(name)
     config, theirs = read(folder)
-    model_args = gpt2_config(config, name)
-    theirs = {key.removeprefix('transformer.'): value for key, value in theirs.items()}
-    ours = {}
-    for key in gpt2_keys(model_args['n_layer']):
+    if isinstance(config, dict) and config.get('model_type') == 'nanogpt':  # an export, with the names of this project
+        model_args = {key: config[key] for key in ('vocab_size', 'dropout', *SHAPE) if key in config}
+        ours = theirs
+    else:
+        model_args = gpt2_config(config, name)
+        ours = from_gpt2(theirs, model_args['n_layer'], name)
+    if 'lm_head.weight' not in ours and 'transformer.wte.weight' in ours:  # both have one for both
+        ours['lm_head.weight'] = ours['transformer.wte.weight']
+    found = {'model': ours, 'model_args': model_args, 'meta': read_meta(folder)}
+    try:
+        checkpoint.check(found)
+    except ValueError as error:
+        raise ValueError(f'{name} was not loaded: {error}') from None
+    return found
+
+
+def from_gpt2(theirs, n_layer, name):
+    """The weights of a GPT2LMHeadModel by the names that they have here. ValueError if some are missing or unknown."""
+    theirs, ours = {key.removeprefix('transformer.'): value for key, value in theirs.items()}, {}
+    for key in gpt2_keys(n_layer):
         if key not in theirs:
             raise ValueError(f'{name} is not a GPT-2: it has no {key}')
         ours[f'transformer.{key}'] = theirs[key].transpose(0, -1) if key.endswith(TRANSPOSED) else theirs[key]
@@ -76,13 +93,7 @@ def load_gpt2(name):
             and not key.endswith(('.attn.bias', '.attn.masked_bias'))]  # attention masks in older files
     if left:
         raise ValueError(f'{name} is not the GPT-2 that its config.json describes: it has {left[0]}')
-    ours['lm_head.weight'] = theirs.get('lm_head.weight', ours['transformer.wte.weight'])  # GPT-2 has one for both
-    found = {'model': ours, 'model_args': model_args, 'meta': read_meta(folder)}
-    try:
-        checkpoint.check(found)
-    except ValueError as error:
-        raise ValueError(f'{name} was not loaded: {error}') from None
-    return found
+    return {**ours, 'lm_head.weight': theirs['lm_head.weight']} if 'lm_head.weight' in theirs else ours
 
 
 def gpt2_keys(n_layer):
@@ -127,7 +138,7 @@ def read(folder):
 
 
 def read_meta(folder):
-    """The meta.json of a folder that write_gpt2 wrote, in the form of dataset.read_meta; None in any other folder."""
+    """The meta.json of a folder that export.py wrote, in the form of dataset.read_meta; None in any other folder."""
     path = os.path.join(folder, 'meta.json')
     if not exists(path):
         return None
@@ -180,38 +191,3 @@ def gpt2_weights(model, vocab_size):
         yield name, p.contiguous()
         if not model.config.bias and not name.startswith(('transformer.wte', 'transformer.wpe')):
             yield name.removesuffix('weight') + 'bias', p.new_zeros(p.size(-1))
-
-
-def write_json(content, folder, name):
-    with open(os.path.join(folder, name), 'w', encoding='utf-8') as f:
-        json.dump(content, f, indent=1, ensure_ascii=False)
-
-
-def write_tokenizer(tokenizer, meta, block_size, folder):
-    """Write a tokenizer: the two files of transformers, and the meta.json that this project reads."""
-    settings = dict(tokenizer_class='PreTrainedTokenizerFast', model_max_length=block_size,
-                    clean_up_tokenization_spaces=False)
-    if tokenizer.end_id is not None:
-        settings.update(bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
-    write_json(settings, folder, 'tokenizer_config.json')
-    write_json({key: value for key, value in meta.items() if key != 'tokenizer_json'}, folder, 'meta.json')
-    with open(os.path.join(folder, 'tokenizer.json'), 'w', encoding='utf-8') as f:
-        f.write(tokenizer.to_json())
-
-
-def write_gpt2(model, tokenizer, meta, folder):
-    """Write a classic GPT (not a modern one), with its tokenizer, in a folder that transformers opens."""
-    from safetensors.torch import save_file
-    c = model.config
-    ids = dict(bos_token_id=tokenizer.end_id, eos_token_id=tokenizer.end_id)
-    config = dict(
-        architectures=['GPT2LMHeadModel'], model_type='gpt2', vocab_size=tokenizer.vocab_size, n_positions=c.block_size,
-        n_ctx=c.block_size,  # for llama.cpp
-        n_embd=c.n_embd, n_layer=c.n_layer, n_head=c.n_head, n_inner=None, layer_norm_epsilon=1e-5,
-        activation_function={'gelu': 'gelu', 'gelu_tanh': 'gelu_new'}[c.activation], attn_pdrop=c.dropout,
-        embd_pdrop=c.dropout, resid_pdrop=c.dropout, tie_word_embeddings=True, dtype='float32', **ids)
-    write_json(config, folder, 'config.json')
-    write_json(ids, folder, 'generation_config.json')
-    write_tokenizer(tokenizer, meta, c.block_size, folder)
-    save_file(dict(gpt2_weights(model, tokenizer.vocab_size)), os.path.join(folder, 'model.safetensors'),
-              metadata={'format': 'pt'})

@@ -26,14 +26,15 @@ WORDS = 'the cat sees one bird. a dog hears that horse. my fish follows the cat.
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory, corpus_dir):
     """
-    {name: out_dir} of small trained models: classic and modern on characters, classic with a BPE of its own, and
-    classic with bounded logits. The modern one's are bounded, too, and its smear is no longer near 0.
+    {name: out_dir} of small trained models: classic and modern on characters and with a BPE of their own, and classic
+    with bounded logits. Those of the modern one on characters are bounded, too, and its smear is no longer near 0.
     """
     bpe_dir = tmp_path_factory.mktemp('bpe')
     make_dataset(bpe_dir, '\n\n'.join(40 * [WORDS]), '--vocab_size=300')
     place, found = tmp_path_factory.mktemp('runs'), {}
     for name, data, more in (('char', corpus_dir, ['--activation=gelu_tanh']), ('bpe', bpe_dir, ['--bias=True']),
                              ('modern', corpus_dir, ['--modern=True', '--softcap=3.0']),
+                             ('modern bpe', bpe_dir, ['--modern=True']),
                              ('softcap', corpus_dir, ['--softcap=3.0', '--max_iters=1'])):
         ok(python(os.path.join(ROOT, 'train.py'), *TOY, f'--dataset={data}', f'--out_dir={name}', *more, cwd=place))
         found[name] = str(place / name)
@@ -61,13 +62,16 @@ def export(run, *args):
     return ok(run('export.py', *args)).stdout
 
 
-@pytest.mark.parametrize('name', ['char', 'bpe'])
+@pytest.mark.parametrize('name', ['char', 'bpe', 'modern', 'modern bpe', 'softcap'])
 def test_transformers_opens_what_was_exported_and_it_comes_back_unchanged(runs, run, tmp_path, name):
     transformers = pytest.importorskip('transformers')
-    said = export(run, f'--out_dir={runs[name]}', '--to=hf')
+    trust = {} if name in ('char', 'bpe') else dict(trust_remote_code=True)
+    done = ok(run('export.py', f'--out_dir={runs[name]}', '--to=hf'))
+    said = done.stdout
     assert 'tokens are the same' in said and 'differ by' in said and 'tokenizer: the same' in said
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'hf').eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
+    assert 'deprecated' not in done.stderr and 'Warning' not in done.stderr
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'hf', **trust).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf', **trust)
     ours, checkpoint = load_weights(runs[name])
     ids = tokenizer(WORDS, return_tensors='pt').input_ids[:, :16]
     mine = from_meta(checkpoint['meta'])
@@ -75,7 +79,8 @@ def test_transformers_opens_what_was_exported_and_it_comes_back_unchanged(runs, 
     logits = ours.eval()(ids, targets=ids)[0][..., :mine.vocab_size]
     assert theirs.config.vocab_size == mine.vocab_size and (theirs(ids).logits - logits).abs().max() < 1e-4
     back, source = load_weights(str(tmp_path / 'hf'))
-    assert source['meta']['tokenizer'] == name and back.config.activation == ours.config.activation
+    same = {key: value for key, value in vars(ours.config).items() if key not in ('bias', 'vocab_size')}
+    assert source['meta'] == checkpoint['meta'] and vars(back.config).items() >= same.items()
     for key, value in back.state_dict().items():
         if key in ours.state_dict():
             assert torch.equal(value, ours.state_dict()[key][:len(value)]), key
@@ -83,10 +88,16 @@ def test_transformers_opens_what_was_exported_and_it_comes_back_unchanged(runs, 
             assert key.endswith('bias') and not value.any()
     card = (tmp_path / 'hf' / 'README.md').read_text()
     assert 'best validation loss' in card and 'learning_rate: 0.01' in card and 'pytest-' not in card
+    assert ('trust_remote_code=True' in card) == ('Read it first' in card) == bool(trust)
+    assert (tmp_path / 'hf' / 'modeling_nanogpt.py').exists() == bool(trust)
+    if trust:
+        with pytest.raises(ValueError, match='trust_remote_code=True'):
+            transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'hf', trust_remote_code=False)
 
 
-def test_sample_and_train_take_what_was_exported(runs, run, tmp_path, corpus_dir):
-    export(run, f'--out_dir={runs["char"]}', '--to=hf')
+@pytest.mark.parametrize('name', ['char', 'modern'])
+def test_sample_and_train_take_what_was_exported(runs, run, tmp_path, corpus_dir, name):
+    export(run, f'--out_dir={runs[name]}', '--to=hf', '--verify=False')
     ok(run('train.py', *TOY, f'--dataset={corpus_dir}', '--init_from=hf', '--out_dir=more', '--max_iters=1'))
     done = run('sample.py', '--init_from=hf', '--num_samples=1', '--max_new_tokens=5', '--start=the ', '--device=cpu')
     assert ok(done).stdout.startswith('the ')
@@ -188,15 +199,14 @@ def test_without_a_working_llama_cpp_a_gguf_is_written_and_called_unverified(run
     assert (tmp_path / 'gguf' / 'model.gguf').exists()
 
 
-@pytest.mark.parametrize('format, library', [('hf', 'transformers'), ('gguf', 'llama.cpp')])
 @pytest.mark.parametrize('name, kind', [('modern', 'a modern model'), ('softcap', 'a model with softcap=3.0')])
-def test_what_is_no_gpt2_is_refused_before_any_package_is_asked_for(runs, hooked_export, tmp_path, format, library,
-                                                                     name, kind):
+def test_what_is_no_gpt2_is_no_gguf_and_refused_before_any_package_is_asked_for(runs, hooked_export, tmp_path, name,
+                                                                                kind):
     done = hooked_export('import importlib.util; importlib.util.find_spec = lambda name, *_: None',
-                         f'--out_dir={runs[name]}', f'--format={format}', '--to=out')
+                         f'--out_dir={runs[name]}', '--format=gguf', '--to=out')
     line = done.stderr.splitlines()[-1]  # the one before says which weights they are
-    assert done.returncode == 2 and line.startswith(f'export.py: {kind} fits no architecture of {library}'), done.stderr
-    assert line.endswith('; --format=onnx and safetensors take it') and 'Traceback' not in done.stderr
+    assert done.returncode == 2 and line.startswith(f'export.py: {kind} fits no architecture of llama.cpp'), done.stderr
+    assert line.endswith('; the other formats take it') and 'Traceback' not in done.stderr
     assert 'pip install' not in done.stderr and os.listdir(tmp_path) == []
 
 
@@ -237,17 +247,18 @@ def test_llama_cpps_own_converter_takes_the_folder(run, tmp_path):
 
 # a transposed projection, and a token that sees too much of those before it
 BREAK = '''
-from common import weights
-from common import gguf_file
-from common.exporting import onnx_graph
+from common import gguf_file, weights
+from common.exporting import onnx_graph, transformers_folder
 tensors = gguf_file.tensors
 gguf_file.tensors = lambda *args: ((name, value.t().contiguous() if name == 'blk.1.attn_output.weight' else value)
                                    for name, value in tensors(*args))
-gpt2_weights, previous = weights.gpt2_weights, onnx_graph.Past.after_previous
-def broken(model, vocab_size):
-    for name, value in gpt2_weights(model, vocab_size):
-        yield name, value.t().contiguous() if name == 'transformer.h.1.attn.c_proj.weight' else value
-weights.gpt2_weights = broken
+previous = onnx_graph.Past.after_previous
+def broken(write):
+    return lambda model, vocab_size: (
+        (name, value.t().contiguous() if name == 'transformer.h.1.attn.c_proj.weight' else value)
+        for name, value in write(model, vocab_size))
+weights.gpt2_weights = broken(weights.gpt2_weights)
+transformers_folder.own_weights = broken(transformers_folder.own_weights)
 onnx_graph.Past.after_previous = lambda self, x, count: previous(self, x, count) * 1.01
 '''
 SHUFFLE = '''
@@ -265,10 +276,10 @@ def hooked_export(tmp_path):
     return lambda code, *args: hook(code, 'export.py', *args, cwd=tmp_path)
 
 
-@pytest.mark.parametrize('name, format, code', [('char', 'hf', BREAK), slow('modern', 'onnx', BREAK),
-                                                slow('char', 'hf', SHUFFLE), ('char', 'gguf', BREAK),
-                                                ('char', 'gguf', SHUFFLE)],
-                         ids=['hf', 'onnx', 'tokenizer', 'gguf', 'tokenizer of gguf'])
+@pytest.mark.parametrize('name, format, code', [('char', 'hf', BREAK), ('modern', 'hf', BREAK),
+                                                slow('modern', 'onnx', BREAK), slow('char', 'hf', SHUFFLE),
+                                                ('char', 'gguf', BREAK), ('char', 'gguf', SHUFFLE)],
+                         ids=['hf', 'hf with its own code', 'onnx', 'tokenizer', 'gguf', 'tokenizer of gguf'])
 def test_a_wrong_export_is_found_out(runs, hooked_export, tmp_path, name, format, code):
     pytest.importorskip({'hf': 'transformers', 'onnx': 'onnxscript', 'gguf': 'llama_cpp'}[format])
     done = hooked_export(code, f'--out_dir={runs[name]}', f'--format={format}', '--to=out')
@@ -279,7 +290,6 @@ def test_a_wrong_export_is_found_out(runs, hooked_export, tmp_path, name, format
 @pytest.mark.parametrize('args, expected', [
     (['--out_dir=none'], "no folder 'none' with a trained model"),
     (['--format=ggml'], "format='ggml' is not one of hf, onnx, safetensors, gguf"),
-    (['--init_from={modern}/ckpt.pt'], '--format=onnx'),
     (['--init_from={modern}/ckpt.pt', '--format=gguf'], 'no architecture of llama.cpp'),
     (['--out_dir={char}', '--to=full'], 'full is not an empty folder'),
     (['--out_dir={char}', '--to=full/file'], 'file is not an empty folder'),
@@ -379,10 +389,11 @@ def test_a_damaged_or_foreign_safetensors_file_is_no_checkpoint(tmp_path):
             checkpoint_file.load(str(tmp_path / f'{name}.safetensors'))
 
 
-def test_the_folder_runs_in_the_evaluation_harness(runs, run, tmp_path):
+@pytest.mark.parametrize('name', ['bpe', 'modern bpe'])
+def test_the_folder_runs_in_the_evaluation_harness(runs, run, tmp_path, name):
     """EleutherAI's lm_eval on a task made of local files: which of two endings is likelier."""
     pytest.importorskip('lm_eval')
-    export(run, f'--out_dir={runs["bpe"]}', '--to=hf', '--verify=False')
+    export(run, f'--out_dir={runs[name]}', '--to=hf', '--verify=False')
     questions = [('the cat', [' sees one', ' hears my'], 0), ('a dog', [' sees one', ' hears that'], 1),
                  ('my fish', [' follows the', ' sees that'], 0), ('that', [' horse', ' bird'], 1)]
     rows = [dict(query=query, choices=choices, gold=gold) for query, choices, gold in questions]
@@ -398,11 +409,12 @@ doc_to_target: gold
 target_delimiter: ""
 metric_list: [{{metric: acc}}]
 ''')
-    ok(python('-m', 'lm_eval', '--model', 'hf', '--model_args', 'pretrained=hf,dtype=float32', '--tasks', 'endings',
+    model_args = 'pretrained=hf,dtype=float32' + ',trust_remote_code=True' * (name == 'modern bpe')
+    ok(python('-m', 'lm_eval', '--model', 'hf', '--model_args', model_args, '--tasks', 'endings',
               '--include_path', '.', '--device', 'cpu', '--output_path', 'results', '--batch_size', '2',
               cwd=tmp_path, HF_DATASETS_OFFLINE='1', HF_HOME=str(tmp_path / 'cache')))
     found = json.loads(next((tmp_path / 'results').rglob('results_*.json')).read_text())['results']['endings']
-    model, checkpoint = load_weights(runs['bpe'])
+    model, checkpoint = load_weights(runs[name])
     tokenizer = from_meta(checkpoint['meta'])
 
     def likelihood(query, ending):
@@ -418,7 +430,7 @@ metric_list: [{{metric: acc}}]
 @pytest.mark.parametrize('format', ['hf', 'safetensors', slow('onnx'), 'gguf'])
 @pytest.mark.parametrize('name', ['char', slow('bpe'), slow('modern')])
 def test_the_code_on_the_card_runs(runs, run, tmp_path, monkeypatch, capsys, name, format):
-    if name == 'modern' and format in ('hf', 'gguf'):
+    if name == 'modern' and format == 'gguf':
         return  # no such export
     for package in {'hf': ['transformers'], 'onnx': ['onnxscript', 'onnxruntime'],
                     'gguf': ['gguf', 'llama_cpp']}.get(format, []):

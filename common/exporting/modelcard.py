@@ -3,12 +3,13 @@ import os
 
 from common import gguf_file
 from common.console import perplexity
+from common.exporting.transformers_folder import needs_own_code
 from common.settings import SMEARED
 
 USES = {
     'hf': '''from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained({folder!r})
-model = AutoModelForCausalLM.from_pretrained({folder!r})
+tokenizer = AutoTokenizer.from_pretrained({folder!r}{trust})
+model = AutoModelForCausalLM.from_pretrained({folder!r}{trust})
 ids = tokenizer({prompt!r}, return_tensors='pt').input_ids
 print(tokenizer.decode(model.generate(ids, max_new_tokens={new_tokens}, do_sample=True)[0]))''',
     'onnx': '''import numpy as np, onnxruntime
@@ -26,6 +27,9 @@ model = GPT.from_checkpoint({path!r})''',
 llama = Llama({path!r}, n_ctx={block_size}, verbose=False)
 print(llama({prompt!r}, max_tokens={new_tokens})['choices'][0]['text'])''',
 }
+TRUST = ('`trust_remote_code=True` executes the file `modeling_nanogpt.py` of this folder, because no architecture of '
+         'transformers computes this model. Read it first: it is short, imports only torch and transformers, and opens '
+         'no files and no network.')
 FILES = {'onnx': 'model.onnx', 'gguf': 'model.gguf'}
 SETTINGS = ('optimizer', 'learning_rate', 'muon_lr', 'embed_lr', 'vector_lr', 'schedule', 'warmup_iters', 'max_iters',
             'batch_size', 'gradient_accumulation_steps', 'weight_decay', 'dropout', 'seed', 'dtype')
@@ -40,7 +44,9 @@ def write(to, folder, format, config, about, tokenizer, text, source):
     settings, meta, loss = about.get('config', {}), about['meta'], float(about.get('best_val_loss', 'inf'))
     ids = text[:max(1, min(4, config.block_size // 2))]
     path = os.path.join(folder, FILES.get(format, 'model.safetensors'))
+    own_code = format == 'hf' and needs_own_code(config)
     use = USES[format].format(folder=folder, path=path, ids=ids, prompt=tokenizer.decode(ids),
+                              trust=', trust_remote_code=True' if own_code else '',
                               new_tokens=max(1, min(64, config.block_size - len(ids))),
                               head_dim=config.n_embd // config.n_head, smeared=SMEARED, **vars(config))
     kind = 'modern nanoGPT-V100 model' if config.modern else 'GPT-2'
@@ -49,6 +55,8 @@ def write(to, folder, format, config, about, tokenizer, text, source):
              '---', '', f'# {os.path.basename(os.path.normpath(source))}', '',
              f'A {kind} of {config.n_layer} layers, {config.n_head} heads, {config.n_embd} channels and a context of '
              f'{config.block_size} tokens{bound}, in float32, made with nanoGPT-V100.', '', '```python', use, '```', '']
+    if own_code:
+        lines += [TRUST, '']
     if format == 'gguf':
         lines += [f'{line}.\n' for line in gguf_file.differences(config, tokenizer)]
     if settings:
