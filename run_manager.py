@@ -13,6 +13,7 @@ python run_manager.py retry NAME              # or --failed: all that failed
 python run_manager.py add NAME: config/small.py --seed=2   # a line for the list, which a running manager takes up
 python run_manager.py remove NAME             # out of the list; its folder stays
 python run_manager.py report --target=1.9     # a table, report.html and report.png; or of any folders: report out out-2
+python run_manager.py curve out-quickstart    # is this loss normal, and if not, why; or --against=out-2
 """
 import argparse
 import itertools
@@ -23,7 +24,7 @@ import sys
 
 from common import console
 from common.console import exit_on_error, forget_torchrun, protect_output
-from common.experiments import changes, experiment_list, report, slots, slurm, status
+from common.experiments import changes, curve, experiment_list, report, slots, slurm, status
 from common.experiments.manager import GRACE, Manager, say, signature
 from common.experiments.runs import Run, State
 from common.experiments.state_file import DEFAULT_LIST, Queue
@@ -97,6 +98,11 @@ def parse_command_line():
     command.add_argument('--json', type=os.path.expanduser, metavar='FILE', help='as JSON')
     command.add_argument('--serve', action='store_true', help='show the page on this machine, updated as runs go on')
     command.add_argument('--port', type=int, default=8080)
+    command = add('curve', show_curve, 'is the loss of a run what it should be by now, and if not, why')
+    command.add_argument('out_dir', type=os.path.expanduser, help='the folder of a run, at any time while it trains')
+    command.add_argument('--against', type=os.path.expanduser, default='', metavar='OUT_DIR',
+                         help='another run as the reference')
+    command.add_argument('--json', action='store_true', help='for programs')
     options, unknown = parser.parse_known_args()
     if unknown:
         behind = ('; -- goes in front of a line that begins with an option, as in add -- --seed=2'
@@ -242,6 +248,12 @@ def make_report(options, queue):
                 if one.name in runs and runs[one.name].started]
 
     report.main(folders, options, queue.hint)
+
+
+def show_curve(options, queue):
+    """Say whether the curve of a run is normal, or print JSON."""
+    case = curve.read(options.out_dir, options.against)
+    print(curve.as_json(case) if options.json else '\n'.join(curve.lines(case)))
 
 
 if __name__ == '__main__':

@@ -17,6 +17,7 @@ import pytest
 
 import run_manager
 from common import files
+from common.experiments import references
 from common.experiments.runs import Run
 from common.experiments.state_file import Queue
 from common.processes import process_start
@@ -881,6 +882,28 @@ def test_the_list_in_the_project_can_be_pasted_and_needs_no_torch(tmp_path):
     for line in output.splitlines():
         assert line.startswith('python train.py config/quickstart.py ')
         assert python('train.py', *line.split()[2:], '--help', cwd=ROOT).returncode == 0
+
+
+def test_a_curve_is_judged_without_torch(manage):
+    (manage.folder / 'torch.py').write_text('raise SystemExit("torch was imported")')
+    one = references.REFERENCES[0]
+    tokens, low, high = one.points[-1]
+    iterations = tokens // references.tokens_per_iter(one.recipe)
+    for name, loss in (('good', (low + high) / 2), ('bad', high + 0.1)):
+        folder = manage.results / name
+        folder.mkdir(parents=True)
+        (folder / 'settings.json').write_text(json.dumps({**one.recipe, **one.model, 'dataset': one.datasets[0]}))
+        line = dict(iter=iterations, train_loss=loss, val_loss=loss, tokens=tokens, train_s=1.0)
+        (folder / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
+    output = ok(manage('curve', 'results/good')).stdout
+    assert output.startswith(f'good: as expected\nat {tokens:,} tokens (iteration {iterations:,}): yours ')
+    assert f'expected {low:.3f} to {high:.3f}\n' in output and one.source in output
+    assert json.loads(ok(manage('curve', 'results/bad', '--json')).stdout)['verdict'] == 'slower than expected'
+    against = ok(manage('curve', 'results/bad', '--against=results/good')).stdout
+    assert 'bad: slower than expected' in against and 'reference: good' in against
+    missing = manage('curve', 'results/none')
+    assert missing.returncode == 2 and missing.stderr == (
+        'run_manager.py: no metrics.jsonl in results/none; give the out_dir of a run\n')
 
 
 def test_real_runs_survive_the_manager(run, corpus_dir, tmp_path):
