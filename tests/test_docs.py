@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import statistics
+import zipfile
 from collections import Counter
 
 import pytest
@@ -18,7 +19,7 @@ import torch
 from conftest import slow
 from running import HOOKED, QUICK, ROOT, ok, python
 
-SCRIPTS = ('train.py', 'sample.py', 'bench.py', 'export.py')
+SCRIPTS = ('train.py', 'sample.py', 'evaluate.py', 'bench.py', 'export.py')
 DOCS = sorted(os.path.relpath(path, ROOT) for pattern in ('*.md', 'docs/*.md', 'data/*/readme.md')
               for path in glob.glob(os.path.join(ROOT, pattern)))
 
@@ -85,6 +86,8 @@ def toy(words):
         words = shrink(words, TINY + SHORT)
     elif script == 'sample.py':
         words = shrink(words, WRITING)
+    elif script == 'evaluate.py':
+        words += ['--device=cpu']
     elif script == 'bench.py' and mode in ('step', 'sample'):
         more = CELL if '--sweep=True' in words else GENERATING if mode == 'sample' else []
         words = shrink(words, [*TINY, '--vocab_size=64', '--windows=1', *more])
@@ -111,14 +114,18 @@ def world(tmp_path_factory):
         shutil.copytree(os.path.join(ROOT, folder), place / folder, ignore=ignored)
     for path in glob.glob('*.py', root_dir=ROOT):
         shutil.copy(os.path.join(ROOT, path), place)
-    text = '\n\n'.join(f'{word} said ROMEO: The value of x{i} is Returned, just a quick box. ' + 'How lazy! ' * (i % 5)
-                       for i in range(40) for word in ('Once upon a time', 'To the other'))
+    text = '\n\n'.join(f'{word} said ROMEO: The value of x{i} is Returned, just a quick box. Question? Answer! '
+                       + 'How lazy! ' * (i % 5) for i in range(40) for word in ('Once upon a time', 'To the other'))
     for name in ('pydoc_char', 'shakespeare_char', 'shakespeare', 'the_verdict'):
         (place / 'data' / name / 'input.txt').write_text(text * 4)
     line = '{"text": "%s", "instruction": "Name it.", "output": "%s"}\n'
     rows = text.split('\n\n')
     (place / 'corpus.jsonl').write_text(''.join(line % (row + str(i), row) for i, row in enumerate(rows * 3)))
-    (place / 'book.txt').write_text(text)
+    for name in ('book.txt', 'LICENSE'):
+        (place / name).write_text(text)
+    (place / 'questions.jsonl').write_text(''.join(
+        f'{{"query": "To the x{i}", "choices": ["other said", "box"], "gold": 0}}\n' for i in range(4)))
+    write_benchmarks(tmp_path_factory)
     (place / 'prompt.txt').write_text('The other')
     for folder, name in (('letters', 'a.txt'), ('notes', 'b.md'), ('stories', 'c.txt')):
         (place / folder).mkdir()
@@ -132,6 +139,26 @@ def world(tmp_path_factory):
         ok(execute(command, place))
     shutil.rmtree(place / 'out-tiny')
     return place
+
+
+def write_benchmarks(tmp_path_factory):
+    """A question or more for each benchmark, where what was downloaded is kept."""
+    import pyarrow
+    import pyarrow.parquet
+    folder, made = os.path.join(os.environ['XDG_CACHE_HOME'], 'nanogpt', 'benchmarks'), tmp_path_factory.mktemp('files')
+    os.makedirs(folder, exist_ok=True)
+    swag = dict(activity_label='Haste', ctx_a='Once upon', ctx_b='a time', endings=['a box', 'the other'], label=0)
+    arc = dict(question='How lazy?', choices=dict(text=['a box', 'a time'], label=['A', 'B']), answerKey='B')
+    rows = pyarrow.Table.from_pylist([arc] * 60)
+    (made / 'hellaswag-hellaswag_val.jsonl').write_text(json.dumps(swag) + '\n')
+    (made / 'lambada-lambada_test.jsonl').write_text('{"text": "Once upon a time"}\n')
+    for name in ('arc_easy-train', 'arc_easy-test', 'arc_challenge-test'):
+        pyarrow.parquet.write_table(rows, made / f'{name}-00000-of-00001.parquet')
+    with zipfile.ZipFile(made / 'piqa-physicaliqa-train-dev.zip', 'w') as archive:
+        archive.writestr('physicaliqa-train-dev/dev.jsonl', '{"goal": "haste", "sol1": "a box", "sol2": "lazy"}\n')
+        archive.writestr('physicaliqa-train-dev/dev-labels.lst', '1\n')
+    for path in made.iterdir():
+        os.replace(path, os.path.join(folder, path.name))  # whole: other processes do the same
 
 
 def execute(words, place):
