@@ -209,6 +209,7 @@ def test_the_readiness_of_this_machine(run):
     assert done.returncode == 0 and re.search(r'^ok +PyTorch +\d', done.stdout, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_each_way_to_write_a_text_is_measured(bench):
     done = ok(bench('--mode=sample', '--prompt_tokens=4', '--max_new_tokens=5', '--rounds=1', '--batch_sizes=[1, 3]'))
     speeds = dict(re.findall(r'^(\S.*?) {2,}([\d.]+) .* [\d.]+ +\d+%$', done.stdout, re.MULTILINE))

@@ -37,6 +37,7 @@ EXPERIMENTS = ''.join(f'{name}: config/quickstart.py {" ".join(TINY + SHORT)} --
 ABLATIONS = ''.join(f'gelu-{seed}: config/train_shakespeare_char_fast.py --variant=gelu config/ablations/change.py '
                     f'{" ".join(TINY + SHORT)} --seed={seed}\n' for seed in range(2))
 
+LONG = 'README.md', 'docs/training_guide.md', 'docs/recipe.md', 'docs/v100.md'
 BEFORE = {'data/alpaca/readme.md': ['data/tinystories/readme.md']}  # the documents that one goes on from
 
 CODE = [path for pattern in ('*.py', 'common/**/*.py', 'data/**/*.py')
@@ -167,7 +168,7 @@ def execute(words, place):
     return python(*before, os.path.join(place, script), *words, cwd=place)
 
 
-@pytest.mark.parametrize('path', [slow(path) if path == 'docs/v100.md' else path for path in DOCS
+@pytest.mark.parametrize('path', [slow(path) if path in LONG else path for path in DOCS
                                   if path != 'README.ko.md' and any(commands(path))])
 def test_every_command_works(path, world, tmp_path):
     place = tmp_path / 'project'

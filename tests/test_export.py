@@ -62,7 +62,7 @@ def export(run, *args):
     return ok(run('export.py', *args)).stdout
 
 
-@pytest.mark.parametrize('name', ['char', 'bpe', 'modern', 'modern bpe', 'softcap'])
+@pytest.mark.parametrize('name', ['char', 'bpe', 'modern', slow('modern bpe'), slow('softcap')])
 def test_transformers_opens_what_was_exported_and_it_comes_back_unchanged(runs, run, tmp_path, name):
     transformers = pytest.importorskip('transformers')
     trust = {} if name in ('char', 'bpe') else dict(trust_remote_code=True)

@@ -79,6 +79,7 @@ def test_what_is_not_installed_or_broken_is_left_out_in_a_line(monkeypatch, caps
         "CTranslate2 is left out (pip install ctranslate2 transformers): KeyError: 'no ctranslate2'"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', peers.PEERS)
 def test_a_peer_writes_as_many_tokens_in_a_process_of_its_own(name, capsys):
     pytest.importorskip({'llama.cpp': 'llama_cpp', 'CTranslate2': 'ctranslate2', 'Hugging Face': 'transformers'}[name])
