@@ -65,7 +65,7 @@ import torch
 from common import dataset as datasets, inference
 from common.device import is_out_of_memory, resolve_device, resolve_dtype
 from common.evaluating import answers, texts
-from common.tokenizer import check_same, from_meta
+from common.tokenizer import from_meta
 from model import load_weights
 
 
@@ -74,7 +74,6 @@ def evaluate():
     source = out_dir if init_from == 'resume' else init_from
     model, checkpoint = load_weights(source, dropout=0.0)
     meta = datasets.meta_of(root, checkpoint, model.config.vocab_size)
-    check_same(meta, None, model.config.vocab_size)
     tokenizer = from_meta(meta)
     inference.convert(model.eval(), place, resolved)
     about = {'model': source, 'iter': checkpoint.get('iter_num'), 'dtype': resolved}
@@ -87,18 +86,12 @@ def evaluate():
         yield answers.score_task(model, tokenizer, name, questions[name], shots, fraction, about)
 
 
-def finite(result):
-    """A result without what JSON cannot express."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in result.items()}
-
-
 try:
     with console.exit_on_error():
         place = resolve_device(device)
         resolved = resolve_dtype(dtype, place, training=False)
         for line, result in evaluate():
-            print(dumps(finite(result), ensure_ascii=False) if json else line, file=results, flush=True)
+            print(dumps(console.finite(result), ensure_ascii=False) if json else line, file=results, flush=True)
 except KeyboardInterrupt:
     print('stopped; the same command goes on from the last answer', file=sys.stderr)
     sys.exit(130)

@@ -43,7 +43,7 @@ from common import checkpoint, dataset, generate, gguf_file
 from common.console import exit_on_error
 from common.exporting import modelcard, onnx_graph, transformers_folder
 from common.files import check_folder, existing_parent, free_bytes
-from common.tokenizer import check_same, from_meta
+from common.tokenizer import from_meta
 from model import load_weights
 
 # How far the logits may differ, relative to their standard deviation where that is above 1. llama.cpp looks up GELU, by
@@ -274,7 +274,6 @@ def export():
         raise ValueError(f'{kind} fits no architecture of llama.cpp exactly ({why}); the other formats take it')
     check_packages()
     meta = dataset.meta_of(root, saved, config.vocab_size)
-    check_same(meta, None, config.vocab_size)
     tokenizer = from_meta(meta)
     if format == 'gguf':
         gguf_file.check(config, tokenizer)

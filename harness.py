@@ -18,7 +18,7 @@ import torch
 
 from common import console, dataset, generate, inference, scoring
 from common.device import resolve_device, resolve_dtype
-from common.tokenizer import TextStream, check_same, from_meta
+from common.tokenizer import TextStream, from_meta
 from model import load_weights
 
 try:
@@ -48,7 +48,6 @@ class NanoGPT(TemplateLM):
             raise ValueError(f'no folder {out_dir!r} with a trained model here; out_dir=FOLDER names one')
         model, checkpoint = load_weights(out_dir if init_from == 'resume' else init_from, dropout=0.0)
         meta = dataset.meta_of(root, checkpoint, model.config.vocab_size)
-        check_same(meta, None, model.config.vocab_size)
         self.model, self.bpe = model.eval(), from_meta(meta)  # `tokenizer` is transformers', for chat templates
         no_gpu = device == 'cuda:0' and not torch.cuda.is_available()  # lm_eval's default
         self.place = resolve_device('auto' if no_gpu else device)

@@ -62,7 +62,7 @@ exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # be
 # -----------------------------------------------------------------------------
 
 from common import console, files, prompts  # not console's stop by name, which is a setting here
-from common.tokenizer import check_same, check_text, from_meta
+from common.tokenizer import check_text, from_meta
 
 results = sys.__stdout__ or sys.stdout  # unlike a message, a text that cannot be written ends the script
 results.reconfigure(errors='backslashreplace')  # a model may generate characters that the terminal cannot show
@@ -173,7 +173,6 @@ def load(name):
     model, checkpoint = load_weights(name, dropout=0.0)
     meta = dataset.meta_of(root, checkpoint, model.config.vocab_size)
     config, checkpoint = (checkpoint or {}).get('config'), None  # frees its weights before the model is converted
-    check_same(meta, None, model.config.vocab_size)
     tokenizer = from_meta(meta)
     inference.convert(model.eval(), device, 'float32' if specialized else dtype)
     if quantize:

@@ -128,6 +128,12 @@ def bits_per_byte(loss, bytes_per_token):
     return loss / math.log(2) / bytes_per_token if bytes_per_token else None
 
 
+def finite(values):
+    """A dict with None for what is not finite, which JSON cannot express."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()}
+
+
 def visible(text):
     """
     A text as a terminal may show it: of its control characters only line ends and tabs act, others become escapes such

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.tokenizer import check_meta
+from common.tokenizer import check_meta, check_same
 
 SPLITS = ('train', 'val')
 DTYPES = ('uint16', 'uint32')  # of the ids in the bins
@@ -125,18 +125,23 @@ def identity(meta):
 
 
 def meta_of(root, checkpoint, vocab_size):
-    """The meta.json that a model's checkpoint (a dict, or None) has, or GPT-2's, or its dataset's; else ValueError."""
+    """
+    The meta.json that a model's checkpoint (a dict, or None) has, or GPT-2's, or its dataset's. ValueError if there is
+    none, or if it does not fit a model of vocab_size ids.
+    """
     checkpoint = checkpoint or {}
-    if checkpoint.get('meta'):
-        return checkpoint['meta']
-    if vocab_size in (50257, 50304):
-        return {'tokenizer': 'gpt2', 'vocab_size': 50257}
-    config = checkpoint.get('config')
-    name = config.get('dataset') if isinstance(config, dict) else None
-    if not name or not isinstance(name, str):
-        raise ValueError(f'no tokenizer is known for these weights, which have {vocab_size} ids; if another program '
-                         'trained an export further, copy the meta.json of that export to them')
-    return read_meta(find(root, name))
+    meta = checkpoint.get('meta')
+    if not meta and vocab_size in (50257, 50304):
+        meta = {'tokenizer': 'gpt2', 'vocab_size': 50257}
+    if not meta:
+        config = checkpoint.get('config')
+        name = config.get('dataset') if isinstance(config, dict) else None
+        if not name or not isinstance(name, str):
+            raise ValueError(f'no tokenizer is known for these weights, which have {vocab_size} ids; if another '
+                             'program trained an export further, copy the meta.json of that export to them')
+        meta = read_meta(find(root, name))
+    check_same(meta, None, vocab_size)
+    return meta
 
 
 def how_to_prepare(folder):

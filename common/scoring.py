@@ -64,6 +64,11 @@ def score(model, ids, vocab_size=None, context=None):
     return tuple(torch.cat(columns) for columns in zip(*parts))
 
 
+def fits(model, context, endings):
+    """Whether the model sees all of a context while it reads any of the endings."""
+    return len(context) + max(map(len, endings)) - 1 <= model.config.block_size
+
+
 def pieces(context, ending, size):
     """
     Yields (context, ending), ids, to be scored one by one in place of an ending that does not fit behind its context:
@@ -116,8 +121,9 @@ def score_batch(model, contexts, endings, vocab_size):
     left, found = sorted(range(len(flat)), key=lambda row: len(flat[row][1])), [None] * len(flat)
     while left:  # the longest endings first, and such of about one length together
         length = len(flat[left[-1]][1])
-        count = min(tokens_at_once(model) // length, int(CACHE_BYTES / (cache.size * bytes_per_token(model))))
-        left, some = left[:-max(1, count)], left[-max(1, count):]
+        in_cache = int(CACHE_BYTES / (cache.size * bytes_per_token(model)))
+        count = max(1, min(tokens_at_once(model) // length, in_cache))
+        left, some = left[:-count], left[-count:]
         rows = torch.tensor([flat[row][0] for row in some], device=device)
         scores = score_rows(model, first[rows], cache.expand(rows), [flat[row][1] for row in some], vocab_size)
         for row, score in zip(some, scores):
@@ -152,7 +158,7 @@ def score_endings(model, groups, vocab_size=None):
     """
     size, jobs, scores, left = model.config.block_size, [], {}, {}
     for number, (context, endings) in enumerate(groups):
-        if len(context) + max(map(len, endings)) - 1 <= size:
+        if fits(model, context, endings):
             parts = [((number, range(len(endings))), context, endings)]
         else:
             parts = [((number, [i]), before, [piece]) for i, ending in enumerate(endings)

@@ -1,5 +1,6 @@
 """The answers of a model to the questions of a task: kept while they come, so that what was stopped can go on."""
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -21,11 +22,11 @@ def score_task(model, tokenizer, name, questions, shots, fraction, about):
     known, unknown = tasks.encode_all(tokenizer, asked)
     if not known:
         raise ValueError(f'{name}: each question has characters that are not in the vocabulary of this model')
-    size, sums, begin = model.config.block_size, [0, 0, 0, 0.0], time.perf_counter()
+    sums, begin = [0, 0, 0, 0.0], time.perf_counter()
     for number, scores in answer(model, tokenizer.vocab_size, known, about['dtype'], tasks.short(name)):
         sums = [a + b for a, b in zip(sums, tasks.tally(asked[number], scores))]
     found = tasks.figures(sums, asked)
-    too_long = sum(len(context) + max(map(len, endings)) - 1 > size for context, endings in known.values())
+    too_long = sum(not scoring.fits(model, *one) for one in known.values())
     notes = [f', each after {shots} solved' * (shots > 0),
              f'; {too_long:,} longer than the context, without their beginning' * (too_long > 0),
              f'; {unknown:,} left out, with characters that the vocabulary lacks' * (unknown > 0)]
@@ -59,14 +60,21 @@ def answer(model, vocab_size, known, dtype, name):
             os.unlink(path)
 
 
+@functools.cache  # reading gigabytes takes seconds, and there may be several tasks
+def fingerprint(model):
+    """A hash of the config and the weights of a model."""
+    found = hashlib.sha256(json.dumps(vars(model.config)).encode())
+    for p in model.parameters():
+        found.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
 def place(model, known, dtype):
     """The file for the answers of this model to these questions; None if the user has no place for it."""
     folder = files.user_folder('XDG_CACHE_HOME', '.cache')
     if folder is None:
         return None
-    key = hashlib.sha256(json.dumps([dtype, vars(model.config), list(known.items())]).encode())
-    for p in model.parameters():
-        key.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    key = hashlib.sha256(json.dumps([fingerprint(model), dtype, list(known.items())]).encode())
     folder = os.path.join(folder, 'answers')
     try:
         os.makedirs(folder, exist_ok=True)

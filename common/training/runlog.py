@@ -13,7 +13,7 @@ import sys
 import time
 import uuid
 
-from common.console import SEPARATOR, duration, perplexity
+from common.console import SEPARATOR, duration, finite, perplexity
 from common.device import synchronize
 from common.distributed import world_size
 from common.files import exists, free_name, write_whole
@@ -152,9 +152,8 @@ class RunLog:
                   f'\nsample more: {shlex.join(["python", "sample.py", f"--out_dir={self.out_dir}"])}')
 
     def write(self, **values):
-        """Add a line. What is not finite becomes null, as JSON cannot express it."""
-        values = {key: None if isinstance(value, float) and not math.isfinite(value) else value
-                  for key, value in values.items()}
+        """Add a line. What is not finite becomes null."""
+        values = finite(values)
         self.unwritten += json.dumps(values) + '\n'
         with warn_on_error():
             self.file = self.file or open(os.path.join(self.out_dir, 'metrics.jsonl'), 'a', encoding='utf-8')

@@ -353,3 +353,14 @@ def test_of_one_question_no_error_is_known():
 
 def test_a_file_of_questions_is_named_in_results_without_its_folder():
     assert [tasks.short(name) for name in ('piqa', 'a.b/mine.jsonl', 'x.zip')] == ['piqa', 'mine', 'x']
+
+
+def test_an_answer_is_as_long_as_its_characters_not_its_bytes():
+    question = Question('x', ['가나다', 'abcd'], gold=0)  # 3 characters of 9 bytes, and 4
+    assert tasks.tally(question, [(-6.0, False), (-8.4, False)]) == [1, 1, 1, -6.0]
+    assert tasks.tally(question, [(-6.6, False), (-8.4, False)]) == [1, 1, 0, -6.6]
+
+
+def test_without_a_context_an_answer_follows_what_a_text_begins_with():
+    chars = CharTokenizer(['a', 'b', '\n', ' '])
+    assert tasks.encode(chars, Question('', ['ab'])) == ([2], [[3, 0, 1]])
