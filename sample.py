@@ -12,6 +12,7 @@ python sample.py --analyze=True --start='The sum of two and two'     # how likel
 """
 import contextlib
 import glob
+import io
 import os
 import random
 import shlex
@@ -24,7 +25,10 @@ from json import dumps
 # what to do
 chat = False           # talk with the model in the terminal
 analyze = False        # show how the model sees the text in start: probability, rank and surprisal of each token
-html = ''              # with analyze: an HTML file to write, with the text coloured by surprisal
+html = ''              # with analyze: an HTML file to write, a microscope: what the model expects, where it looks, ...
+compare = ''           # with html: another model that reads the same text; a name as for init_from, or an out_dir
+checkpoints = ''       # with html: an out_dir whose iter_*.pt (train.py --keep_interval) read it: how was it learned?
+lang = 'auto'          # of that page: en, ko, or auto: ko where LANG says so, else what the browser prefers
 # model
 init_from = 'resume'   # resume: the best weights in out_dir; a checkpoint file; gpt2, gpt2-medium, gpt2-large, gpt2-xl,
                        # or any GPT-2 on Hugging Face or in a folder
@@ -61,7 +65,7 @@ root = os.path.dirname(os.path.abspath(__file__))
 exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # before torch: help and typos at once
 # -----------------------------------------------------------------------------
 
-from common import console, files, prompts  # not console's stop by name, which is a setting here
+from common import console, prompts  # not console's stop by name, which is a setting here
 from common.tokenizer import check_text, from_meta
 
 results = sys.__stdout__ or sys.stdout  # unlike a message, a text that cannot be written ends the script
@@ -76,6 +80,7 @@ WITHOUT_EFFECT = [  # (when, which settings, why)
     (chat, ('num_samples', 'num_beams', 'length_penalty', 'logprobs'), 'a chat gives one answer, token by token'),
     (analyze, (*SAMPLING, 'num_samples', 'max_new_tokens', 'repetition_penalty', 'num_beams', 'length_penalty', 'stop',
                'logprobs', 'use_cache', 'compile'), 'analyze generates nothing'),
+    (html, ('dtype',), 'the page shows the model in float32'),
     (num_beams > 1, (*SAMPLING, 'seed'), 'a beam search is not random'),
     (num_beams == 1, ('length_penalty',), 'it needs num_beams above 1')]
 IMPOSSIBLE = [  # (when, why)
@@ -85,6 +90,9 @@ IMPOSSIBLE = [  # (when, why)
     (chat and json, 'a chat has no JSON; json goes with samples and with analyze'),
     (chat and start == '-', '--start=- would read what is typed in the chat'),
     (html and not analyze, 'html needs --analyze=True'),
+    (html and quantize, 'the page of html shows the weights as they are; leave out quantize'),
+    ((compare or checkpoints) and not html, 'compare and checkpoints need --html=page.html'),
+    (lang not in ('auto', 'en', 'ko'), f'lang={lang!r} is not one of auto, en, ko'),
     (not os.path.isdir(os.path.dirname(html) or '.'), f'html={html!r} is in a folder that does not exist'),
     (os.path.isdir(html), f'html={html!r} is a folder; name a file in it'),
     (analyze and start == '\n', "analyze needs a text, as in --start='The sum of two and two'"),
@@ -150,7 +158,7 @@ import torch
 
 from common import dataset, inference
 from common.device import is_out_of_memory, resolve_device, resolve_dtype
-from common.sampling import analysis, completion, terminal
+from common.sampling import analysis, completion, microscope_page, terminal
 from common.sampling.chat import Chat
 from common.sampling.speaker import Speaker
 from model import load_weights
@@ -174,7 +182,7 @@ def load(name):
     meta = dataset.meta_of(root, checkpoint, model.config.vocab_size)
     config, checkpoint = (checkpoint or {}).get('config'), None  # frees its weights before the model is converted
     tokenizer = from_meta(meta)
-    inference.convert(model.eval(), device, 'float32' if specialized else dtype)
+    inference.convert(model.eval(), device, 'float32' if specialized or html else dtype)
     if quantize:
         ids, source_of_ids = some_text(model, tokenizer, meta, config)
         before = inference.perplexity(model, ids.to(device))
@@ -248,16 +256,28 @@ def talk():
 
 
 def show_analysis():
-    """How the model sees the prompt: as a table, as JSON, or as a page."""
-    model, tokenizer, _ = load(source)
-    text = prompts.encode(tokenizer, texts)[0][0]
-    result, failure = analysis.analyze(model, tokenizer, text), None
-    if html:
-        # a device or a link, such as /dev/stdout, stays in its place
-        in_place = os.path.islink(html) or os.path.exists(html) and not os.path.isfile(html)
+    """How the model sees the prompt: as a table, as JSON, or as a page on which other models may see it, too."""
+    earlier = microscope_page.snapshots(checkpoints) if checkpoints else []
+    models = [*earlier, (source, source), *([(compare, compare)] if compare else [])]
+
+    def examine(name, path, closely):  # a function, so that only one model at a time is in memory
+        model, tokenizer, _ = load(path)
         try:
-            with open(html, 'wb') if in_place else files.write_whole(html, 'wb') as f:
-                f.write(analysis.page(result, source).encode('utf-8', 'backslashreplace'))
+            found = analysis.analyze(model, tokenizer, prompts.encode(tokenizer, texts)[0][0])
+        except ValueError as error:  # a text that it cannot read, or a model that has diverged
+            raise ValueError(f'{path}: {error}' if len(models) > 1 else error) from None
+        return found, microscope_page.record(name, model, tokenizer, found) if closely else None
+
+    if len(models) > 1:  # what is wrong with one of them is told before what takes long
+        with contextlib.redirect_stderr(io.StringIO()):
+            for name, path in models:
+                examine(name, path, closely=False)
+    results_and_records = [examine(name, path, closely=bool(html)) for name, path in models]
+    result, failure = results_and_records[len(earlier)][0], None
+    if html:
+        try:
+            records = [record for _, record in results_and_records]
+            microscope_page.write(html, microscope_page.page(records, len(earlier), source, lang))
             print(f'written: {html}')
         except OSError as error:
             failure = f'html={html!r} cannot be written ({error.strerror}); the result is printed instead'

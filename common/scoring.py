@@ -31,6 +31,13 @@ def is_written(everything, ids):
     return everything.argmax(dim=-1) == ids
 
 
+def ranks(everything, ids):
+    """The ranks of ids (...) by the scores of all (..., V); that of the likeliest is 1."""
+    likelier = (everything > everything.gather(-1, ids[..., None])).sum(dim=-1)
+    # of equally likely ids the one that is written has rank 1: in 16 bits there are many
+    return torch.where(is_written(everything, ids), 0, likelier.clamp(min=1)) + 1
+
+
 @torch.no_grad()
 def score(model, ids, vocab_size=None, context=None):
     """
@@ -56,10 +63,7 @@ def score(model, ids, vocab_size=None, context=None):
                 logits = model(x, y)[0][:, unscored:, :vocab_size]
                 logprobs, everything = look_up(logits, y[:, unscored:])
                 generate.check_finite(logprobs, logits.dtype)
-                likelier = (everything > logprobs).sum(dim=-1)
-                # of equally likely ids the one that is written has rank 1: in 16 bits there are many
-                likelier = torch.where(is_written(everything, y[:, unscored:]), 0, likelier.clamp(min=1))
-                parts.append((logprobs.flatten(), likelier.flatten() + 1))
+                parts.append((logprobs.flatten(), ranks(everything, y[:, unscored:]).flatten()))
                 progress.update(logprobs.numel())
     return tuple(torch.cat(columns) for columns in zip(*parts))
 

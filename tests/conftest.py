@@ -2,6 +2,7 @@
 import faulthandler
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -114,6 +115,33 @@ def trained(tmp_path_factory, corpus_dir):
     folder = tmp_path_factory.mktemp('trained')
     ok(python(os.path.join(ROOT, 'train.py'), *TOY, f'--dataset={corpus_dir}', '--out_dir=out', cwd=folder))
     return str(folder / 'out')
+
+
+@pytest.fixture(scope='session')
+def chromium():
+    """A headless Chromium, as distributions install it."""
+    sync_api = pytest.importorskip('playwright.sync_api', reason='needs the package playwright')
+    program = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+    if program is None:
+        pytest.skip('needs Chromium: apt install chromium')
+    with sync_api.sync_playwright() as player:
+        browser = player.chromium.launch(executable_path=program, args=['--no-sandbox', '--disable-gpu'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium):
+    """A page of a browser that may complain of nothing but requests without an answer; .asked has what it asked for."""
+    context = chromium.new_context(viewport={'width': 1200, 'height': 1400})
+    tab, wrong = context.new_page(), []
+    tab.asked = []
+    tab.on('pageerror', lambda error: wrong.append(str(error)))
+    tab.on('console', lambda message: wrong.append(message.text))
+    tab.on('request', lambda request: tab.asked.append(request.url))
+    yield tab
+    context.close()
+    assert [text for text in wrong if not text.startswith('Failed to load resource')] == []
 
 
 @pytest.fixture(scope='module', params=[False, True], ids=['classic', 'modern'])

@@ -83,4 +83,5 @@ def test_the_table_of_the_house_names_every_file():
     there = {path for path in CODE if '__init__' not in path and not path.endswith('/prepare.py')}
     table = read('CONTRIBUTING.md').partition('## The house')[2].partition('\n## ')[0]
     named = {link for link in re.findall(r'\]\(([^)\s]+)\)', table) if os.path.isfile(os.path.join(ROOT, link))}
-    assert named == there | {'common/experiments/report.html'}
+    assert named == there | {'common/experiments/report.html',
+                             *(f'common/sampling/microscope.{kind}' for kind in ('html', 'js', 'json'))}

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from common.sampling import completion
 from common.tokenizer import from_meta
 from model import GPT, GPTConfig, load_weights
 from conftest import slow
+from pages import unpacked
 from running import HANG, ROOT, hook, ok, python
 
 
@@ -145,7 +147,42 @@ def test_the_analysis_of_a_text(sample, tmp_path):
     done = sample('--analyze=True', '--start=the cat', '--json=True', '--html=page.html')
     result = json.loads(done.stdout)
     assert [token['text'] for token in result['tokens']] == list('the cat') and 'written: page.html' in done.stderr
-    assert f'{result["perplexity"]:.2f}' in (tmp_path / 'page.html').read_text()
+    (header, _), = unpacked((tmp_path / 'page.html').read_text())[1]
+    assert header['perplexity'] == result['perplexity'] and header['name'].endswith('out')
+
+
+def test_a_page_of_several_models_goes_from_early_to_late_to_the_other(sample, trained, tmp_path):
+    (tmp_path / 'kept').mkdir()
+    state = torch.load(os.path.join(trained, 'ckpt.pt'), weights_only=True)
+    for i in (20, 3):
+        state['model'] = {key: value * 0.9 for key, value in state['model'].items()}
+        torch.save(state, tmp_path / 'kept' / f'iter_{i:06d}.pt')
+    write_model(tmp_path / 'other', '\nthe ca')
+    ok(sample('--analyze=True', '--start=the cat', '--html=page.html', '--checkpoints=kept', '--compare=other'))
+    header, models = unpacked((tmp_path / 'page.html').read_text())
+    names = [model['name'] for model, _ in models]
+    assert names == ['3', '20', trained, 'other'] and header['shown'] == 2
+    assert [model['iteration'] for model, _ in models] == [3, 20, None, None]
+    assert len({model['perplexity'] for model, _ in models}) == 4
+    assert [len(model['pieces']) for model, _ in models] == [7] * 4
+
+
+@pytest.mark.parametrize('option, expected', [('--checkpoints=none', "checkpoints='none': no iter_*.pt there"),
+                                              ('--compare=none', 'none is no file or folder'),
+                                              ('--compare=foreign', "foreign: the model does not know the characters")])
+def test_a_model_that_cannot_be_on_the_page_is_named(sample, tmp_path, option, expected):
+    write_model(tmp_path / 'foreign', '\nabc')
+    done = sample('--analyze=True', '--start=the cat', '--html=page.html', option)
+    assert done.returncode == 2 and messages(done)[-1].startswith(f'sample.py: {expected}')
+    assert not (tmp_path / 'page.html').exists()
+
+
+def test_a_page_shows_the_model_in_float32_whatever_the_dtype(sample, tmp_path):
+    args = ['--analyze=True', '--start=the cat']
+    done = sample(*args, '--html=page.html', '--dtype=bfloat16')
+    assert "dtype='bfloat16' does nothing here: the page shows the model in float32" in ok(done).stderr
+    (header, _), = unpacked((tmp_path / 'page.html').read_text())[1]
+    assert header['perplexity'] == json.loads(sample(*args, '--json=True').stdout)['perplexity']
 
 
 @pytest.mark.parametrize('no_color', ['', '1'])
@@ -408,8 +445,16 @@ def test_a_page_goes_through_a_link_and_into_a_pipe(command, tmp_path):
     assert (tmp_path / 'link.html').is_symlink() and '<html' in (tmp_path / 'page.html').read_text()
     os.mkfifo(tmp_path / 'pipe.html')
     pipe = os.open(tmp_path / 'pipe.html', os.O_RDWR)
+    received = []
+
+    def read():  # while it is written: a pipe holds 64 KB
+        while not b''.join(received).endswith(b'</html>\n'):
+            received.append(os.read(pipe, 2**20))
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
     ok(hook('', *args, '--html=pipe.html', cwd=tmp_path))
-    assert b'<html' in os.read(pipe, 4096)
+    reader.join(timeout=10)
+    assert not reader.is_alive() and b''.join(received).startswith(b'<!doctype html>')
     os.close(pipe)
 
 
@@ -448,6 +493,9 @@ def test_a_checkpoint_of_the_original_gets_its_tokenizer_from_its_dataset(sample
     (['--chat=True', '--analyze=True'], '/top'), (['--chat=True', '--json=True'], 'json goes with'),
     (['--chat=True', '--use_cache=False'], 'no chat'), (['--length_penalty=50'], 'length_penalty=50'),
     (['--html=x.html'], '--analyze=True'), (['--analyze=True'], '--start='),
+    (['--analyze=True', '--start=a', '--compare=out'], 'compare and checkpoints need --html'),
+    (['--analyze=True', '--start=a', '--html=x.html', '--lang=de'], "lang='de' is not one of auto, en, ko"),
+    (['--analyze=True', '--start=a', '--html=x.html', '--quantize=int8'], 'leave out quantize'),
     (['--analyze=True', '--start=a', '--html=no/x.html'], 'no/x.html'), (['--top_p=3.0'], 'top_p=3.0'),
     (['--chat=True', '--start=-'], '--start=-'),
     (['--compile=True', '--use_cache=False'], 'use_cache'), (['--repetition_penalty=0'], 'repetition_penalty')])

@@ -1,8 +1,6 @@
-"""How likely a model finds each token of a text, and what it expects next: numbers, lines for the terminal, a page."""
+"""How likely a model finds each token of a text, and what it expects next: numbers, and lines for the terminal."""
 import codecs
-import html
 import math
-from itertools import islice
 
 import torch
 
@@ -10,9 +8,8 @@ from common import console, generate, scoring
 from common.console import pad, visible
 from common.tokenizer import END_OF_TEXT, quoted, token_text
 
-# From expected to surprising: the upper limit in bits, the colour in the terminal (of 256), the colour on the page
-SHADES = [(1, 194, '#d9f2d9'), (3, 229, '#fdf6c4'), (6, 222, '#fbdc9a'), (10, 216, '#f7b58a'),
-          (math.inf, 210, '#ee8a80')]
+# From expected to surprising: the upper limit in bits, and the colour in the terminal (of 256)
+SHADES = [(1, 194), (3, 229), (6, 222), (10, 216), (math.inf, 210)]
 
 
 def next_tokens(logits, tokenizer):
@@ -70,8 +67,8 @@ def analyze(model, tokenizer, text):
 
 
 def shade(surprisal):
-    """(colour in the terminal, colour on the page) for a surprisal in bits."""
-    return next(colours for limit, *colours in SHADES if surprisal <= limit)
+    """The colour in the terminal for a surprisal in bits."""
+    return next(colour for limit, colour in SHADES if surprisal <= limit)
 
 
 def bar(probability, width=30):
@@ -100,7 +97,7 @@ def summary(result):
 def report(result, colour):
     """The result of analyze() as lines for the terminal."""
     def paint(shown, text):
-        return f'\033[30;48;5;{shade(shown["surprisal"])[0]}m{text}\033[0m' if colour else text
+        return f'\033[30;48;5;{shade(shown["surprisal"])}m{text}\033[0m' if colour else text
 
     if colour:
         yield ''.join(paint(piece, visible(piece['text'])).replace('\n', '\033[0m\n')
@@ -112,38 +109,3 @@ def report(result, colour):
                f'{token["rank"]:7} {token["surprisal"]:7.2f} {bar(min(token["surprisal"] / 20, 1.0))}')
     yield '\n' + summary(result) + '\n\nwhat comes next:'
     yield from table(result['next'])
-
-
-PAGE = '''<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 16px/1.6 system-ui, sans-serif; max-width: 50em; margin: 2em auto; padding: 0 1em; color: #222;
-       background: #fff }}
-pre {{ white-space: pre-wrap; font-family: ui-monospace, monospace }}
-td {{ padding-right: 1em }}
-td div {{ background: #6a9fd8; height: 1em }}
-</style></head><body>
-<h1>{title}</h1>
-<p>{summary}. Surprisal in bits: {legend}. Hover over a token for details.</p>
-<pre>{text}</pre>
-<h2>What comes next</h2>
-<table>{rows}</table>
-</body></html>
-'''
-
-
-def page(result, title):
-    """The result of analyze() as one HTML file that loads nothing: the text, coloured by surprisal."""
-    text, tokens = '', iter(result['tokens'])
-    for piece in result['pieces']:
-        details = '; '.join(f'{quoted(token["text"])}: {token["probability"]:.3%}, rank {token["rank"]}, '
-                            f'{token["surprisal"]:.2f} bits' for token in islice(tokens, piece['tokens']))
-        text += (f'<span style="background:{shade(piece["surprisal"])[1]}" title="{html.escape(details)}">'
-                 f'{html.escape(visible(piece["text"]))}</span>')
-    legend = ' '.join(
-        f'<span style="background:{colour}">&nbsp;{f"up to {limit}" if limit < math.inf else "more"}&nbsp;</span>'
-        for limit, _, colour in SHADES)
-    rows = ''.join(
-        f'<tr><td>{row["probability"]:.2%}</td><td><code>{html.escape(quoted(row["text"]))}</code></td>'
-        f'<td><div style="width:{row["probability"] * 20:.2f}em"></div></td></tr>\n' for row in result['next'])
-    return PAGE.format(title=html.escape(title), summary=html.escape(summary(result)), legend=legend, text=text,
-                       rows=rows)

@@ -1,18 +1,15 @@
 """The curves of the report: in a picture, on a page in a real browser that must not use a network, and served live."""
-import base64
 import contextlib
 import http.client
 import http.server
 import json
 import os
 import re
-import shutil
 import socket
 import struct
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 import warnings
 from pathlib import Path
@@ -23,7 +20,6 @@ from common.experiments import page, records
 from made_runs import make_run, scored, three_runs
 from running import HANG, ROOT
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 
 
 @pytest.fixture
@@ -249,127 +245,52 @@ def test_a_reader_that_goes_away_does_not_end_the_server(monkeypatch, capsys):
     assert 'Traceback' not in capsys.readouterr().err
 
 
-class Browser:
-    """A headless Chromium, driven through the pipes of its DevTools protocol; .events keeps all its messages."""
-
-    def __init__(self, profile):
-        to_browser, self.to_browser = os.pipe()
-        self.from_browser, from_browser = os.pipe()
-        script = f'exec {CHROMIUM} "$@" 3<&{to_browser} 4>&{from_browser}'
-        words = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-dev-shm-usage', '--remote-debugging-pipe',
-                 f'--user-data-dir={profile}', '--window-size=1200,1400', '--disable-background-networking']
-        self.process = subprocess.Popen(['bash', '-c', script, 'chromium', *words], pass_fds=(to_browser, from_browser),
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        os.close(to_browser), os.close(from_browser)
-        self.number, self.rest, self.events, self.session = 0, b'', [], None
-        target = self.ask('Target.createTarget', url='about:blank')['targetId']
-        self.session = self.ask('Target.attachToTarget', targetId=target, flatten=True)['sessionId']
-        for domain in ('Page', 'Runtime', 'Log', 'Network'):
-            self.ask(f'{domain}.enable')
-
-    def read(self):
-        while b'\0' not in self.rest:
-            part = os.read(self.from_browser, 2**16)
-            assert part, 'the browser has ended'
-            self.rest += part
-        message, _, self.rest = self.rest.partition(b'\0')
-        message = json.loads(message)
-        self.events.append(message)
-        return message
-
-    def ask(self, method, **params):
-        self.number += 1
-        message = {'id': self.number, 'method': method, 'params': params}
-        if self.session:
-            message['sessionId'] = self.session
-        os.write(self.to_browser, json.dumps(message).encode() + b'\0')
-        while (answer := self.read()).get('id') != self.number:
-            pass
-        assert 'error' not in answer, answer
-        return answer['result']
-
-    def value(self, expression):
-        return self.ask('Runtime.evaluate', expression=expression, returnByValue=True)['result'].get('value')
-
-    def wait_for(self, expression):
-        end = time.monotonic() + HANG
-        while not self.value(expression):
-            assert time.monotonic() < end, f'{expression} is not so'
-            time.sleep(0.1)
-
-    def close(self):
-        self.process.kill()
-        self.process.wait()
-        os.close(self.to_browser), os.close(self.from_browser)
-
-
-@pytest.fixture
-def browser(tmp_path):
-    """A Browser that complained of nothing, but for answers that are errors."""
-    browser = Browser(tmp_path / 'profile')
-    guard = threading.Timer(HANG, browser.process.kill)
-    guard.start()
-    yield browser
-    guard.cancel()
-    browser.close()
-    complaints = 'Runtime.exceptionThrown', 'Runtime.consoleAPICalled', 'Log.entryAdded'
-    wrong = [event for event in browser.events if event.get('method') in complaints
-             and event['params'].get('entry', {}).get('source') != 'network']
-    assert not wrong, [e['params'].get('args') for e in wrong]
-
-
 CURVES = "document.querySelectorAll('#chart .mark-line path').length"
 SHAPE = "[...document.querySelectorAll('#chart .mark-line path')].map(e => e.getAttribute('d')).join()"
 LABELS = "[...document.querySelectorAll('#chart .role-legend-label text')].map(e => e.textContent).join()"
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium here')
 
 
-def select(browser, value):
-    browser.value(f'document.querySelector(`input[value="{value}"]`).click()')
+def select(tab, value):
+    tab.evaluate(f'document.querySelector(`input[value="{value}"]`).click()')
 
 
-@needs_chromium
-def test_the_page_draws_its_curves_in_a_browser_and_asks_no_network(runs, tmp_path, browser):
+def test_the_page_draws_its_curves_in_a_browser_and_asks_no_network(runs, tmp_path, tab):
     pytest.importorskip('vl_convert')
     path = tmp_path / 'report.html'
     path.write_text(page.page(content(runs, ['a left out'], target=2.5)), encoding='utf-8')
-    browser.ask('Page.navigate', url=f'file://{path}')
-    browser.wait_for(f'{CURVES} == 2')
-    assert browser.value("document.querySelectorAll('#chart .mark-area path').length") == 2, 'bands of seeds'
-    assert browser.value("document.querySelectorAll('#chart .mark-rule.role-mark line').length") == 1, 'the target'
-    assert browser.value("document.title") == 'Runs', 'a sample is text, whatever it holds'
-    assert browser.value("document.querySelectorAll('td.differs').length") == 2
-    assert browser.value("document.querySelector('#remarks').textContent") == 'a left out'
+    tab.goto(path.as_uri())
+    tab.wait_for_function(f'{CURVES} == 2')
+    assert tab.evaluate("document.querySelectorAll('#chart .mark-area path').length") == 2, 'bands of seeds'
+    assert tab.evaluate("document.querySelectorAll('#chart .mark-rule.role-mark line').length") == 1, 'the target'
+    assert tab.evaluate("document.title") == 'Runs', 'a sample is text, whatever it holds'
+    assert tab.evaluate("document.querySelectorAll('td.differs').length") == 2
+    assert tab.evaluate("document.querySelector('#remarks').textContent") == 'a left out'
     title = "[...document.querySelectorAll('#chart .role-axis-title text')].map(e => e.textContent).join()"
-    assert browser.value(title) == 'iterations,validation loss'
-    before = browser.value(SHAPE)
-    select(browser, 'seconds')
-    browser.wait_for(f"{title} == 'seconds of training,validation loss'")
-    assert browser.value(SHAPE) != before and 'x=seconds' in browser.value('location.hash')
+    assert tab.evaluate(title) == 'iterations,validation loss'
+    before = tab.evaluate(SHAPE)
+    select(tab, 'seconds')
+    tab.wait_for_function(f"{title} == 'seconds of training,validation loss'")
+    assert tab.evaluate(SHAPE) != before and 'x=seconds' in tab.evaluate('location.hash')
     for kind in ('training loss', 'learning rate', 'gradient norm', 'tokens/s'):
-        select(browser, kind)
-        browser.wait_for(f"{title} == 'seconds of training,{kind}' && {CURVES} == 3")
-    assert not browser.value('document.querySelector(`input[value="bits per byte"]`)'), 'not known'
-    select(browser, 'training loss')
-    browser.wait_for(f"{title} == 'seconds of training,training loss'")
+        select(tab, kind)
+        tab.wait_for_function(f"{title} == 'seconds of training,{kind}' && {CURVES} == 3")
+    assert not tab.evaluate('document.querySelector(`input[value="bits per byte"]`)'), 'not known'
+    select(tab, 'training loss')
+    tab.wait_for_function(f"{title} == 'seconds of training,training loss'")
     for choice in ('log', 'smoothed'):
-        before = browser.value(SHAPE)
-        select(browser, choice)
-        browser.wait_for(f'{SHAPE} != {json.dumps(before)} && {CURVES} == 3')
+        before = tab.evaluate(SHAPE)
+        select(tab, choice)
+        tab.wait_for_function(f'{SHAPE} != {json.dumps(before)} && {CURVES} == 3')
     samples = "document.querySelector('#samples').textContent"
-    assert 'ROMEO: I' in browser.value(samples) and 'JULIET' not in browser.value(samples)
-    browser.value("document.querySelector('input[name=prompt][value=\"1\"]').click()")
-    assert 'JULIET: O' in browser.value(samples)
+    assert 'ROMEO: I' in tab.evaluate(samples) and 'JULIET' not in tab.evaluate(samples)
+    tab.evaluate("document.querySelector('input[name=prompt][value=\"1\"]').click()")
+    assert 'JULIET: O' in tab.evaluate(samples)
     if folder := os.environ.get('SCREENSHOTS'):
-        picture = browser.ask('Page.captureScreenshot', captureBeyondViewport=True)['data']
-        Path(folder, 'report.png').write_bytes(base64.b64decode(picture))
-    asked = {event['params']['request']['url'] for event in browser.events
-             if event.get('method') == 'Network.requestWillBeSent'}
-    assert all(re.match('file:///.*report.html|data:', url) for url in asked), asked
+        tab.screenshot(path=Path(folder, 'report.png'), full_page=True)
+    assert all(re.match('file:///.*report.html|data:', url) for url in tab.asked), tab.asked
 
 
-@needs_chromium
-def test_the_live_page_keeps_its_zoom_and_its_library_while_figures_come(runs, tmp_path, monkeypatch, browser):
+def test_the_live_page_keeps_its_zoom_and_its_library_while_figures_come(runs, tmp_path, monkeypatch, tab):
     pytest.importorskip('vl_convert')
     library = page.library()
     shown = runs[:2]
@@ -381,33 +302,32 @@ def test_the_live_page_keeps_its_zoom_and_its_library_while_figures_come(runs, t
 
     with server(monkeypatch, find_content, http.server.ThreadingHTTPServer) as port:
         monkeypatch.setattr(page, 'library', lambda: library)
-        browser.ask('Page.navigate', url=f'http://127.0.0.1:{port}/')
-        browser.wait_for(f"{CURVES} == 2 && {LABELS} == 'slow,fast'")
-        browser.value("svg = document.querySelector('#chart svg'); chart.then(result => view = result.view)")
-        browser.wait_for("typeof view == 'object'")
-        browser.value("view.signal('view_iterations', [50, 150]).runAsync()")
+        tab.goto(f'http://127.0.0.1:{port}/')
+        tab.wait_for_function(f"{CURVES} == 2 && {LABELS} == 'slow,fast'")
+        tab.evaluate("svg = document.querySelector('#chart svg'); void chart.then(result => view = result.view)")
+        tab.wait_for_function("typeof view == 'object'")
+        tab.evaluate("void view.signal('view_iterations', [50, 150]).runAsync()")
         zoomed = "view.scale('x').domain().join() == '50,150'"
-        browser.wait_for(zoomed)
-        select(browser, '1')
-        before, last = browser.value(SHAPE), '{"iter": 300, "val_loss": 0.5, "tokens": 3000, "train_s": 30}\n'
+        tab.wait_for_function(zoomed)
+        select(tab, '1')
+        before, last = tab.evaluate(SHAPE), '{"iter": 300, "val_loss": 0.5, "tokens": 3000, "train_s": 30}\n'
         with open(Path(runs[0], 'metrics.jsonl'), 'a') as f:
             f.write(last)
         shown.append(runs[2])
-        browser.value('refresh()')
-        browser.wait_for(f"{LABELS} == 'slow,fast (2 seeds)' && {SHAPE} != {json.dumps(before)}")
-        assert browser.value(zoomed) and browser.value("svg === document.querySelector('#chart svg')")
-        assert browser.value("document.querySelector('input[name=prompt]:checked').value") == '1'
-        assert browser.value("document.querySelectorAll('#runs tr').length") == 4
+        tab.evaluate('refresh()')
+        tab.wait_for_function(f"{LABELS} == 'slow,fast (2 seeds)' && {SHAPE} != {json.dumps(before)}")
+        assert tab.evaluate(zoomed) and tab.evaluate("svg === document.querySelector('#chart svg')")
+        assert tab.evaluate("document.querySelector('input[name=prompt]:checked').value") == '1'
+        assert tab.evaluate("document.querySelectorAll('#runs tr').length") == 4
         message = "document.querySelector('#message').textContent"
         shown.clear()
-        browser.value('refresh()')
-        browser.wait_for(f"{message} == 'all runs have gone (below: the last figures)'")
-        assert browser.value(CURVES) == 2 and browser.value(zoomed)
+        tab.evaluate('refresh()')
+        tab.wait_for_function(f"{message} == 'all runs have gone (below: the last figures)'")
+        assert tab.evaluate(CURVES) == 2 and tab.evaluate(zoomed)
         shown += runs
-        browser.value('refresh()')
-        browser.wait_for(f"{message} == ''")
-    browser.value('refresh()')
-    browser.wait_for(f"{message}.includes('does not answer')")
-    asked = [event['params']['request']['url'].rpartition('/')[2] for event in browser.events
-             if event.get('method') == 'Network.requestWillBeSent']
-    assert [url for url in asked if 'data:' not in url] == [''] + ['data.json'] * 4
+        tab.evaluate('refresh()')
+        tab.wait_for_function(f"{message} == ''")
+    tab.evaluate('refresh()')
+    tab.wait_for_function(f"{message}.includes('does not answer')")
+    asked = [url.rpartition('/')[2] for url in tab.asked if not url.startswith('data:')]
+    assert asked == [''] + ['data.json'] * 4

@@ -1,4 +1,4 @@
-"""The analysis of a text: every number against the model's own, and how it is shown."""
+"""The analysis of a text: every number against the model's own, and how the terminal shows it."""
 import copy
 import dataclasses
 import json
@@ -61,9 +61,7 @@ def test_a_character_of_several_tokens_is_one_piece_with_the_sum_of_their_surpri
         begin += piece['tokens']
     assert begin == len(tokens) and [token['text'] for token in tokens][:3] == [r'\xec', r'\x95', r'\x88']
     colour = analysis.shade(pieces[0]['surprisal'])
-    assert f'48;5;{colour[0]}m안\033[0m' in next(analysis.report(result, True))
-    page = analysis.page(result, 'title')
-    assert '>안</span>' in page and '>🙂</span>' in page and r'&#x27;\xec&#x27;: ' in page
+    assert f'48;5;{colour}m안\033[0m' in next(analysis.report(result, True))
 
 
 def test_bits_a_byte_are_the_loss_over_the_bytes_of_the_text(model):
@@ -83,7 +81,7 @@ def test_beyond_the_context_the_figures_are_called_too_high(model):
     for T, expected in ((16, False), (17, True)):
         result = analysis.analyze(model, CHARS, 'a' * T)
         note = '. From token 17 on the model sees 8 to 16 tokens before each one, which slightly overestimates'
-        assert (note in analysis.summary(result)) == (note in analysis.page(result, '')) == expected
+        assert (note in analysis.summary(result)) == expected
         assert result['context'] == 16
 
 
@@ -98,9 +96,8 @@ def test_the_columns_of_the_tables_stand_below_each_other(model):
 def test_control_characters_are_shown_and_not_obeyed(model):
     known = CharTokenizer('\n\x1b\x9b[2J\r')
     result = analysis.analyze(wide(model, 7), known, '\x1b[2J\x9b\r\n')
-    for text in ('\n'.join(analysis.report(result, True)), analysis.page(result, '')):
-        shown = re.sub(r'\033\[(30;48;5;\d+|0)m', '', text)
-        assert not set(shown) & set('\x1b\x9b\r') and r'\x1b' in shown and r'\x9b' in shown
+    shown = re.sub(r'\033\[(30;48;5;\d+|0)m', '', '\n'.join(analysis.report(result, True)))
+    assert not set(shown) & set('\x1b\x9b\r') and r'\x1b' in shown and r'\x9b' in shown
     assert result['text'] == ''.join(piece['text'] for piece in result['pieces']) == '\x1b[2J\x9b\r\n'
 
 
@@ -127,12 +124,6 @@ def test_a_perplexity_beyond_the_range_of_float32_is_a_number(model):
     result = analysis.analyze(large, CHARS, 'abc')
     assert result['perplexity'] == pytest.approx(2 ** result['bits_per_token'], rel=0.01)
     assert 3.4e38 < result['perplexity'] < math.inf
-
-
-def test_the_page_escapes_the_text(model):
-    page = analysis.page(analysis.analyze(model, CHARS, 'abc\n<&"'), 'out-<b>')
-    assert '>&lt;</span>' in page and '>&amp;</span>' in page and 'out-&lt;b&gt;' in page and '<b>' not in page
-    assert page.count('<tr>') == 10 and 'http' not in page
 
 
 def test_the_report_has_colours_only_on_request(model):
