@@ -20,14 +20,15 @@ from conftest import slow
 from running import HOOKED, QUICK, ROOT, ok, python
 
 SCRIPTS = ('train.py', 'sample.py', 'evaluate.py', 'bench.py', 'export.py')
-DOCS = sorted(os.path.relpath(path, ROOT) for pattern in ('*.md', 'docs/*.md', 'data/*/readme.md')
-              for path in glob.glob(os.path.join(ROOT, pattern)))
+DOCS = sorted(path for pattern in ('*.md', 'docs/*.md', 'docs/*/*.ko.md', 'data/*/readme.md', 'data/*/readme.ko.md')
+              for path in glob.glob(pattern, root_dir=ROOT))
+KOREAN = [path for path in DOCS if path.endswith('.ko.md')]  # their commands are the English pages'
 
 # what a command is given besides its own words, so that it takes a second; its own smaller numbers stay
 TINY = ['--device=cpu', '--dtype=float32', '--compile=False', '--n_layer=1', '--n_head=2', '--n_embd=16',
         '--block_size=16', '--batch_size=2', '--gradient_accumulation_steps=8', '--eval_interval=2', '--eval_iters=1',
         '--wandb_log=False']
-SHORT = ['--max_iters=2', '--lr_decay_iters=2', '--warmup_iters=0']
+SHORT = ['--max_iters=2', '--lr_decay_iters=2', '--warmup_iters=0', '--keep_interval=2']
 CELL = ['--sweep_dtype=["float32"]', '--sweep_compile=[False]', '--sweep_batch_size=[2]',
         '--sweep_gradient_checkpointing=[False]']
 GENERATING = ['--max_new_tokens=3', '--rounds=1', '--use_huggingface=False']
@@ -169,7 +170,7 @@ def execute(words, place):
 
 
 @pytest.mark.parametrize('path', [slow(path) if path in LONG else path for path in DOCS
-                                  if path != 'README.ko.md' and any(commands(path))])
+                                  if path not in KOREAN and any(commands(path))])
 def test_every_command_works(path, world, tmp_path):
     place = tmp_path / 'project'
     shutil.copytree(world, place)
@@ -310,10 +311,11 @@ def test_names_of_code_are_in_the_file_that_is_linked(path, pattern):
         assert definition(file, name), f'{file} has no {name}'
 
 
-def test_the_guide_quotes_code_that_is_there():
-    text = read('docs/training_guide.md')
-    quotes = re.findall(r'\[\S+\]\(\.\./(\S+\.py)\), `([^`]+)`:\n\n( *)```python\n(.*?)```', text, re.DOTALL)
-    assert len(quotes) == text.count('```python')
+@pytest.mark.parametrize('path', [path for path in DOCS if 'guide' in path])
+def test_the_guide_quotes_code_that_is_there(path):
+    text = read(path)
+    quotes = re.findall(r'\[\S+\]\(\.\./(\S+\.py)\)(?:, |의 )`([^`]+)`:\n\n( *)```python\n(.*?)```', text, re.DOTALL)
+    assert len(quotes) == text.count('```python') > 0
     for file, name, indent, code in quotes:
         source = definition(file, name)
         assert source, f'{file} has no {name}'
@@ -323,23 +325,45 @@ def test_the_guide_quotes_code_that_is_there():
             assert line == '...' or line in lines, f'{name} in {file} has no line {line!r}, or not in this order'
 
 
+def english(path):
+    return path.replace('.ko.md', '.md')
+
+
+def figures_of(text):
+    return Counter(re.findall(r'(?<![A-Za-z\d.,])\d+(?:[.,]\d+)*', text))
+
+
+def untranslated(info, lines):
+    """A block of code as it stands in every language: of its comments, which are translated, the figures alone."""
+    if not info.startswith(('sh', 'python')):
+        return info, lines
+    parted = [re.split(r'(?:^|\s+)# ', line, maxsplit=1) for line in lines]
+    return info, [(code, *map(figures_of, comment)) for code, *comment in parted]
+
+
 def outline(path):
-    """What two languages of one document share: levels of headings, code, links, and the figures of each section."""
-    text = read(path)
+    """
+    What the languages of a document share: levels of headings, code, links, and the figures of each section. A link to
+    a page in Korean counts as one to the English page, and not at all if that is this one or is not there.
+    """
+    text, (folder, this) = read(path), os.path.split(english(path))
     sections = re.split(r'^(#+) .*$', prose(text), flags=re.MULTILINE)
-    files = Counter(link.partition('#')[0] for link in links(text) if not link.startswith('README'))
-    figures = [Counter(re.findall(r'(?<![A-Za-z\d.,])\d+(?:[.,]\d+)*', section)) for section in sections[2::2]]
+    pages = Counter(english(link.partition('#')[0]) for link in links(text))
+    shared = {page for page in pages if re.match('https?:', page) or os.path.exists(os.path.join(ROOT, folder, page))}
+    figures = [figures_of(section) for section in sections[2::2]]
     code = [Counter(re.findall(r'`([^`\n]+)`', section)) for section in sections[2::2]]
-    return {'headings': sections[1::2], 'blocks': blocks(text), 'links': files, 'figures': figures, 'code': code}
+    return {'headings': sections[1::2], 'blocks': [untranslated(*block) for block in blocks(text)],
+            'links': {page: pages[page] for page in shared - {this}}, 'figures': figures, 'code': code}
 
 
-def test_the_korean_readme_keeps_step():
-    english, korean = outline('README.md'), outline('README.ko.md')
-    for part in english:
-        if isinstance(english[part], list):
-            for i, (ours, theirs) in enumerate(zip(english[part], korean[part])):
-                assert ours == theirs, f'{part}, number {i}'
-        assert english[part] == korean[part], part
+@pytest.mark.parametrize('path', [path for path in KOREAN if os.path.exists(os.path.join(ROOT, english(path)))])
+def test_a_korean_page_keeps_step(path):
+    ours, theirs = outline(english(path)), outline(path)
+    for part in ours:
+        if isinstance(ours[part], list):
+            for i, (one, other) in enumerate(zip(ours[part], theirs[part])):
+                assert one == other, f'{part}, number {i}'
+        assert ours[part] == theirs[part], part
 
 
 def settings(script):

@@ -14,8 +14,9 @@ from common.device import is_out_of_memory
 from common.sampling import analysis, transcript
 from common.sampling.speaker import Turn
 from common.sampling.terminal import LineEditor
+from common.sampling.words import language
 
-HELP = '''Type something; the model answers. Ctrl-C ends an answer, /bye or Ctrl-D leaves.
+HELP = {'en': '''Type something; the model answers. Ctrl-C ends an answer, /bye or Ctrl-D leaves.
   """               begins and ends a text of several lines, also after /system
   /temp 0.8         temperature; 0 always takes the likeliest token
   /tokens 500       the most tokens in an answer
@@ -36,7 +37,30 @@ HELP = '''Type something; the model answers. Ctrl-C ends an answer, /bye or Ctrl
   /reset, /clear    start over
   /stats            speed, and how full the context is
   /help, /?         this list
-  /bye, /quit       leave'''
+  /bye, /quit       leave''',
+        'ko': '''글을 입력하면 모델이 답하거나 이어 씁니다. Ctrl-C는 답을 끊고, /bye나 Ctrl-D는 대화를 끝냅니다.
+  """               여러 줄로 된 글의 앞뒤에 붙입니다. /system 뒤에도 쓸 수 있습니다
+  /temp 0.8         온도. 0이면 언제나 확률이 가장 높은 토큰을 고릅니다
+  /tokens 500       답 하나의 최대 토큰 수
+  /topk 200         확률이 높은 순서로 이만큼의 토큰 중에서 고릅니다. 0이면 전체
+  /topp 0.9         확률이 높은 것부터 더해 이 값이 될 때까지의 토큰 중에서 고릅니다. 1이면 전체
+  /minp 0.05        확률이 (가장 높은 확률 x 이 값) 이상인 토큰 중에서 고릅니다. 0이면 전체
+  /penalty 1.1      1보다 크면 이미 나온 토큰이 덜 나옵니다
+  /seed 1           다음 답의 시드. 답할 때마다 1씩 커집니다
+  /system TEXT      대화 맨 앞에 놓을 글. 지우려면 /system -
+  /set NAME VALUE   위의 설정을 다른 이름으로: /set parameter temperature 0.8, /set num_predict 500
+  /show             지금 설정
+  /load OUT_DIR     다른 모델로 이어 갑니다. 저장한 대화로 이어 가려면 /load FILE.json
+  /compare OUT_DIR  다른 모델도 같은 시드로 답하게 합니다. 그만하려면 /compare -
+  /top              다음에 올 확률이 가장 높은 토큰 열 개. TEXT 다음을 보려면 /top TEXT
+  /undo             마지막으로 한 말과 그 답을 지웁니다
+  /retry, /regen    다음 시드로 답을 다시 받습니다
+  /save FILE        대화를 파일로 저장합니다. FILE.json이면 나중에 다시 불러올 수 있습니다
+  /reset, /clear    대화를 처음부터 다시 시작합니다
+  /stats            속도, 그리고 문맥이 얼마나 찼는지
+  /help, /?         이 목록
+  /bye, /quit       대화를 끝냅니다'''}
+KEPT = {'en': 'What you type is kept for the next chat in', 'ko': '입력한 줄을 다음 대화에서도 쓸 수 있게 보관하는 파일:'}
 
 SETTINGS = {  # command: (what it sets, its type, the lowest and the highest value)
     'temp': ('temperature', float, 0, math.inf),
@@ -91,6 +115,7 @@ class Chat:
         self.load, self.stops, self.system = load, stops, system
         self.settings = {**options, 'max_new_tokens': max_new_tokens, 'seed': seed}  # the seed of the next answer
         self.first_seed = seed
+        self.language = language()  # now: a LineEditor may set LC_ALL
         speaker = load(name)
         speaker.begin(system)
         self.speakers = [speaker]  # two while models are compared; all have the same number of turns
@@ -100,7 +125,8 @@ class Chat:
         Read and answer until the end of the input or /bye. After an error in a command the conversation goes on as it
         was before, after one in an answer from what was shown. OSError if there is no output any more.
         """
-        self.editor = LineEditor([line.split()[0].strip(',') for line in HELP.splitlines() if line.startswith('  /')])
+        self.editor = LineEditor([line.split()[0].strip(',') for line in HELP['en'].splitlines()
+                                  if line.startswith('  /')])
         if self.editor.at_terminal:
             kind = 'answers' if self.speakers[0].template else 'was not taught to answer: it continues what you type'
             print(f'{self.speakers[0].describe()}\nIt {kind}. /help lists what else you can do.')
@@ -307,9 +333,9 @@ class Chat:
                       f'first after {first:.2f} s')
 
     def do_help(self, value):
-        print(HELP)
+        print(HELP[self.language])
         if self.editor.history:
-            print(f'What you type is kept for the next chat in {self.editor.history}')
+            print(f'{KEPT[self.language]} {self.editor.history}')
 
     def do_quit(self, value):
         self.over = True

@@ -12,7 +12,7 @@ from unittest.mock import Mock, call
 import pytest
 import torch
 
-from common import files, generate
+from common import console, files, generate
 from common.sampling import chat as chat_module, transcript
 from common.sampling.chat import Chat
 from common.sampling.speaker import Speaker, Turn
@@ -562,12 +562,35 @@ def test_what_is_no_command_is_answered_with_what_is_one(talk, line, hint):
     assert hint in told and '\x1b' not in told
 
 
-def test_help_lists_every_command_and_no_other(talk, conversation):
-    lines = [line[:18] for line in chat_module.HELP.splitlines() if line[:3] == '  /']
-    listed = set(re.findall(r'/([a-z?]+)', '\n'.join(lines)))
+@pytest.fixture
+def locale(request, monkeypatch):
+    """The locale of the environment. A test names it before `conversation`, which reads it once."""
+    monkeypatch.setenv('LC_ALL', request.param)
+
+
+@pytest.mark.parametrize('locale, language', [('C.UTF-8', 'en'), ('ko_KR.UTF-8', 'ko')], indirect=['locale'])
+def test_help_lists_every_command_and_no_other_in_the_language_of_the_locale(locale, language, talk, conversation):
+    told = chat_module.HELP[language].splitlines()
+    listed = set(re.findall(r'/([a-z?]+)', '\n'.join(line[:18] for line in told if line[:3] == '  /')))
     known = {name[3:] for name in dir(conversation) if name.startswith('do_')} | set(chat_module.SETTINGS)
     assert known <= listed and {chat_module.command_name(word) for word in listed} == known
-    assert set(chat_module.ALIASES.values()) <= known and talk('/?') == talk('/help') == chat_module.HELP.splitlines()
+    assert set(chat_module.ALIASES.values()) <= known and talk('/?') == talk('/help') == told
+
+
+def test_help_says_the_same_in_both_languages():
+    """The same lines in the same order, each with the same commands, in columns of a terminal."""
+    english, korean = (chat_module.HELP[language].splitlines() for language in ('en', 'ko'))
+    for first, second in zip(english, korean, strict=True):
+        assert first[:20] == second[:20] or first[0] != ' '
+        assert sorted(re.findall(r'/[a-z?]+', first)) == sorted(re.findall(r'/[a-z?]+', second))
+        assert re.search('[가-힣]', second) and console.width(second) <= max(map(console.width, english))
+    assert {*chat_module.KEPT} == {*chat_module.HELP}
+
+
+@pytest.mark.parametrize('locale', ['ko_KR.UTF-8'], indirect=True)
+def test_help_is_korean_where_reading_in_korean_needs_another_locale(locale, talk, monkeypatch):
+    monkeypatch.setenv('LC_ALL', 'C.UTF-8')  # as terminal.use_utf8 does where the machine lacks the locale
+    assert talk('/help') == chat_module.HELP['ko'].splitlines()
 
 
 @pytest.mark.parametrize('word', ['quit', ' exit ', '/bye', '/exit', '/quit', '/Bye'])
