@@ -140,6 +140,7 @@ def test_safetensors_come_back_to_the_bit(runs, run, tmp_path, name):
     assert (tmp_path / 'again' / 'README.md').exists()
 
 
+@pytest.mark.slow
 def test_gpt2s_vocabulary_loses_its_padding_and_keeps_its_ids(openai_sized, run, tmp_path):
     transformers = pytest.importorskip('transformers')
     export(run, f'--init_from={openai_sized}', '--to=hf')

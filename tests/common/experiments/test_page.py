@@ -254,6 +254,7 @@ def select(tab, value):
     tab.evaluate(f'document.querySelector(`input[value="{value}"]`).click()')
 
 
+@pytest.mark.slow
 def test_the_page_draws_its_curves_in_a_browser_and_asks_no_network(runs, tmp_path, tab):
     pytest.importorskip('vl_convert')
     path = tmp_path / 'report.html'
@@ -290,6 +291,7 @@ def test_the_page_draws_its_curves_in_a_browser_and_asks_no_network(runs, tmp_pa
     assert all(re.match('file:///.*report.html|data:', url) for url in tab.asked), tab.asked
 
 
+@pytest.mark.slow
 def test_the_live_page_keeps_its_zoom_and_its_library_while_figures_come(runs, tmp_path, monkeypatch, tab):
     pytest.importorskip('vl_convert')
     library = page.library()
