@@ -126,7 +126,8 @@ const named = id => `‘${label(text(id))}’`
 const name = cell => cell.kind === 'text' ? quoted(cell) : word(cell.kind)
 const positions = cell => range(cell.first, cell.last + 1)
 const current = () => it.cells[chosen.cell]
-const modelName = model => model.iteration === null ? model.name : word('iteration', model.iteration.toLocaleString('en'))
+const counted = number => number.toLocaleString('en')
+const modelName = model => model.iteration === null ? model.name : word('iteration', counted(model.iteration))
 
 // ---- 1: what was expected
 
@@ -171,7 +172,7 @@ function drawAlternatives() {
       make(row, 'td', percent(p))
       make(make(row, 'td'), 'span', undefined, {class: 'bar', style: `width:${(14 * p).toFixed(2)}em`})
     })
-    make(box, 'small', word('kept', {count: kept.toLocaleString('en'), all: it.vocabulary.toLocaleString('en')}))
+    make(box, 'small', word('kept', {count: counted(kept), all: counted(it.vocabulary)}))
   }
 }
 
@@ -469,7 +470,8 @@ function drawModels() {
   make(head, 'td')
   models.forEach((model, i) => {
     const row = make(body, 'tr', undefined, i === chosen.model ? {class: 'chosen'} : {})
-    const button = make(make(row, 'td'), 'button', modelName(model), {type: 'button', 'aria-pressed': i === chosen.model})
+    const button = make(make(row, 'td'), 'button', modelName(model), {type: 'button'})
+    button.setAttribute('aria-pressed', i === chosen.model)
     const cell = model.cells.find(cell => cell.begin === current().begin && cell.text === current().text)
     make(row, 'td', model.bits_per_byte === null ? '' : model.bits_per_byte.toFixed(3))
     make(row, 'td', cell?.kind === 'text' ? cell.bits.toFixed(2) : '')

@@ -60,9 +60,10 @@ def record(name, model, tokenizer, result):
     figures = {key: result[key] for key in ('perplexity', 'accuracy', 'bits_per_token', 'bits_per_character',
                                             'bits_per_byte')}
     header = dict(
-        finite(figures), name=name, iteration=iteration, layers=c.n_layer, heads=c.n_head, width=c.n_embd, context=c.block_size,
-        modern=c.modern, softcap=c.softcap, has_bias=c.bias, vocabulary=tokenizer.vocab_size, n=n, m=m, ids=ids[:n + 1].tolist(),
-        distinct=distinct, texts={i: visible(token_text(tokenizer, i)) for i in sorted(shown)},
+        finite(figures), name=name, iteration=iteration, layers=c.n_layer, heads=c.n_head, width=c.n_embd,
+        context=c.block_size, modern=c.modern, softcap=c.softcap, has_bias=c.bias, vocabulary=tokenizer.vocab_size,
+        n=n, m=m, ids=ids[:n + 1].tolist(), distinct=distinct,
+        texts={i: visible(token_text(tokenizer, i)) for i in sorted(shown)},
         pieces=[[visible(piece['text']), piece['tokens']] for piece in result['pieces']],
         tokens=[[short(token['probability']), token['rank'], short(token['surprisal'])] for token in result['tokens']])
     return header, {key: as_array(key, value) for key, value in arrays.items()}
