@@ -22,29 +22,20 @@ def _configure(settings, keys):
     import traceback
 
     # A shell expands ~ only where a word begins with it: not in --out_dir=~/run, and config files see no shell.
-    PATHS = ('out_dir', 'dataset', 'init_from', 'html', 'to', 'out', 'input', 'table', 'text', 'examples')
+    PATHS = ('out_dir', 'dataset', 'init_from', 'html', 'to', 'out', 'input', 'table', 'text', 'examples', 'compare',
+             'checkpoints')
     LARGEST_INT = 2**63 - 1  # what PyTorch and NumPy take
-    # what other programs call our settings: llama.cpp, ollama, vLLM, transformers
-    ELSEWHERE = {'prompt': 'start', 'p': 'start', 'm': 'init_from', 'model': 'init_from', 'checkpoint': 'init_from',
-                 'n_predict': 'max_new_tokens', 'num_predict': 'max_new_tokens', 'max_length': 'max_new_tokens',
-                 'n': 'num_samples', 'num_return_sequences': 'num_samples', 'repeat_penalty': 'repetition_penalty',
-                 'interactive': 'chat', 'lr': 'learning_rate', 'epochs': 'max_iters', 'num_train_epochs': 'max_iters',
-                 'steps': 'max_iters', 'max_steps': 'max_iters', 'context_length': 'block_size',
-                 'ctx_size': 'block_size', 'seq_len': 'block_size'}
 
     root = os.path.dirname(os.path.abspath(settings['__file__']))
     script = os.path.basename(settings['__file__'])
     if root not in sys.path:
         sys.path.insert(0, root)  # a config file may import from common/
     from common.console import protect_output, stop
+    from common.options import DASHES, expects, hint, is_model, is_value, literal, shown
     protect_output()
 
     def nearest(name):
-        name = name.lstrip('-').replace('-', '_')
-        close = [key for key in (name, ELSEWHERE.get(name)) if key in keys]
-        close = close or difflib.get_close_matches(name, keys, n=2)
-        close = close or [key for key in keys if name and key.startswith(name)][:2]
-        return f'; did you mean {" or ".join(close)}?' if close else f'; {script} --help lists them all'
+        return hint(name, keys, f'{script} --help lists them all')
 
     def assign(key, value, where):
         """
@@ -63,7 +54,8 @@ def _configure(settings, keys):
                 value = math.inf if value > 0 else -math.inf  # as 1e400 is
         if type(value) is not expected:
             example = settings[key] if settings[key] != [] else ['one', 'two']
-            stop(f'{key} expects {expected.__name__}, as in {key}={example!r}, but got {shown(value)} ({where})')
+            dashes = '--' * (where == 'command line')
+            stop(f'{expects(key, expected, f"{dashes}{key}={example!r}", value)} ({where})')
         if expected in (int, float) and not value >= 0:  # NaN is not
             stop(f'{key}={shown(value)} is {"below 0" if value < 0 else "not a number"} ({where})')
         if expected is int and value > LARGEST_INT:
@@ -76,29 +68,17 @@ def _configure(settings, keys):
         settings[key] = value
         given.add(key)
 
-    def shown(value):
-        """A value as a message shows it."""
-        try:
-            return f'{value!r:.200}'
-        except ValueError:  # Python does not print so many digits
-            return '(a number of more than 4300 digits)'
-
-    def literal(key, text):
-        """What `text` means as a Python literal, else the text itself. A str setting keeps 123 as '123'."""
-        try:  # a byte that is not UTF-8 stays what Python makes of it, '\\udcff', within quotes, too
-            value = ast.literal_eval(text.encode(errors='backslashreplace').decode())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            return text
-        return text if isinstance(settings[key], str) and not isinstance(value, str) else value
-
     def run_config_file(path):
         """Execute a config file. It sees the settings; what it assigns to them is checked and taken over."""
         path = os.path.expanduser(path)
         found = next((p for p in (path, os.path.join(root, path)) if os.path.isfile(p)), None)
-        if found is None:
+        model = 'init_from' in keys and is_model(path)
+        if found is None or model:
             close = difflib.get_close_matches(path, sorted(glob.glob('config/*', root_dir=root)), n=2)
             if path.partition('=')[0] in keys:
                 close = [shlex.quote(f'--{path}')]
+            elif model:
+                close = [shlex.quote(f'--init_from={path}')]
             elif os.path.isdir(path) and 'out_dir' in keys:
                 close = [shlex.quote(f'--out_dir={path}')]
             stop(f'no config file {path!r}' + (f'; did you mean {" or ".join(close)}?' if close else ''))
@@ -147,7 +127,7 @@ def _configure(settings, keys):
         sys.exit(0)
     while words:
         word = words.pop(0)
-        if not word.startswith('-'):
+        if not word.startswith(tuple(DASHES)):
             run_config_file(word)
             continue
         key, equals, text = word.removeprefix('--').partition('=')
@@ -157,11 +137,13 @@ def _configure(settings, keys):
             is_flag = isinstance(settings[key], bool) and (not words or words[0] not in ('True', 'False'))
             if is_flag:
                 text = 'True'
-            elif words and not words[0].startswith('--'):
+            elif words and is_value(words[0], keys):
                 text = words.pop(0)
             else:
                 stop(f'--{key} needs a value, as in --{key}={settings[key]!r}')
-        assign(key, literal(key, text), 'command line')
+        value = literal(text)
+        is_text = isinstance(settings[key], str) and not isinstance(value, str)  # a str setting keeps 123 as '123'
+        assign(key, text if is_text else value, 'command line')
     return given
 
 

@@ -7,7 +7,7 @@ python evaluate.py --init_from=gpt2 --dataset=shakespeare_char           # the v
 python evaluate.py --init_from=gpt2 --tasks=hellaswag,arc_easy,arc_challenge,piqa,lambada
 python evaluate.py --out_dir=out --tasks=arc_easy --shots=5 --fraction=0.1
 python evaluate.py --out_dir=out --tasks=hellaswag --input=hellaswag_val.jsonl  # without a network
-python evaluate.py --out_dir=out --tasks=mine.jsonl --json=True          # a question a line, as README.md has it
+python evaluate.py --out_dir=out --tasks=mine.jsonl --json=True          # a question a line: docs/evaluating.md
 
 Stopped while it asks questions, the same command goes on from the last answers.
 """
@@ -27,8 +27,9 @@ shots = 0              # solved examples before each question
 examples = ''          # a file to draw them from; '': the task's own, but with input its other questions
 fraction = 1.0         # of the questions, evenly spread, or of the text, from its beginning
 # model
-init_from = 'resume'   # resume: the best weights in out_dir; a checkpoint file; gpt2, gpt2-medium, gpt2-large, gpt2-xl,
-                       # or any GPT-2 on Hugging Face or in a folder
+init_from = 'resume'   # resume: the best weights in out_dir; or a model by any name: the folder of a run, a checkpoint
+                       # file, an export (hf, safetensors), gpt2, gpt2-medium, gpt2-large, gpt2-xl, or any GPT-2 on
+                       # Hugging Face or in a folder
 out_dir = 'out'        # the folder of a training run
 # system
 device = 'auto'        # cuda, cuda:1, mps, cpu; auto: the best there is
@@ -40,6 +41,7 @@ exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # be
 # -----------------------------------------------------------------------------
 
 from common import console, prompts
+from common.options import find_model
 from common.tasks import SUFFIXES, load as load_questions
 
 results = sys.stdout
@@ -55,8 +57,7 @@ with console.exit_on_error():
         raise ValueError(f'examples={examples!r} needs --shots=N, how many of them stand before each question')
     if shots and not names:
         raise ValueError(f'shots={shots} needs questions, as in --tasks=arc_easy')
-    if init_from == 'resume' and not os.path.isdir(out_dir):
-        raise ValueError(f'no folder {out_dir!r} with a trained model here; --out_dir=FOLDER names one')
+    source = find_model(init_from, out_dir)
     whole = prompts.read_file(text if text.startswith('FILE:') else f'FILE:{text}', 'text') if text else ''
     questions = {name: load_questions(name, shots, input, examples) for name in names}  # before a model is loaded
 
@@ -71,7 +72,6 @@ from model import load_weights
 
 def evaluate():
     """Yields results: (a line for the terminal, a dict)."""
-    source = out_dir if init_from == 'resume' else init_from
     model, checkpoint = load_weights(source, dropout=0.0)
     meta = datasets.meta_of(root, checkpoint, model.config.vocab_size)
     tokenizer = from_meta(meta)

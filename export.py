@@ -16,8 +16,9 @@ import os
 
 # -----------------------------------------------------------------------------
 format = 'hf'          # hf (for transformers), onnx, safetensors, gguf (for llama.cpp)
-init_from = 'resume'   # resume: the best weights in out_dir; a checkpoint file; gpt2, gpt2-medium, gpt2-large, gpt2-xl,
-                       # or any GPT-2 on Hugging Face or in a folder
+init_from = 'resume'   # resume: the best weights in out_dir; or a model by any name: the folder of a run, a checkpoint
+                       # file, an export (hf, safetensors), gpt2, gpt2-medium, gpt2-large, gpt2-xl, or any GPT-2 on
+                       # Hugging Face or in a folder
 out_dir = 'out'        # the folder of a training run
 to = ''                # the folder to write, new or empty; '': FORMAT in out_dir, else NAME-FORMAT
 verify = True          # load it with the other library, and compare
@@ -43,6 +44,7 @@ from common import checkpoint, dataset, generate, gguf_file
 from common.console import exit_on_error
 from common.exporting import modelcard, onnx_graph, transformers_folder
 from common.files import check_folder, existing_parent, free_bytes
+from common.options import find_model
 from common.tokenizer import from_meta
 from model import load_weights
 
@@ -67,14 +69,12 @@ def check_packages():
     to_write, to_verify = PACKAGES[format]
     missing = [name for name in to_write + (to_verify if verify else []) if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f'--format={format} needs packages that are not here: pip install {" ".join(missing)}')
+        raise ValueError(f'--format={format} needs packages that are not installed: pip install {" ".join(missing)}')
 
 
 def find_places():
     """(what to load, the folder to write). ValueError if there is no such run, or if the folder cannot be written."""
-    source = out_dir if init_from == 'resume' else init_from
-    if init_from == 'resume' and not os.path.isdir(out_dir):
-        raise ValueError(f'no folder {out_dir!r} with a trained model here; --out_dir=FOLDER names one')
+    source = find_model(init_from, out_dir)
     name = os.path.basename(os.path.normpath(source)).removesuffix('.pt').removesuffix('.safetensors')
     folder = to or (os.path.join(out_dir, format) if init_from == 'resume' else f'{name}-{format}')
     check_empty(folder)

@@ -18,6 +18,7 @@ import torch
 
 from common import console, dataset, generate, inference, scoring
 from common.device import resolve_device, resolve_dtype
+from common.options import find_model, hint
 from common.tokenizer import TextStream, from_meta
 from model import load_weights
 
@@ -28,7 +29,7 @@ try:
     from lm_eval.api.registry import register_model
     from tqdm import tqdm
 except ImportError as error:
-    console.stop(f'this needs a package that is not here: pip install lm_eval ({error})')
+    console.stop(f'this needs a package that is not installed: pip install lm_eval ({error})')
 
 
 @register_model('nanogpt')
@@ -41,12 +42,12 @@ class NanoGPT(TemplateLM):
     def __init__(self, out_dir='out', init_from='resume', device='auto', dtype='auto', batch_size=None,
                  max_batch_size=None, **unknown):
         super().__init__()
-        out_dir, init_from = str(out_dir), str(init_from)  # lm_eval takes 2024 for a number
+        names = (os.path.expanduser(str(name)) for name in (init_from, out_dir))  # lm_eval takes 2024 for a number
         if unknown:
-            raise ValueError(f'unknown in model_args: {", ".join(unknown)}; there are out_dir, init_from, dtype')
-        if init_from == 'resume' and not os.path.isdir(out_dir):
-            raise ValueError(f'no folder {out_dir!r} with a trained model here; out_dir=FOLDER names one')
-        model, checkpoint = load_weights(out_dir if init_from == 'resume' else init_from, dropout=0.0)
+            name, known = next(iter(unknown)), ['out_dir', 'init_from', 'dtype']
+            raise ValueError(f'unknown setting {name} in model_args{hint(name, known, "there are " + ", ".join(known))}')
+        source = find_model(*names, otherwise='out_dir=FOLDER names one', dashes='')
+        model, checkpoint = load_weights(source, dropout=0.0)
         meta = dataset.meta_of(root, checkpoint, model.config.vocab_size)
         self.model, self.bpe = model.eval(), from_meta(meta)  # `tokenizer` is transformers', for chat templates
         no_gpu = device == 'cuda:0' and not torch.cuda.is_available()  # lm_eval's default

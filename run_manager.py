@@ -28,6 +28,7 @@ from common.experiments import changes, curve, experiment_list, report, slots, s
 from common.experiments.manager import GRACE, Manager, say, signature
 from common.experiments.runs import Run, State
 from common.experiments.state_file import DEFAULT_LIST, Queue
+from common.options import Parser
 
 ASK_EVERY = 15  # tables of `status --watch`: as many as 30 seconds have, which is how often Slurm may be asked
 
@@ -50,7 +51,8 @@ def main():
 
 
 def parse_command_line():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.otherwise = 'options go behind a command'
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
     def add(name, function, help):
@@ -60,6 +62,8 @@ def parse_command_line():
         return command
 
     command = add('run', run_queue, 'work through the list')
+    command.loose = '--list'
+    command.otherwise = 'what train.py takes stands in the list; run_manager.py run --help lists what is left'
     command.add_argument('--gpus', default='', help='their numbers, as in 0,1; one experiment on each')
     command.add_argument('--nproc_per_node', type=int, default=1, help='GPUs for one experiment, through torchrun')
     command.add_argument('--jobs', type=int, default=1, help='how many experiments run at once, on each GPU of --gpus '
@@ -67,7 +71,7 @@ def parse_command_line():
     command.add_argument('--grace', type=float, default=GRACE, help='seconds that a run which was told to stop has for '
                          f'its iteration and its checkpoint, then it is killed; default: {GRACE}')
     command.add_argument('--launcher', choices=['local', 'slurm'], default='local')
-    command.add_argument('--sbatch', default='', help="more options for sbatch, as in '--gres=gpu:1 --time=12:00:00'")
+    command.add_argument('--sbatch', default='', metavar='OPTIONS', help="more options for sbatch, as in '--gres=gpu:1 --time=12:00:00'")
     command.add_argument('--dry_run', action='store_true', help='only check the list and print the commands')
     command = add('status', show_status, 'what each experiment is doing')
     how = command.add_mutually_exclusive_group()
@@ -85,6 +89,7 @@ def parse_command_line():
     which.add_argument('name', nargs='?')
     which.add_argument('--failed', action='store_true', help='all that failed')
     command = add('add', changes.add, 'put a line at the end of the list: [NAME:] and what follows python train.py')
+    command.otherwise = '-- goes in front of a line that begins with an option, as in add -- --seed=2'
     command.add_argument('words', nargs=argparse.REMAINDER, metavar='LINE', help='as it stands in the list, without '
                          'quotes around the whole; --list goes in front of it')
     command = add('remove', changes.remove, 'take an experiment out of the list; its folder stays')
@@ -103,11 +108,7 @@ def parse_command_line():
     command.add_argument('--against', type=os.path.expanduser, default='', metavar='OUT_DIR',
                          help='another run as the reference')
     command.add_argument('--json', action='store_true', help='for programs')
-    options, unknown = parser.parse_known_args()
-    if unknown:
-        behind = ('; -- goes in front of a line that begins with an option, as in add -- --seed=2'
-                  if options.command == 'add' else '')
-        parser.error(f'unrecognized arguments: {" ".join(unknown)}{behind}')
+    options = parser.parse_args()
     if sum(word == '--list' or word.startswith('--list=') for word in sys.argv) > 1:
         parser.error('--list is there twice; a command takes one, but report also takes folders: report out out-2')
     return options
@@ -119,7 +120,12 @@ def run_queue(options, queue):
         raise ValueError('a queue needs processes and signals as Linux and macOS have them')
     seen = signature(options.list)  # first: what is changed from here on, the manager reads again
     experiments = experiment_list.read(options.list, root)
-    gpus = slots.find(options.gpus, options.nproc_per_node)
+    try:
+        gpus = slots.find(options.gpus, options.nproc_per_node)
+    except ValueError as error:
+        if not options.dry_run:  # which may be on another machine
+            raise
+        print(f'run_manager.py: {error}', file=sys.stderr)
     check_run(options)
     runs = {one.name: Run() for one in experiments} | queue.read()
     left = [one for one in experiments if runs[one.name].state != State.DONE]

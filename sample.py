@@ -30,13 +30,14 @@ compare = ''           # with html: another model that reads the same text; a na
 checkpoints = ''       # with html: an out_dir whose iter_*.pt (train.py --keep_interval) read it: how was it learned?
 lang = 'auto'          # of that page: en, ko, or auto: ko where LANG says so, else what the browser prefers
 # model
-init_from = 'resume'   # resume: the best weights in out_dir; a checkpoint file; gpt2, gpt2-medium, gpt2-large, gpt2-xl,
-                       # or any GPT-2 on Hugging Face or in a folder
+init_from = 'resume'   # resume: the best weights in out_dir; or a model by any name: the folder of a run, a checkpoint
+                       # file, an export (hf, safetensors), gpt2, gpt2-medium, gpt2-large, gpt2-xl, or any GPT-2 on
+                       # Hugging Face or in a folder
 out_dir = 'out'        # the folder of a training run; without an out, the newest out* in the working directory
 # text
 start = '\n'           # the prompt; '' starts a new text. FILE:name: the whole text of a file; -: standard input.
-                       # Several prompts: "['one', 'two']", or LINES:name of a file with one a line (which is FILE:name
-                       # in train.py). Quotes around the whole are dropped. In a chat it comes first
+                       # Several prompts: "['one', 'two']", or LINES:name of a file with one per line. Quotes around the
+                       # whole are dropped. In a chat it comes first
 num_samples = 10       # texts from each prompt, generated side by side
 max_new_tokens = 500   # in each text, after the prompt; fewer if end-of-text comes first
 temperature = 0.8      # below 1.0 less random, above 1.0 more; 0 always takes the likeliest token
@@ -66,12 +67,14 @@ exec(open(os.path.join(root, 'configurator.py'), encoding='utf-8').read())  # be
 # -----------------------------------------------------------------------------
 
 from common import console, prompts  # not console's stop by name, which is a setting here
+from common.options import find_model
 from common.tokenizer import check_text, from_meta
 
 results = sys.__stdout__ or sys.stdout  # unlike a message, a text that cannot be written ends the script
 results.reconfigure(errors='backslashreplace')  # a model may generate characters that the terminal cannot show
 if json:
     sys.stdout = sys.stderr  # stdout gets nothing but the JSON
+    results.reconfigure(encoding='utf-8')  # RFC 8259
 
 LIMITS = [('num_samples', 1, 10**6), ('num_beams', 1, 10**6), ('max_new_tokens', 1, 10**9), ('top_p', 0, 1),
           ('min_p', 0, 1), ('repetition_penalty', 0.01, 100), ('length_penalty', 0, 10), ('seed', 0, 2**63 - 1)]
@@ -99,7 +102,7 @@ IMPOSSIBLE = [  # (when, why)
     ((chat or compile) and not use_cache, 'with use_cache=False there is no chat, and no step to compile')]
 
 
-def find_model():
+def find_source():
     """The model to load: init_from, or the folder of a run. If there is no model yet, offer to train one."""
     if init_from != 'resume':
         return init_from
@@ -107,12 +110,12 @@ def find_model():
     runs = [path for name in ('ckpt.pt', 'last.pt') for path in glob.glob(f'out*/{name}') if os.path.isfile(path)]
     runs.sort(key=os.path.getmtime)
     folders = list(dict.fromkeys(os.path.dirname(path) for path in runs))
-    if out_dir in folders or out_dir != 'out' and os.path.exists(out_dir):
+    if out_dir in folders:
         return out_dir
     if out_dir != 'out':
         advice = f'there are {", ".join(folders)}' if folders else (
             f'to train a first one: {command}, then --out_dir=out-quickstart')
-        raise ValueError(f'no folder {out_dir!r} with a model here; {advice}')
+        return find_model(init_from, out_dir, otherwise=advice)
     if folders:
         print(f'the newest model here: {shlex.quote(f"--out_dir={folders[-1]}")}', file=sys.stderr)
         return folders[-1]
@@ -151,7 +154,7 @@ with console.exit_on_error():
         ignored = [f'{key}={globals()[key]!r}' for key in keys if given and globals()[key] != defaults[key]]
         if ignored:
             print(f'{", ".join(ignored)} does nothing here: {reason}', file=sys.stderr)
-    source = find_model()
+    source = find_source()
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # until there is output to keep, Ctrl-C ends the program at once
 
 import torch
@@ -283,7 +286,7 @@ def show_analysis():
             failure = f'html={html!r} cannot be written ({error.strerror}); the result is printed instead'
     with output():
         if json:
-            print(dumps(result), file=results)
+            print(dumps(result, ensure_ascii=False), file=results)
         elif not html or failure:
             no_colour = os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb'  # https://no-color.org
             print('\n'.join(analysis.report(result, results.isatty() and not no_colour)), file=results)

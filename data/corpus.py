@@ -7,29 +7,29 @@ python data/corpus.py clean data/shakespeare              # remove that
 """
 import os
 import sys
+from argparse import RawDescriptionHelpFormatter
 
 from corpus import begin  # the folder corpus, which Python prefers to this file
 from corpus.inspection import check
 from corpus.plan import dataset_folder
 from corpus.shards import clean
 from common.console import exit_on_error, stop  # importing corpus has put common/ into sys.path
+from common.options import Parser
 
 begin()
-words = sys.argv[1:]
-if words in (['--help'], ['-h']):
-    print(__doc__.strip())
-    sys.exit()
-dry_run = words[:1] == ['clean'] and '--dry_run' in words[1:]
-if dry_run:
-    words.remove('--dry_run')
-if len(words) != 2 or words[0] not in ('check', 'clean') or not words[1] or words[1].startswith('-'):
-    stop('to check a dataset: python data/corpus.py check data/NAME; to remove what unfinished preparations have left '
-         'there: python data/corpus.py clean data/NAME, with --dry_run only to see it')
-folder = dataset_folder(words[1])
+parser = Parser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+for name, purpose in (('check', 'recount and re-hash a dataset'), ('clean', 'remove unfinished work beside it')):
+    commands.add_parser(name, help=purpose).add_argument('dataset', help='a name in data/, or a folder')
+commands.choices['clean'].add_argument('--dry_run', action='store_true', help='only say what is there')
+options = parser.parse_args()
+if not options.dataset:
+    stop("dataset='' names no folder; name one in data/, or the path of another")
+folder = dataset_folder(options.dataset)
 with exit_on_error():
-    if words[0] == 'check':
+    if options.command == 'check':
         check(folder)
     elif not os.path.isdir(folder):
-        stop(f'there is no folder {words[1]}')
-    elif not clean(folder, dry_run):
+        stop(f'there is no folder {options.dataset}')
+    elif not clean(folder, options.dry_run):
         sys.exit(2)

@@ -74,6 +74,7 @@ def test_no_name_but_config_given_is_left_behind(configure):
 @pytest.mark.parametrize('args, expected', [
     (['--batch_sise=3'], ['unknown setting --batch_sise', 'did you mean batch_size?']),
     (['--batch-size=3'], ['did you mean batch_size?']),
+    (['——batch_size=3'], ['unknown setting ——batch_size=3; did you mean batch_size? Its dashes are no hyphens']),
     (['--learn=3'], ['did you mean learning_rate?']),
     (['somewhere'], ["no config file 'somewhere'; did you mean --out_dir=somewhere?"]),
     (['batch_size=3'], ["no config file 'batch_size=3'; did you mean --batch_size=3?"]),
@@ -110,8 +111,8 @@ def read(*words, script='train.py'):
 
 @pytest.mark.parametrize('script, key', [
     ('train.py', 'out_dir'), ('train.py', 'dataset'), ('train.py', 'init_from'), ('sample.py', 'init_from'),
-    ('sample.py', 'out_dir'), ('sample.py', 'html'), ('export.py', 'out_dir'), ('export.py', 'to'),
-    ('bench.py', 'out'), ('bench.py', 'dataset')])
+    ('sample.py', 'out_dir'), ('sample.py', 'html'), ('sample.py', 'compare'), ('sample.py', 'checkpoints'),
+    ('export.py', 'out_dir'), ('export.py', 'to'), ('bench.py', 'out'), ('bench.py', 'dataset')])
 def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch, script, key):
     monkeypatch.setenv('HOME', str(tmp_path))
     (tmp_path / 'mine.py').write_text(f"{key} = '~/run'")
@@ -149,10 +150,40 @@ def test_bytes_that_are_not_utf_8_do_not_hide_what_a_value_is():
     ('sample.py', '--n_predict=9', 'max_new_tokens'), ('sample.py', '--max-tokens=9', 'max_new_tokens'),
     ('sample.py', '--num_predict=9', 'max_new_tokens'), ('sample.py', '--top-p=0.9', 'top_p'),
     ('sample.py', '--repeat-penalty=1.1', 'repetition_penalty'), ('train.py', '--lr=1e-3', 'learning_rate'),
-    ('train.py', '--epochs=3', 'max_iters')])
+    ('train.py', '--steps=3', 'max_iters'), ('train.py', '--prompt=a', 'sample_prompts'),
+    ('train.py', '--model=gpt2', 'init_from'), ('train.py', '--output_dir=x', 'out_dir'),
+    ('train.py', '--data', 'dataset'), ('train.py', '--batch=3', 'batch_size'),
+    ('train.py', '--train.lr=1', 'learning_rate'), ('evaluate.py', '--data=x', 'dataset'),
+    ('evaluate.py', '--file=x', 'text'), ('evaluate.py', '--num_fewshot=5', 'shots'), ('export.py', '--output=x', 'to'),
+    ('bench.py', '--output=x', 'out'), ('sample.py', '-n', 'max_new_tokens or num_samples')])
 def test_what_other_programs_call_a_setting_leads_to_ours(script, word, ours):
     with pytest.raises(ValueError, match=f'; did you mean {ours}[?]$'):
         read(word, script=script)
+
+
+@pytest.mark.parametrize('script, word, advice', [
+    ('train.py', '--epochs=3', 'did you mean max_iters? A run is counted in iterations, not in epochs'),
+    ('train.py', '--fp16', 'did you mean dtype? As in --dtype=float16'), ('sample.py', '--bf16', '--dtype=bfloat16'),
+    ('sample.py', '--file=a.txt', 'did you mean start? As in --start=FILE:prompt.txt'),
+    ('train.py', '--gpu=1', 'did you mean device? As in --device=cuda'), ('train.py', '--gpus=8', 'torchrun'),
+    ('train.py', '--resume', 'did you mean init_from? As in --init_from=resume'),
+    ('train.py', '--num_workers=4', 'there is no such setting: reading data takes no worker processes'),
+    ('train.py', '--threads=4', 'there is no such setting: OMP_NUM_THREADS=8 in front of the command')])
+def test_a_word_of_another_program_that_needs_more_than_a_name_is_explained(script, word, advice):
+    with pytest.raises(ValueError, match=f'^unknown setting {word}; ') as error:
+        read(word, script=script)
+    assert advice in str(error.value)
+
+
+def test_the_name_of_a_model_in_place_of_a_config_file_leads_to_init_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'ckpt.pt').write_bytes(b'PK\x03\xff\x00')
+    (tmp_path / 'hf').mkdir()
+    (tmp_path / 'hf' / 'config.json').touch()
+    for script in ('train.py', 'sample.py', 'evaluate.py', 'export.py'):
+        for name in ('gpt2-xl', 'ckpt.pt', 'hf'):
+            with pytest.raises(ValueError, match=f"^no config file '{name}'; did you mean --init_from={name}[?]$"):
+                read(name, script=script)
 
 
 @pytest.mark.parametrize('script, key', [('train.py', 'seed'), ('train.py', 'max_iters'), ('sample.py', 'top_k'),

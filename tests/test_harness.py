@@ -199,6 +199,18 @@ def test_the_command_line_is_that_of_lm_eval_with_one_model_more(folder, ours):
     assert 'Traceback' not in done.stderr and not os.path.exists(folder / 'none')
 
 
+@pytest.mark.parametrize('given, expected', [
+    (dict(out_dir='none'), "no folder 'none' with a trained model here; out_dir=FOLDER names one"),
+    (dict(out_dir='gpt2'), "no folder 'gpt2' with a trained model here; did you mean init_from=gpt2?"),
+    (dict(out_dir='out/ckpt.pt'), 'did you mean init_from=out/ckpt.pt?'),
+    (dict(model='gpt2'), 'unknown setting model in model_args; did you mean init_from?'),
+    (dict(nothing=1), "unknown setting nothing in model_args; there are out_dir, init_from, dtype")])
+def test_a_model_that_is_named_wrongly_leads_to_the_right_name(evaluated, given, expected):
+    import harness
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        harness.NanoGPT(**given)
+
+
 def test_the_models_of_lm_eval_stay_known(evaluated):
     from lm_eval.api.registry import get_model
     assert get_model('dummy').__name__ == 'DummyLM' and get_model('nanogpt').__name__ == 'NanoGPT'

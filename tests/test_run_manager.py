@@ -21,6 +21,7 @@ from common.experiments import references
 from common.experiments.runs import Run
 from common.experiments.state_file import Queue
 from common.processes import process_start
+from common.settings import command_line
 from conftest import TOY, read_metrics, slow
 from running import HANG, ROOT, ok, python
 
@@ -621,13 +622,46 @@ def test_options_that_do_not_go_together_are_refused(manage, words, expected):
 
 
 @pytest.mark.parametrize('words, expected', [
-    ('add --seed=2 --max_iters=50', 'unrecognized arguments: --seed=2 --max_iters=50; -- goes in front of a line that'),
-    ('retry a --failed', 'not allowed with'), ('retry', 'name --failed is required')])
-def test_a_command_line_that_cannot_be_understood_says_what_to_type(words, expected, capsys, monkeypatch):
-    monkeypatch.setattr('sys.argv', ['run_manager.py', *words.split()])
-    with pytest.raises(SystemExit):
+    ('add --seed=2 --max_iters=50', 'unknown setting --seed=2; -- goes in front of a line that begins with an option'),
+    ('retry a --failed', 'not allowed with'), ('retry', 'name --failed is required'),
+    ('statsu', "unknown command 'statsu'; did you mean status?"), ('', 'name a command, one of run, status'),
+    ('--jobs=2 run', 'unknown setting --jobs=2; options go behind a command'),
+    ('run --dry-run', 'unknown setting --dry-run; did you mean dry_run?'), ('run --n_jobs=2', 'did you mean jobs?'),
+    ('run --parallel 2', 'did you mean jobs?'), ('run -j 2', 'did you mean jobs?'),
+    ('run --num_gpus=8', 'did you mean nproc_per_node?'), ('run --time=1', "sbatch? As in --sbatch='--time=12:00:00'"),
+    ('run --max_iters=50', 'unknown setting --max_iters=50; what train.py takes stands in the list'),
+    ('run --jobs=two', "jobs expects int, as in --jobs=1, but got 'two'"),
+    ('run --grace=long', "grace expects float, as in --grace=300, but got 'long'"),
+    ('run --launcher=ssh', "unknown --launcher 'ssh'; there are local, slurm"), ('run --dry_run=1', 'expects bool'),
+    ('run mine.conf', "'mine.conf' belongs to no option; did you mean --list=mine.conf?"),
+    ('logs a --tail=5', 'did you mean -n?'), ('curve out --reference=b', 'did you mean against?'),
+    ('report --output=x', 'did you mean out?'),
+    ('curve --out_dir=a', '--out_dir=a; it stands by itself, as in run_manager.py curve a')])
+def test_a_command_line_that_cannot_be_understood_says_what_to_type(words, expected, capsys):
+    with pytest.raises(SystemExit) as stopped, command_line('run_manager.py', *words.split()):
         run_manager.parse_command_line()
-    assert expected in capsys.readouterr().err
+    assert stopped.value.code == 2 and expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('first, others', [(first, others) for first, *others in [
+    ('run --dry_run --jobs=2', 'run --dry_run=True --jobs 2', 'run --jobs 2 --dry_run True'),
+    ('run', 'run --dry_run=False', 'run --dry_run False', 'run --dry_run --dry_run=False'),
+    ('logs a -f -n 5', 'logs -fn5 a', 'logs --follow=True -n 5 a', 'logs a -n=5 -f'),
+    ('retry --failed', 'retry --failed=True', 'retry --failed True'), ('retry a', 'retry a --failed=False'),
+    ('stop --now a', 'stop a --now', 'stop --now=True a'), ('status --watch', 'status --watch --json=False'),
+    ('report a b --target=1.9', 'report --target 1.9 a b'), ('curve a --json', 'curve --json=True a')]])
+def test_options_have_the_forms_that_they_have_in_train_py(first, others):
+    def parse(words):
+        with command_line('run_manager.py', *words.split()):
+            return run_manager.parse_command_line()
+    assert all(parse(words) == parse(first) for words in others)
+
+
+def test_a_line_to_add_passes_untouched():
+    line = ['a:', '--dry_run', 'False', '--epochs=3', '-x', '--help', '--', '--seed 2']
+    with command_line('run_manager.py', 'add', '--list', 'mine.conf', *line):
+        options = run_manager.parse_command_line()
+    assert options.words == line and options.list == 'mine.conf'
 
 
 def test_a_watch_asks_slurm_every_30_seconds_and_before_the_queue_is_locked(tmp_path, monkeypatch):
@@ -650,7 +684,7 @@ def test_a_package_that_is_missing_is_said_before_anything_starts(manage):
     (manage.folder / 'wcwidth.py').write_text('raise ModuleNotFoundError("no", name="wcwidth")')
     manage.write('a: config/toy.py')
     done = manage('run')
-    assert done.returncode and 'the package wcwidth is not here' in done.stderr and not manage.results.exists()
+    assert done.returncode and 'the package wcwidth is not installed' in done.stderr and not manage.results.exists()
 
 
 @pytest.mark.slow
@@ -784,6 +818,7 @@ def test_status_knows_where_a_run_is(manage):
 
 @pytest.mark.parametrize('lines, expected', [
     (['config/toy.py --bath_size=3'], 'line 1: unknown setting --bath_size=3; did you mean batch_size'),
+    (['my first: config/toy.py --seed=2'], 'a name has no spaces, as in my-first: config/toy.py --seed=2'),
     (['-x: config/toy.py'], "the name '-x'"), ([': config/toy.py'], "the name ''"),
     (['config/toy.py --n_head=3'], 'n_embd=8 is not divisible by n_head=3'),
     (['config/toys.py'], "no config file 'config/toys.py'; did you mean config/toy.py"),

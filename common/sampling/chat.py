@@ -28,8 +28,8 @@ HELP = {'en': '''Type something; the model answers. Ctrl-C ends an answer, /bye 
   /system TEXT      a text before the conversation; /system - removes it
   /set NAME VALUE   any of these in other words: /set parameter temperature 0.8, /set num_predict 500
   /show             what is set
-  /load OUT_DIR     continue with another model; /load FILE.json: with a conversation that was saved
-  /compare OUT_DIR  let another model answer too, from the same seed; /compare - ends that
+  /load MODEL       continue with another model, named as in --init_from; FILE.json: with a conversation that was saved
+  /compare MODEL    let another model answer too, from the same seed; /compare - ends that
   /top              the ten likeliest next tokens; /top TEXT: the ten after TEXT
   /undo             forget the last answer and what you said
   /retry, /regen    answer again, from the next seed
@@ -50,8 +50,8 @@ HELP = {'en': '''Type something; the model answers. Ctrl-C ends an answer, /bye 
   /system TEXT      대화 맨 앞에 놓을 글. 지우려면 /system -
   /set NAME VALUE   위의 설정을 다른 이름으로: /set parameter temperature 0.8, /set num_predict 500
   /show             지금 설정
-  /load OUT_DIR     다른 모델로 이어 갑니다. 저장한 대화로 이어 가려면 /load FILE.json
-  /compare OUT_DIR  다른 모델도 같은 시드로 답하게 합니다. 그만하려면 /compare -
+  /load MODEL       --init_from과 같은 이름의 다른 모델로 이어 갑니다. FILE.json이면 저장한 대화로 이어 갑니다
+  /compare MODEL    다른 모델도 같은 시드로 답하게 합니다. 그만하려면 /compare -
   /top              다음에 올 확률이 가장 높은 토큰 열 개. TEXT 다음을 보려면 /top TEXT
   /undo             마지막으로 한 말과 그 답을 지웁니다
   /retry, /regen    다음 시드로 답을 다시 받습니다
@@ -281,7 +281,7 @@ class Chat:
     def load_other(self, name, word):
         """Another model, with the conversation so far. ValueError if there is none, or it cannot encode that."""
         if not name:
-            raise ValueError(f'{word} needs the folder of a model, as in {word} out-quickstart')
+            raise ValueError(f'{word} needs the name of a model, as in {word} out-quickstart')
         speaker = self.load(os.path.expanduser(name))
         try:
             return speaker.replay(self.system, self.speakers[0].turns, self.speakers[0].tokenizer)

@@ -1,19 +1,17 @@
 """A prepare script: its command line, and the way from text to train.bin, val.bin and meta.json."""
-import argparse
-import difflib
 import errno
 import functools
 import hashlib
 import json
 import os
-import re
-import shlex
 import shutil
+from argparse import RawDescriptionHelpFormatter
 from dataclasses import asdict
 
 from common import dataset
 from common.console import exit_on_error, stop, visible
 from common.files import check_folder, write_whole
+from common.options import Parser
 from corpus import begin, charsets, documents, sources
 from corpus.encoding import complete, tokenise
 from corpus.inspection import summarize
@@ -79,7 +77,8 @@ def prepare(script, doc, source=None, val_source=None, sha256=None, tokenizer='g
 
 def parse(doc, source):
     """The command line of a prepare script. Exit code 2 if it cannot work."""
-    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(description=doc, formatter_class=RawDescriptionHelpFormatter)
+    parser.loose = '--input'
     add = parser.add_argument
     add('--input', nargs='+', action='extend', metavar='PATH',
         help='the text: files, folders or globs of .txt, .md, .jsonl and .parquet')
@@ -96,9 +95,7 @@ def parse(doc, source):
     add('--val_fraction', type=float, metavar='X',
         help='validate on this part of the documents or, if there are few, of each document')
     add('--skip_bad', action='store_true', help='skip rows that cannot be used instead of stopping at them')
-    args, unknown = parser.parse_known_args()
-    if unknown:
-        parser.error(unknown_words(unknown, [word for each in parser._actions for word in each.option_strings]))
+    args = parser.parse_args()
     if not args.input and not args.source:
         parser.error('name your text: --input=FILE, or several, folders, globs')
     if args.vocab_size and args.tokenizer:
@@ -121,22 +118,6 @@ def parse(doc, source):
         with exit_on_error():
             args.encoding = charsets.canonical(args.encoding)
     return args
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        message = re.sub("argument (.*): ignored explicit argument '(.*)'", r'\1 takes no value: leave out =\2',
-                         message)
-        stop(f'{message} (--help lists the options)')
-
-
-def unknown_words(words, options):
-    """What is wrong with words that no option took."""
-    name, equals, value = words[0].partition('=')
-    if not name.startswith('-'):
-        return f'{words[0]!r} belongs to no option; to name a text: --input={shlex.quote(words[0])}'
-    near = difflib.get_close_matches(name.replace('-', '_').replace('__', '--', 1), options, n=1)
-    return f'unknown option {name}' + (f'; did you mean {near[0]}{equals}{value}?' if near else '')
 
 
 def make(folder, job, source_name, read, skip_bad):

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from common import dataset, tokenizer
+from common import dataset, settings, tokenizer
 from conftest import make_dataset, slow
 from corpus import documents, encoding, inspection, pipeline, plan
 from running import HANG, ROOT, python
@@ -591,18 +591,39 @@ def test_a_folder_that_cannot_be_one_is_named_with_a_way_that_works(prepare, tmp
     (['--input=a.txt', '--tokenizer=gpt3'], '--tokenizer=gpt3 is neither'),
     (['--input=a.txt', '--tokenizer=a.txt'], '--tokenizer=a.txt is neither'),
     (['--input=a.txt', '--vocab_size=300', '--tokenizer=gpt2'], 'names one'),
-    (['--input=a.txt', '--vocabsize=300'], 'unknown option --vocabsize; did you mean --vocab_size=300?'),
-    (['--input=a.txt', '--vocab-size', '300'], 'unknown option --vocab-size; did you mean --vocab_size?'),
-    (['--input=a.txt', '--vocab=300'], 'unknown option --vocab; did you mean --vocab_size=300?'),
-    (['--input=a.txt', '--norm=NFC'], 'unknown option --norm'), (['--input=a.txt', '-x'], 'unknown option -x '),
-    (['--skip_bad', 'a.txt'], "'a.txt' belongs to no option; to name a text: --input=a.txt"),
-    (['--input=a.txt', '--vocab_size=many'], "invalid int value: 'many'"),
-    (['--input=a.txt', '--skip_bad=True'], '--skip_bad takes no value: leave out =True'),
+    (['--input=a.txt', '--vocabsize=300'], 'unknown setting --vocabsize=300; did you mean vocab_size?'),
+    (['--input=a.txt', '--vocab-size', '300'], 'unknown setting --vocab-size; did you mean vocab_size?'),
+    (['--input=a.txt', '--norm=NFC'], 'unknown setting --norm=NFC; did you mean normalize?'),
+    (['--input=a.txt', '-x'], 'unknown setting -x; '),
+    (['--skip_bad', 'a.txt'], "'a.txt' belongs to no option; did you mean --input=a.txt?"),
+    (['--input=a.txt', '--vocab_size=many'], "vocab_size expects int, as in --vocab_size=N, but got 'many'"),
+    (['--input=a.txt', '--fraction=half'], "fraction expects float, as in --fraction=1.0, but got 'half'"),
+    (['--input=a.txt', '--skip_bad=yes'], "skip_bad expects bool, as in --skip_bad=False, but got 'yes'"),
     (['--source=https://example.org/a.txt'], 'is an address; download it first'), (['--input=-'], 'is a stream')])
 def test_a_wrong_command_line_says_what_is_right(prepare, tmp_path, args, complaint):
     (tmp_path / 'a.txt').write_text('text')
     code, said = prepare(*args)
     assert code == 2 and complaint in said and 'Traceback' not in said
+
+
+@pytest.mark.parametrize('word, ours', [
+    ('--file=a.txt', 'input'), ('--data', 'input'), ('--train_file=a', 'input'), ('--validation_file=a', 'val_input'),
+    ('--output=x', 'out'), ('--output_dir', 'out'), ('--out-dir=x', 'out'), ('--vocab=300', 'vocab_size'),
+    ('--val_ratio=0.1', 'val_fraction'), ('--test_size=0.1', 'val_fraction'), ('--text-column=a', 'text_key')])
+def test_what_other_programs_call_an_option_leads_to_ours(prepare, word, ours):
+    code, said = prepare(word)
+    assert code == 2 and said.endswith(f'/prepare.py: unknown setting {word}; did you mean {ours}?\n')
+
+
+@pytest.mark.parametrize('words, skips', [
+    ([], False), (['--skip_bad'], True), (['--skip_bad=True'], True), (['--skip_bad', 'True'], True),
+    (['--skip_bad=False'], False), (['--skip_bad', 'False'], False), (['--skip_bad', '--skip_bad=False'], False)])
+def test_options_have_the_forms_that_they_have_in_train_py(words, skips):
+    def parse(*words):
+        with settings.command_line('prepare.py', *words):
+            return vars(pipeline.parse('', None))
+    expected = parse('--input=a', '--input=b', '--val_fraction=0.5') | {'skip_bad': skips}
+    assert parse('--input', 'a', 'b', *words, '--val_fraction', '0.5') == expected
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason="wants Linux' /proc")
@@ -634,7 +655,7 @@ def test_check_is_a_command(prepare, tmp_path):
     script = os.path.join(ROOT, 'data', 'corpus.py')
     done = python(script, 'check', 'out', cwd=tmp_path)
     assert done.returncode == 0 and 'from token' in done.stdout, done.stderr
-    assert python(script, cwd=tmp_path).returncode == 2
+    assert 'name a command, one of check, clean' in python(script, cwd=tmp_path).stderr
     assert 'no train.bin' in python(script, 'check', 'none', cwd=tmp_path).stderr
 
 

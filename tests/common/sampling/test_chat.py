@@ -69,7 +69,7 @@ def test_a_conversation(chat, trained, tmp_path):
     assert chat.type('/system the bird') == "before the conversation: 'the bird'"
     assert chat.type('/reset') == 'a new conversation'
     assert chat.type(f'/load {trained}').startswith(trained)
-    assert '/compare OUT_DIR' in chat.type('/help')
+    assert '/compare MODEL' in chat.type('/help')
     chat.leave('/quit')
 
 
