@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common import files
 from common.tokenizer import check_meta, check_same
 
 SPLITS = ('train', 'val')
@@ -75,10 +76,13 @@ def read_meta(folder):
         raise FileNotFoundError(f'dataset {name!r} has no {" and no ".join(missing)}; {how_to_prepare(folder)}')
     if size_of(path) is None:
         if os.path.isfile(os.path.join(folder, 'meta.pkl')):
+            has_script = os.path.isfile(os.path.join(folder, 'prepare.py'))
+            remedy = how_to_prepare(folder) if has_script else f'run: {own_text(folder)} --tokenizer=char'
             raise FileNotFoundError(f'dataset {name!r} has a meta.pkl but no meta.json, and pickles are not loaded '
-                                    f'here; {how_to_prepare(folder)}')
+                                    f'here; made anew of the same text it has the same ids; {remedy}')
         return {'tokenizer': 'gpt2', 'vocab_size': 50257, 'dtype': 'uint16'}
     content = Path(path).read_bytes()  # an OSError here is no damage
+    meta = None
     try:
         meta = json.loads(content)
         if isinstance(meta, dict) and meta.get('tokenizer') == 'bpe':
@@ -87,7 +91,9 @@ def read_meta(folder):
         if meta.get('dtype') not in DTYPES:
             raise ValueError(f'its dtype is {meta.get("dtype")!r}, not one of {", ".join(DTYPES)}')
     except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is damaged ({error}); {how_to_prepare(folder)}') from None
+        own = isinstance(meta, dict) and meta.get('tokenizer') == 'ids'
+        remedy = 'docs/own_ids.md has the form' if own else how_to_prepare(folder)
+        raise ValueError(f'{path} is damaged ({error}); {remedy}') from None
     return meta
 
 
@@ -171,14 +177,20 @@ def short(path):
 
 
 def prepare(folder):
-    """Run a dataset's prepare.py if it has no train.bin yet. FileNotFoundError or ValueError if that fails."""
-    if size_of(os.path.join(folder, 'train.bin')) is not None:
+    """
+    Run a dataset's prepare.py if it has no train.bin yet, or wait for another run that does. FileNotFoundError or
+    ValueError if that fails.
+    """
+    made, script = os.path.join(folder, 'train.bin'), os.path.join(folder, 'prepare.py')
+    if size_of(made) is not None:
         return
-    script = os.path.join(folder, 'prepare.py')
     if size_of(script) is None:
         raise FileNotFoundError(f'dataset {name_of(folder)!r} is not there; {how_to_prepare(folder)}')
-    print(f'no {name_of(folder)}/train.bin yet: running {short(script)}')
-    code = subprocess.run([sys.executable, script]).returncode
+    with files.turn(os.path.join(folder, '.lock'), f'another run is preparing {name_of(folder)}; waiting for it'):
+        if size_of(made) is not None:
+            return
+        print(f'no {name_of(folder)}/train.bin yet: running {short(script)}')
+        code = subprocess.run([sys.executable, script]).returncode
     if code != 0:
         raise ValueError(f'{short(script)} did not finish (exit code {code}), see above; to try it alone, '
                          f'{how_to_prepare(folder)}')
@@ -223,7 +235,8 @@ def check(folder, meta, block_size):
         try:
             check_content(folder, split, meta, size)
         except ValueError as error:
-            raise ValueError(f'{error}; {how_to_prepare(folder)}') from None
+            remedy = 'docs/own_ids.md has the form' if meta['tokenizer'] == 'ids' else how_to_prepare(folder)
+            raise ValueError(f'{error}; {remedy}') from None
     return sizes
 
 
@@ -251,7 +264,10 @@ def check_content(folder, split, meta, size):
                 raise ValueError(f'{path} is not the file that its meta.json describes')
     largest = largest_at_its_ends(open_tokens(folder, split, meta))
     if largest >= meta['vocab_size']:
-        raise ValueError(f'{path} has the token id {largest}, which is not below its vocab_size={meta["vocab_size"]}')
+        whose = 'its' if size_of(os.path.join(folder, 'meta.json')) is not None else (
+            "GPT-2's (without a meta.json they are taken for GPT-2's ids; docs/own_ids.md has one for your own)")
+        raise ValueError(f'{path} has the token id {largest}, which is not below {whose} vocab_size='
+                         f'{meta["vocab_size"]}')
     entries = size_of(mask_path)
     if entries is None:
         if f'{split}_mask.bin' in listed:

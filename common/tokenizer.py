@@ -191,6 +191,43 @@ class BPETokenizer:
         return self.content
 
 
+class IdTokenizer:
+    """
+    Ids that are no text (notes, k-mers, actions). They are written in decimal, each with a space before it, so that
+    what is generated can stand behind any prompt; decode() leaves out the first space.
+    """
+
+    start_id = 0  # where generation from an empty prompt starts
+    end_id = None
+
+    def __init__(self, vocab_size):
+        self.vocab_size = vocab_size
+
+    def encode(self, text):
+        """The ids between spaces, commas and line ends. ValueError names what is none."""
+        words = text.replace(',', ' ').split()
+        unknown = [word for word in dict.fromkeys(words)
+                   if not re.fullmatch('[0-9]{1,10}', word) or int(word) >= self.vocab_size]
+        if unknown:
+            more = f' and {len(unknown) - 5:,} more' if len(unknown) > 5 else ''
+            raise ValueError(f'the model knows the ids 0 to {self.vocab_size - 1}, with spaces between them, but not '
+                             f'{", ".join(quoted(word[:40]) for word in unknown[:5])}{more}')
+        return [int(word) for word in words]
+
+    def decode(self, ids):
+        return ' '.join(map(str, ids))
+
+    def bytes_of(self, i):
+        return f' {i}'.encode()
+
+    def to_json(self):
+        """A tokenizer.json of Hugging Face's tokenizers that gives the same ids."""
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+        same = Tokenizer(models.WordLevel({str(i): i for i in range(self.vocab_size)}))
+        same.pre_tokenizer = pre_tokenizers.Split(Regex(r'[\s,]+'), 'removed')
+        return same.to_str()
+
+
 @functools.cache
 def byte_alphabet():
     """{character: byte}: how the tokens of a byte-level BPE are written, which is GPT-2's way."""
@@ -224,8 +261,8 @@ def check_meta(meta):
         if key in meta and (not isinstance(meta[key], expected) or isinstance(meta[key], bool)):
             raise ValueError(f'the meta has {key}={meta[key]!r:.80}, a {type(meta[key]).__name__}')
     kind, size = meta.get('tokenizer'), meta.get('vocab_size', 0)
-    if kind not in ('char', 'gpt2', 'bpe'):
-        raise ValueError(f'the tokenizer in the meta is {kind!r}; known are char, gpt2 and bpe')
+    if kind not in ('char', 'gpt2', 'bpe', 'ids'):
+        raise ValueError(f'the tokenizer in the meta is {kind!r}; known are char, gpt2, bpe and ids')
     if size < 1:
         raise ValueError('the meta has no vocab_size, or one below 1')
     if kind == 'gpt2' and size != GPT2Tokenizer.vocab_size:
@@ -248,17 +285,32 @@ def from_meta(meta):
     """The tokenizer that a meta which passes check_meta() describes."""
     if meta['tokenizer'] == 'char':
         return CharTokenizer(meta['chars'])
+    if meta['tokenizer'] == 'ids':
+        return IdTokenizer(meta['vocab_size'])
     return GPT2Tokenizer() if meta['tokenizer'] == 'gpt2' else BPETokenizer(meta['tokenizer_json'])
+
+
+def written(tokenizer, text):
+    """What of a text has characters and bytes to count: not the ends of texts, and nothing where ids are no text."""
+    if isinstance(tokenizer, IdTokenizer):
+        return ''
+    return text if tokenizer.end_id is None else text.replace(END_OF_TEXT, '')
 
 
 class TextStream:
     """
-    Decodes ids one by one, to what decode() gives for all of them. It never returns part of a multi-byte character, any
-    part of a stop string, or half of a line end \\r\\n.
+    Decodes ids one by one, to what decode() gives for all of them, with the space before the first if they are no text.
+    It never returns part of a multi-byte character, any part of a stop string, or half of a line end \\r\\n.
     """
 
     def __init__(self, tokenizer, stops=()):
         self.tokenizer, self.stops = tokenizer, [stop for stop in stops if stop]
+        self.behind = ''  # the end of a token, where stop strings are looked for
+        if isinstance(tokenizer, IdTokenizer):  # they are whole ids: 7 is not in 77
+            ids = [tokenizer.encode(stop) for stop in self.stops]
+            if [] in ids:
+                raise ValueError(f'stop={stops} has a text without an id')
+            self.behind, self.stops = ' ', [f' {tokenizer.decode(each)} ' for each in ids]
         self.decoder = codecs.getincrementaldecoder('utf-8')('backslashreplace')
         self.held = ''  # text that may yet turn out to be a stop string
         self.finished = None  # 'end' after end-of-text, 'stop' after a stop string
@@ -271,7 +323,8 @@ class TextStream:
             self.finished = 'end'
             return self.rest()
         self.held += self.decoder.decode(self.tokenizer.bytes_of(token))
-        if found := [self.held.find(stop) for stop in self.stops if stop in self.held]:
+        text = self.held + self.behind
+        if found := [text.find(stop) for stop in self.stops if stop in text]:
             self.finished, self.held = 'stop', self.held[:min(found)]
             return self.rest()
         beginnings = [n for stop in (*self.stops, '\r\n') for n in range(1, len(stop)) if self.held.endswith(stop[:n])]
@@ -288,7 +341,7 @@ class TextStream:
 
 def padded_vocab_size(meta):
     """The vocab_size of a new model. GPT-2's 50257 become 50304, a multiple of 64, for tensor cores."""
-    return meta['vocab_size'] if meta['tokenizer'] == 'char' else -(-meta['vocab_size'] // 64) * 64
+    return meta['vocab_size'] if meta['tokenizer'] in ('char', 'ids') else -(-meta['vocab_size'] // 64) * 64
 
 
 def check_same(meta, theirs, vocab_size):

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -84,6 +85,15 @@ def test_bits_per_byte_of_a_text_are_the_models(run, korean, tmp_path):
     assert half['characters'] == 27 and half['loss'] == pytest.approx(sum(each[:27]) / 27, rel=1e-5)
 
 
+def test_a_decomposed_text_is_scored_as_the_composed_one_that_the_vocabulary_was_learned_from(capsys):
+    composed = '고양이는 물을 마신다.'
+    tokenizer = BPETokenizer(train_bpe([composed] * 9, 300))
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=16, vocab_size=320, n_layer=1, n_head=1, n_embd=8)).eval()
+    same = [texts.score_text(model, tokenizer, unicodedata.normalize(form, composed), {'text': 'a'})[1] for form in ('NFC', 'NFD')]
+    assert same[0] == same[1] and capsys.readouterr().err.startswith('the text has decomposed characters (NFD): taken')
+
+
 def test_the_end_of_a_text_is_predicted_but_is_no_byte_of_it():
     tokenizer = BPETokenizer(train_bpe(['the cat sees one bird.'] * 9, 300))
     torch.manual_seed(0)
@@ -94,6 +104,8 @@ def test_the_end_of_a_text_is_predicted_but_is_no_byte_of_it():
     total = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction='sum').item()
     assert found['bytes'] == 11 and found['bits_per_byte'] == pytest.approx(total / math.log(2) / 11, rel=1e-5)
     assert found['accuracy'] == pytest.approx((logits.argmax(dim=-1) == torch.tensor(ids[1:])).float().mean().item())
+    line, found = texts.score_text(model, tokenizer, '<|endoftext|>', {'text': 'my.txt'})
+    assert found['loss'] > 0 and found['bits_per_byte'] is found['bytes'] is None and 'bits per byte not known' in line
 
 
 # datasets
@@ -370,6 +382,7 @@ def test_without_a_place_for_answers_the_questions_are_asked_all_the_same(evalua
     (['--text=empty.txt'], 'there is no text to score'), (['--text=strange.txt'], 'does not know the characters'),
     (['--dataset=gone'], "dataset 'gone' has no train.bin and no val.bin"),
     (['--out_dir=gone'], "no folder 'gone' with a trained model here; --out_dir=FOLDER names one"),
+    (['--out_dir=gpt2'], "no folder 'gpt2' with a trained model here; did you mean --init_from=gpt2?"),
     (['--out_dir=empty'], 'no checkpoint in empty'), (['--init_from=gone.pt', '--text=my.txt'], 'gone.pt'),
     (['--device=tpu'], "tpu"), (['--dtype=int3'], "int3"), (['--task=piqa'], 'task')])
 def test_a_mistake_is_one_line_and_nothing_is_written(evaluate, questions, tmp_path, args, expected):

@@ -4,21 +4,25 @@ import math
 import numpy as np
 import torch
 
-from common import console, dataset, scoring
-from common.tokenizer import END_OF_TEXT, check_same, from_meta
+from common import console, dataset, prompts, scoring
+from common.tokenizer import END_OF_TEXT, check_same, from_meta, written
 
 
 def score_text(model, tokenizer, text, about, context=None):
     """
     (line, result) of a text, in windows as scoring.score() has them: by default each token is predicted from at least
-    half a context, once there are so many before it. ValueError if it is empty, or if the vocabulary lacks a character.
+    half a context, once there are so many before it. Decomposed characters are taken in NFC where that takes fewer
+    tokens, as in a prompt. ValueError if it is empty, or if the vocabulary lacks a character.
     """
-    written = text.replace(END_OF_TEXT, '') if tokenizer.end_id is not None else text
-    if not written:
+    taken, encoded = prompts.encode_one(tokenizer, text)
+    if taken != text:
+        console.say(f'the text has {prompts.COMPOSED}')
+    ids = torch.tensor([tokenizer.start_id] + encoded, device=next(model.parameters()).device)
+    if len(ids) == 1:
         raise ValueError('there is no text to score')
-    ids = torch.tensor([tokenizer.start_id] + tokenizer.encode(text), device=next(model.parameters()).device)
     logprobs, ranks = scoring.score(model, ids, tokenizer.vocab_size, context)
-    return summary(logprobs, ranks, len(written.encode()), {**about, 'characters': len(written)})
+    counted = written(tokenizer, taken)
+    return summary(logprobs, ranks, len(counted.encode()) or None, {**about, 'characters': len(counted) or None})
 
 
 def own_dataset(settings, source):
@@ -34,7 +38,7 @@ def score_dataset(model, tokenizer, meta, folder, fraction, about):
     """
     (line, result) of the validation data in a folder, read as train.py does it with eval_iters=0: in windows that do
     not overlap, and what a mask excludes does not count. FileNotFoundError or ValueError if it is not there, or if it
-    has a mask, but another vocabulary than the model.
+    has a mask or ids that are no text, but another vocabulary than the model.
     """
     theirs, about = dataset.read_meta(folder), {**about, 'dataset': dataset.name_of(folder)}
     dataset.check(folder, theirs, 1)
@@ -43,6 +47,10 @@ def score_dataset(model, tokenizer, meta, folder, fraction, about):
     try:
         check_same(theirs, meta, model.config.vocab_size)
     except ValueError:
+        if 'ids' in (theirs['tokenizer'], meta['tokenizer']):
+            raise ValueError(f'{about["dataset"]} has {theirs["vocab_size"]:,} ids ({theirs["tokenizer"]}), the model '
+                             f'{meta["vocab_size"]:,} ({meta["tokenizer"]}): ids that are no text mean nothing in '
+                             'another vocabulary') from None
         if mask is not None:
             raise ValueError(f'{about["dataset"]} is in another vocabulary ({theirs["tokenizer"]}), which its mask of '
                              'what counts is for: prepare it once more, in the vocabulary of the model') from None

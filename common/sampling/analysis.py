@@ -6,7 +6,7 @@ import torch
 
 from common import console, generate, scoring
 from common.console import pad, visible
-from common.tokenizer import END_OF_TEXT, quoted, token_text
+from common.tokenizer import quoted, token_text, written
 
 # From expected to surprising: the upper limit in bits, and the colour in the terminal (of 256)
 SHADES = [(1, 194), (3, 229), (6, 222), (10, 216), (math.inf, 210)]
@@ -57,12 +57,12 @@ def analyze(model, tokenizer, text):
               for i, p, rank, b in zip(ids[1:].tolist(), logprobs.exp().tolist(), ranks.tolist(), bits)]
     context = model.config.block_size
     logits = model(ids[None, -context:])[0][0, -1, :tokenizer.vocab_size]
-    written = text if tokenizer.end_id is None else text.replace(END_OF_TEXT, '')
+    counted = written(tokenizer, text)
     return {'text': text, 'tokens': tokens, 'pieces': pieces(tokenizer, tokens),
             'perplexity': console.perplexity(-logprobs.mean().item()),
             'accuracy': (ranks == 1).float().mean().item(), 'bits_per_token': sum(bits) / len(bits),
-            'bits_per_character': sum(bits) / len(written) if written else None,
-            'bits_per_byte': sum(bits) / len(written.encode()) if written else None,
+            'bits_per_character': sum(bits) / len(counted) if counted else None,
+            'bits_per_byte': sum(bits) / len(counted.encode()) if counted else None,
             'context': context, 'next': next_tokens(logits, tokenizer)}
 
 

@@ -42,7 +42,7 @@ class Sample:
         speed = len(self.tokens) / (self.end - self.begin) if self.tokens else None
         scores = {'logprobs': self.logprobs} if self.logprobs else {}
         return json.dumps({'prompt': prompt, 'text': self.text, 'tokens': self.tokens, 'finish_reason': self.reason,
-                           'tokens_per_second': speed, **scores})
+                           'tokens_per_second': speed, **scores}, ensure_ascii=False)
 
     def footer(self):
         """The lines below the text."""

@@ -26,7 +26,8 @@ class Turn:
 
 def vocabulary(tokenizer):
     """What two tokenizers that give the same ids have in common."""
-    return type(tokenizer), getattr(tokenizer, 'chars', None), getattr(tokenizer, 'content', None)
+    return (type(tokenizer), tokenizer.vocab_size, getattr(tokenizer, 'chars', None),
+            getattr(tokenizer, 'content', None))
 
 
 class Speaker:

@@ -134,6 +134,8 @@ def named_vocabulary(job):
     if not os.path.isdir(folder):
         raise ValueError(f'--tokenizer={job.tokenizer} is neither gpt2 nor char nor the folder of a dataset')
     meta = dataset.read_meta(folder)
+    if meta['tokenizer'] == 'ids':
+        raise ValueError(f'--tokenizer={job.tokenizer} has ids that are no text')
     return {key: meta[key] for key in ('tokenizer', 'vocab_size', 'chars', 'tokenizer_file', 'tokenizer_json')
             if key in meta}
 

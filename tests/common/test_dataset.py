@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from common import dataset
-from running import ROOT, ok, python
+from running import ROOT, ok, python, run_all
 
 META = {'tokenizer': 'char', 'vocab_size': 4, 'chars': '\nabc', 'dtype': 'uint16'}
 
@@ -102,6 +102,19 @@ def test_bins_without_a_meta_are_those_of_the_original(make):
     folder = make()
     (folder / 'meta.json').unlink()
     assert dataset.read_meta(str(folder)) == {'tokenizer': 'gpt2', 'vocab_size': 50257, 'dtype': 'uint16'}
+
+
+@pytest.mark.parametrize('has_meta', [True, False])
+def test_ids_beyond_the_vocabulary_are_refused_and_without_a_meta_one_for_own_ids_is_named(make, has_meta):
+    folder = make(tokenizer='ids', vocab_size=50257)
+    if not has_meta:
+        (folder / 'meta.json').unlink()
+    np.full(50, 50257, np.uint16).tofile(folder / 'val.bin')
+    with pytest.raises(ValueError, match='has the token id 50257, which is not below') as error:
+        check(folder)
+    named = re.findall(r'docs/\S+\.md', str(error.value))
+    assert named == ['docs/own_ids.md'] and 'vocab_size=50257' in str(error.value)
+    assert all(os.path.exists(os.path.join(ROOT, path)) for path in named)
 
 
 @pytest.mark.parametrize('number', [errno.EACCES, errno.EIO, errno.ESTALE])
@@ -255,6 +268,30 @@ def test_a_preparation_that_fails_is_named_with_the_command(tmp_path, capfd):
     shutil.copy(os.devnull, tmp_path / 'mine' / 'prepare.py')
     dataset.prepare(str(tmp_path / 'mine'))
     assert capfd.readouterr().out == ''
+
+
+def test_of_runs_that_begin_at_once_one_prepares_and_the_others_wait(tmp_path, capfd):
+    (tmp_path / 'prepare.py').write_text("""if True:
+        import os, time
+        try:
+            os.mkdir('made')
+        except FileExistsError:
+            open('second', 'w')
+            raise
+        while not os.path.exists('second'):
+            time.sleep(0.01)
+        open('train.bin', 'w')""")
+    code = """if True:
+        from common import dataset, files
+        def lock(path, wait=False, ours=files.lock):
+            if wait:
+                open('second', 'w')
+            return ours(path, wait)
+        files.lock = lock
+        dataset.prepare('.')"""
+    done = run_all([['-c', code]] * 2, tmp_path, [{'PYTHONPATH': ROOT}] * 2)
+    said = sorted(ok(one).stdout for one in done)
+    assert said == ['another run is preparing .; waiting for it\n', 'no ./train.bin yet: running prepare.py\n']
 
 
 def test_bytes_per_token_are_known_where_they_were_counted():

@@ -160,6 +160,70 @@ def test_no_part_of_a_stop_string_is_shown():
         assert so_far[-1] == expected and finished == ('end' if text == 'ab' else 'stop')
 
 
+OWN = {'tokenizer': 'ids', 'vocab_size': 512}
+
+
+@pytest.mark.parametrize('text', ['12 5 77', ' 12  5\t77 ', '12\n5\r\n77\n', '12, 5, 77', '12,5,77,', '\u300012 5 077'])
+def test_own_ids_are_read_however_people_write_them(text):
+    own = tokenizer.from_meta(OWN)
+    assert own.encode(text) == [12, 5, 77] and own.decode([12, 5, 77]) == '12 5 77'
+    assert own.encode('') == own.encode(' \n,') == own.encode(own.decode([])) == []
+    assert own.encode(own.decode(range(512))) == list(range(512))
+
+
+@pytest.mark.parametrize('word', ['512', '-1', '+1', '1.0', '1_0', '0x1', '\uff11', '\u00b2', '[12', 'C#', '9' * 5000,
+                                  '\udcff'])
+def test_what_is_no_own_id_is_named(word):
+    with pytest.raises(ValueError) as error:
+        tokenizer.from_meta(OWN).encode(f'12 {word}, 511')
+    said = str(error.value)
+    assert said.startswith('the model knows the ids 0 to 511, with spaces between them, but not ') and len(said) < 150
+    assert said.endswith(tokenizer.quoted(word[:40]))
+
+
+def test_of_many_words_that_are_no_own_ids_five_are_named():
+    with pytest.raises(ValueError, match="not 'a', 'b', 'c', 'd', 'e' and 1,001 more$"):
+        tokenizer.from_meta(OWN).encode('a b a c d e ' + ' '.join(f'x{i}' for i in range(1001)))
+
+
+@pytest.mark.parametrize('prompt', ['12 5', '12 5 ', '12 5\n', '12, 5,', ''])
+def test_generated_own_ids_can_stand_behind_any_prompt(prompt):
+    own = tokenizer.from_meta(OWN)
+    stream = tokenizer.TextStream(own)
+    text = ''.join([*map(stream.push, [7, 70, 0]), stream.rest()])
+    assert own.encode(prompt + text) == own.encode(prompt) + [7, 70, 0] and text == f' {own.decode([7, 70, 0])}'
+
+
+@pytest.mark.parametrize('stop, shown', [
+    ('7', ' 77 17 5'), (' 7 ', ' 77 17 5'), ('5,7', ' 77 17'), ('17 5', ' 77'), ('9', ' 77 17 5 7'), ('1 2', None)])
+def test_a_stop_among_own_ids_is_whole_ids_and_seen_at_once(stop, shown):
+    stream = tokenizer.TextStream(tokenizer.from_meta(OWN), [stop])
+    pieces = []
+    for i in [77, 17, 5, 7, 9, 1]:
+        pieces.append(stream.push(i))
+        if stream.finished:
+            break
+    text = ''.join([*pieces, stream.rest()])
+    assert text == (' 77 17 5 7 9 1' if shown is None else shown) and stream.finished == (shown and 'stop')
+    if shown is not None:  # at the stop's own last id
+        assert len(pieces) == len((shown + ' ' + stop.replace(',', ' ')).split())
+
+
+def test_tokenizers_reads_own_ids_as_we_do():
+    tokenizers = pytest.importorskip('tokenizers')
+    own = tokenizer.from_meta(OWN)
+    same = tokenizers.Tokenizer.from_str(own.to_json())
+    for text in ('12 5 77', ' 12, 5\n77\t', '', own.decode(range(512))):
+        ids = own.encode(text)
+        assert same.encode(text).ids == ids and same.decode(ids) == own.decode(ids)
+
+
+def test_own_ids_have_no_text_whose_bytes_could_be_counted():
+    assert tokenizer.written(tokenizer.from_meta(OWN), '12 5') == ''
+    assert tokenizer.written(tokenizer.from_meta(CHAR), 'a<|endoftext|>') == 'a<|endoftext|>'
+    assert tokenizer.written(BYTES, 'a<|endoftext|>') == 'a'
+
+
 def test_an_unknown_tokenizer_is_named():
     with pytest.raises(ValueError, match="'words'"):
         tokenizer.check_meta({'tokenizer': 'words', 'vocab_size': 4})
@@ -191,8 +255,9 @@ def test_a_large_alphabet_is_cut_in_a_message():
     assert len(str(error.value)) < 200 and "'가" in str(error.value)
 
 
-def test_vocabularies_are_padded_for_tensor_cores_but_characters_are_not():
+def test_vocabularies_are_padded_for_tensor_cores_but_characters_and_own_ids_are_not():
     assert tokenizer.padded_vocab_size(GPT2) == 50304 and tokenizer.padded_vocab_size(CHAR) == 4
+    assert tokenizer.padded_vocab_size({**OWN, 'vocab_size': 25}) == 25
 
 
 @pytest.mark.parametrize('theirs, vocab_size, fits', [
