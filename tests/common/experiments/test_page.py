@@ -1,5 +1,6 @@
 """The curves of the report: in a picture, on a page in a real browser that must not use a network, and served live."""
 import contextlib
+import html
 import http.client
 import http.server
 import json
@@ -17,18 +18,8 @@ from pathlib import Path
 import pytest
 
 from common.experiments import page, records
-from made_runs import make_run, scored, three_runs
+from made_runs import make_run, read, runs, scored  # noqa: a fixture
 from running import HANG, ROOT
-
-
-
-@pytest.fixture
-def runs(tmp_path):
-    return three_runs(tmp_path)
-
-
-def read(folders):
-    return records.read_all(folders)[0]
 
 
 def content(folders, remarks=(), target=None):
@@ -289,6 +280,15 @@ def test_the_page_draws_its_curves_in_a_browser_and_asks_no_network(runs, tmp_pa
     if folder := os.environ.get('SCREENSHOTS'):
         tab.screenshot(path=Path(folder, 'report.png'), full_page=True)
     assert all(re.match('file:///.*report.html|data:', url) for url in tab.asked), tab.asked
+
+
+@pytest.mark.slow
+def test_choices_act_in_a_notebooks_frame_which_has_no_address(runs, tab):
+    pytest.importorskip('vl_convert')
+    tab.set_content(f'<iframe srcdoc="{html.escape(page.page(content(runs)))}"></iframe>')
+    frame = tab.frame_locator('iframe')
+    frame.locator('input[value=seconds]').click()
+    frame.locator('#chart .role-axis-title', has_text='seconds of training').wait_for()
 
 
 @pytest.mark.slow
