@@ -14,6 +14,7 @@ def compile_or_eager(model, ctx, trial, mode=None):
     In a DistributedDataParallel the inner model is compiled, and first called through DDP: PyTorch then cuts the graph
     at the gradient buckets, so that gradients travel while the backward pass goes on.
     """
+    print0('compile: begun; it may take a minute or two')
     start, (graphs, breaks) = time.perf_counter(), counts()
     parallel = isinstance(model, DistributedDataParallel)
     inner = model.module if parallel else model

@@ -1,6 +1,7 @@
 """Output for the user: lines that never end a run, exits with an error message, readable figures. It needs no torch."""
 import contextlib
 import io
+import json
 import math
 import os
 import re
@@ -75,7 +76,7 @@ def explain(kind, error, traceback):
     if issubclass(kind, KeyboardInterrupt):
         print('stopped', file=sys.stderr)
     elif issubclass(kind, ModuleNotFoundError) and (error.name or 'common').partition('.')[0] not in OURS:
-        print(f'{script_name()}: the package {error.name} is not here: pip install -r requirements.txt, in the '
+        print(f'{script_name()}: the package {error.name} is not installed: pip install -r requirements.txt, in the '
               f'environment of this Python ({sys.executable})', file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
@@ -94,6 +95,12 @@ def script_name():
     return f'{os.path.basename(folder)}/{name}' if name == 'prepare.py' else name
 
 
+def say(line):
+    """Print a line on stderr, once for all ranks of a run: stdout may be for the text of a model."""
+    if os.environ.get('RANK') in (None, '', '0'):
+        print(line, file=sys.stderr)
+
+
 def stop(message, code=2):
     """
     End the script with one line on stderr. Exit code 2 means wrong usage or settings. A mistake that all processes of a
@@ -102,7 +109,10 @@ def stop(message, code=2):
     rank = os.environ.get('RANK', '0')
     if os.environ.get('WORLD_SIZE', '1') != '1' and os.environ.get('LOCAL_RANK', '0') != '0':
         time.sleep(OTHERS_FAIL)
-    print(f'{script_name()}{f" (rank {rank})" * (rank != "0")}: {message}', file=sys.stderr)
+    line = f'{script_name()}{f" (rank {rank})" * (rank != "0")}: {message}'
+    print(line, file=sys.stderr)
+    with contextlib.suppress(KeyError, OSError), open(os.environ['TORCHELASTIC_ERROR_FILE'], 'w') as f:
+        json.dump({'message': line, 'extraInfo': {'timestamp': f'{time.time():.0f}'}}, f)  # torchrun ends with it
     sys.exit(code)
 
 
@@ -151,6 +161,14 @@ def width(text):
 def pad(text, columns):
     """`text` with spaces up to so many columns of a terminal."""
     return text + ' ' * (columns - width(text))
+
+
+def table(rows):
+    """The lines of a table, whose rows are lists of texts: each column is as wide as its widest, all but the last."""
+    rows = list(rows)
+    widths = [max(map(width, column)) for column in zip(*rows)]
+    for *cells, last in rows:
+        yield '  '.join([*map(pad, cells, widths), last]).rstrip()
 
 
 def cut(text, columns):

@@ -1,5 +1,6 @@
 """What kind of CPU this is, for figures that are worth nothing without its name, and for code that is made for it."""
 import contextlib
+import os
 import re
 import subprocess
 import sys
@@ -34,5 +35,11 @@ def describe():
     widest = torch.backends.cpu.get_cpu_capability()
     if not widest.startswith('AVX'):
         return name
-    vectors = 'AVX2 only' if widest == 'AVX2' else 'AVX-512' + ' with bfloat16' * native_bf16('cpu')
+    if widest == 'AVX2' and 'avx512f' in about.get('flags', '').split():  # as ATEN_CPU_CAPABILITY says
+        limited = os.environ.get('MKL_ENABLE_INSTRUCTIONS') == 'AVX2'  # else MKL's products, of float32, are not
+        vectors = 'limited to AVX2' if limited else 'limited to AVX2, but not MKL'
+    elif widest == 'AVX2':
+        vectors = 'AVX2 only'
+    else:
+        vectors = 'AVX-512' + ' with bfloat16' * native_bf16('cpu')
     return f'{name} ({vectors}{", AMX" * (widest == "AVX512" and torch.cpu._is_amx_tile_supported())})'

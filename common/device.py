@@ -36,6 +36,7 @@ GPUS = {
     'a10': Gpu(r'\bA10\b', 125, 24, 600, 150),  # disputed: about 62 TFLOP/s were measured
     'l4': Gpu(r'\bL4\b', 121, 24, 300, 72),
     'l40s': Gpu(r'\bL40S\b', 362, 48, 864, 350),
+    'rtx3060': Gpu(r'RTX 3060$', 25.5, 12, 360, 170),  # twice its float32, 3,584 x 2 x 1.777 GHz, as on the other two
     'rtx3090': Gpu(r'RTX 3090$', 71, 24, 936, 350),
     'rtx4090': Gpu(r'RTX 4090$', 165.2, 24, 1008, 450),
     'rtx5090': Gpu(r'RTX 5090$', 209.5, 32, 1792, 575),
@@ -60,8 +61,20 @@ def has_gpu():
 
 
 def gpus_hidden():
-    """True if the user hides all GPUs from PyTorch."""
-    return os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1', 'NoDevFiles')
+    """True if the user hides all GPUs from PyTorch; the last two names are ROCm's."""
+    names = 'CUDA_VISIBLE_DEVICES', 'HIP_VISIBLE_DEVICES', 'ROCR_VISIBLE_DEVICES'
+    return any(os.environ.get(name) in ('', '-1', 'NoDevFiles') for name in names)
+
+
+def passed_over():
+    """A GPU that seems to be here though PyTorch offers none that is used here, and what says why; None if hidden."""
+    if gpus_hidden():
+        return None
+    if shutil.which('nvidia-smi'):
+        return 'an NVIDIA driver', 'python bench.py --mode=check'
+    if os.path.exists('/dev/kfd'):
+        return 'an AMD GPU', 'docs/hardware.md'
+    return ('an Intel GPU', 'docs/hardware.md') if torch.xpu.is_available() else None
 
 
 def resolve_device(device):
@@ -72,8 +85,9 @@ def resolve_device(device):
     if device == 'auto':
         one_mac = torch.backends.mps.is_available() and world_size() == 1
         device = 'cuda' if torch.cuda.is_available() else 'mps' if one_mac else 'cpu'
-        if device == 'cpu' and shutil.which('nvidia-smi') and not gpus_hidden():
-            print0('device: the CPU, though there is an NVIDIA driver here; python bench.py --mode=check says why')
+        found = passed_over() if device == 'cpu' else None
+        if found:
+            print0(f'device: the CPU, though there is {found[0]} here; {found[1]} says why')
     kind, _, index = device.partition(':')
     if kind not in ('cuda', 'mps', 'cpu') or (index and not index.isdigit()):
         raise ValueError(f'device={device!r} is not one of auto, cuda, cuda:N, mps, cpu')
@@ -83,7 +97,8 @@ def resolve_device(device):
         raise ValueError(f'device={device!r} works in one process only; leave out torchrun, or try --device=cpu')
     if kind == 'cuda':
         if not torch.cuda.is_available():
-            reason = 'this PyTorch is built for the CPU only' if torch.version.cuda is None else 'PyTorch finds no GPU'
+            for_gpus = torch.version.cuda or torch.version.hip
+            reason = 'PyTorch finds no GPU' if for_gpus else 'this PyTorch is built for the CPU only'
             raise ValueError(f'device={device!r}, but {reason}; try --device=auto or --device=cpu')
         count, processes = torch.cuda.device_count(), int(os.environ.get('LOCAL_WORLD_SIZE', 1))
         if processes > count:
@@ -111,7 +126,7 @@ def check_architecture(name, capability, architectures):
     for architecture in architectures:
         kind, _, number = architecture.partition('_')
         number = re.match(r'\d+', number)
-        if number is None:  # ROCm lists gfx names, and does not have this problem
+        if number is None:  # ROCm lists gfx names, and what they mean for a card may be overridden (docs/hardware.md)
             return
         built = divmod(int(number.group()), 10)
         if kind == 'sm' and built[0] == major and built[1] <= minor or kind == 'compute' and built <= capability:
@@ -145,6 +160,11 @@ def resolve_dtype(dtype, device, training=True):
 
 def native_bf16(device):
     """True if this device multiplies matrices in bfloat16 natively, without emulation."""
+    if device.startswith('cuda') and torch.version.hip:
+        # PyTorch says yes of every AMD GPU. Polaris, Vega (not CDNA), RDNA 1 and 2 have no instructions for it, and
+        # compiled code ends the process there (unsloth pull request 7682)
+        name = torch.cuda.get_device_properties(device).gcnArchName
+        return re.match('gfx(8|90[0-79c]|10)', name) is None
     if device.startswith('cuda'):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device != 'cpu' or not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):

@@ -82,9 +82,28 @@ def lock_if_possible(path, advice):
     open(path, 'a').close()  # an OSError here is about the file, not about the lock
     try:
         return lock(path)
+    except FileNotFoundError:  # the folder has been removed meanwhile
+        raise
     except OSError as error:
         print(f'{os.path.dirname(path)} cannot be locked ({error}): {advice}')
         return None
+
+
+@contextlib.contextmanager
+def turn(path, notice):
+    """
+    Hold the lock at `path` in the block. If another process holds it, print `notice` and wait. On a file system without
+    locks the block is run nevertheless.
+    """
+    try:
+        held = lock(path)
+    except Locked:
+        print(notice)
+        held = lock(path, wait=True)
+    except OSError:
+        held = contextlib.nullcontext()
+    with held:
+        yield
 
 
 def is_locked(path):

@@ -161,7 +161,7 @@ def obstacle():
         import llama_cpp  # noqa
     except Exception as error:  # RuntimeError, OSError, AttributeError: a library that is missing, broken or another's
         if isinstance(error, ModuleNotFoundError) and error.name == 'llama_cpp':
-            return 'llama_cpp is not here; pip install llama-cpp-python builds it, with a compiler'
+            return 'llama_cpp is not installed; pip install llama-cpp-python builds it, with a compiler'
         return f'llama_cpp is here, but cannot be imported ({type(error).__name__}: {error})'
     return None
 

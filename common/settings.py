@@ -115,7 +115,7 @@ def check(settings, world_size):
                          '--compress_gradients=False')
     for key, package in (('wandb_log', 'wandb'), ('tensorboard_log', 'tensorboard')):
         if settings[key] and importlib.util.find_spec(package) is None:
-            raise ValueError(f'{key}=True needs a package that is not here: pip install {package}')
+            raise ValueError(f'{key}=True needs a package that is not installed: pip install {package}')
     if not settings['eval_only']:
         files.check_folder(settings['out_dir'], 'out_dir')
 

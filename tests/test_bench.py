@@ -74,6 +74,7 @@ def test_a_step_that_takes_long_is_measured_too():
     assert set(shares) == {'data', 'forward', 'backward', 'optimizer'} and sum(shares.values()) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_compile_is_not_called_compiled(bench):
     code = 'import torch._inductor.config; torch._inductor.config.cpp.cxx = (None, "/bin/false")'
     done = ok(bench('--compile=True', '--json=True', code=code))

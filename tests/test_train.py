@@ -456,9 +456,10 @@ when_printed('compile: done', lambda: print('graphs:', counters['stats']['unique
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('options, tolerance', [
-    (['--optimizer=muon'], 1e-4), slow(['--gradient_checkpointing=True'], 1e-4),
-    slow(['--dtype=bfloat16', '--gradient_checkpointing=True', '--modern=True'], 0.03)])
+    (['--optimizer=muon'], 1e-4), (['--gradient_checkpointing=True'], 1e-4),
+    (['--dtype=bfloat16', '--gradient_checkpointing=True', '--modern=True'], 0.03)])
 def test_split_by_fsdp_and_compiled_it_trains_as_one_does(hooked, hooked_ranks, tmp_path, options, tolerance):
     """The graphs are what torch.compile makes of it; what they compile to is left to PyTorch (aot_eager)."""
     done = hooked_ranks(COMPILE, '--out_dir=two', '--fsdp=True', '--compile=True', '--max_iters=8', *options)

@@ -205,7 +205,7 @@ def plan(model, gpu, dtype, settings, gpus=1):
         parameters=model.get_num_params(), vocab_size=model.config.vocab_size, tokens_per_iter=tokens_per_iter,
         tokens=tokens, batch_size=batch_size, gradient_checkpointing=recompute, dtype=dtype,
         compile=settings['compile'], fused_attention=is_cpu(gpu) or not half or head_dim % 8 == 0, gpus=gpus,
-        tflops=gpu.tflops, watts=gpu.watts or None, memory_gb=gpu.memory_gb, available_bytes=budget, bytes=parts[0],
+        fsdp=settings['fsdp'], tflops=gpu.tflops, watts=gpu.watts or None, memory_gb=gpu.memory_gb, available_bytes=budget, bytes=parts[0],
         bytes_checkpointing=parts[1], total_bytes=sum(parts[0].values()),
         total_bytes_checkpointing=sum(parts[1].values()), largest_batch_size=largest[0],
         largest_batch_size_checkpointing=largest[1], fits=sum(parts[recompute].values()) <= budget,
@@ -237,7 +237,8 @@ def memory_lines(figures):
     else:
         most = f'the largest batch_size is {largest[recompute]}' if largest[recompute] else 'no batch_size does'
         more = f' ({largest[1]} with --gradient_checkpointing=True)' if largest[1] and not recompute else ''
-        yield f'does not fit: {verdict}; {most}{more}'
+        split = '; --fsdp=True splits the model over the GPUs' * (figures['gpus'] > 1 and not figures['fsdp'])
+        yield f'does not fit: {verdict}; {most}{more}{split}'
 
 
 def time_lines(figures):
@@ -252,6 +253,8 @@ def time_lines(figures):
                + ', less a quarter' * figures['gradient_checkpointing'])
         yield '        ' + 'others: ' * (not on_cpu) + figures['mfu_source']
         yield '        with gradient_checkpointing about a quarter less: a second forward pass'
+        if figures['gpus'] > 1:
+            yield '        what travels between the GPUs takes time that is not counted; --fsdp=True sends more'
         days, tokens = [figures['days_lowest'], figures['days_highest']], figures['tokens']
         span = [f'{value:,.0f} days' if value >= 100 else f'{value:.3g} days' if value >= 1 else duration(86400 * value)
                 for value in days]

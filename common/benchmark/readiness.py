@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from common.device import CU126, check_architecture, find_gpu, gpus_hidden, native_bf16
+from common.device import CU126, check_architecture, find_gpu, gpus_hidden, native_bf16, passed_over
 from common.files import free_bytes, sync
 
 OK, WARNING, ERROR = 'ok', 'warning', 'error'
@@ -34,7 +34,7 @@ def check(folder):
         rows += [row for index in range(torch.cuda.device_count()) for row in gpu(index)]
         if all(row.state != ERROR for row in rows):  # else no kernel runs
             rows.append(attention())
-        rows += [peers(), driver()]
+        rows += [peers()] if torch.version.hip else [peers(), driver()]
     elif torch.backends.mps.is_available():
         rows.append(Row(OK, 'GPU', 'an Apple GPU, through mps'))
     else:
@@ -48,6 +48,8 @@ def no_gpu():
     if gpus_hidden():
         return Row(WARNING, 'GPU', 'hidden by CUDA_VISIBLE_DEVICES', 'unset CUDA_VISIBLE_DEVICES to use it')
     if not shutil.which('nvidia-smi'):
+        if found := passed_over():
+            return Row(WARNING, 'GPU', f'there is {found[0]}, but none that this PyTorch offers', f'see {found[1]}')
         return Row(WARNING, 'GPU', 'none that PyTorch can use', 'small models train on a CPU: config/quickstart.py')
     if torch.version.cuda is None:
         return Row(ERROR, 'GPU', 'there is an NVIDIA driver, but this PyTorch is built for the CPU only',
@@ -68,7 +70,8 @@ def gpu(index):
     except ValueError as error:
         yield Row(ERROR, f'{here}, kernels', *str(error).split(': ', 1))
         return
-    if torch.version.hip or capability >= (8, 0):  # is_bf16_supported would look at the current GPU
+    # is_bf16_supported would look at the current GPU
+    if native_bf16(f'cuda:{index}') if torch.version.hip else capability >= (8, 0):
         yield Row(OK, f'{here}, precision', 'bfloat16 natively')
     else:
         yield Row(OK, f'{here}, precision', "float16 with loss scaling, in Muon's iteration too; parameters stay in "

@@ -138,6 +138,10 @@ def check_first_word(word, others, root):
     """ValueError if the first word of a line without a name was meant as one."""
     if word.startswith('-') or os.path.exists(word) or os.path.exists(os.path.join(root, word)):
         return
+    end = next((i for i, other in enumerate(others) if other.endswith((':', '：'))), None)
+    if end is not None and len(others[end]) > 1:
+        name = '-'.join([word, *others[:end + 1]])
+        raise ValueError(f'a name has no spaces, as in {name} {shlex.join(others[end + 1:])}')
     name, colon, rest = re.fullmatch('([^:：]*)([:：]?)(.*)', word).groups()
     if colon and rest:
         raise ValueError(f'{word!r}: put a space behind the colon, as in {name}: {rest}')

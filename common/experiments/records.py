@@ -234,11 +234,18 @@ def comparability(runs):
             sentences.append(f'different validation texts ({apart}): strictly, nothing can be compared; bits per byte '
                              'are a rough figure')
     if unknown:
-        sentences.append(f'not known what was scored in {names_of(unknown)}: older runs, or a dataset without '
-                         'meta.json; compare their figures only if dataset and vocabulary are the same')
+        sentences.append(f'not known what was scored in {names_of(unknown)}: older runs, or a dataset without sha256 '
+                         'in its meta.json; compare their figures only if dataset and vocabulary are the same')
     return sentences
 
 
 def names_of(names):
     """The first names of a list."""
     return ', '.join(names[:4]) + (f' and {len(names) - 4} more' if len(names) > 4 else '')
+
+
+def thinned(items, limit):
+    """At most `limit` of the items, evenly spread, including the last."""
+    if len(items) <= limit:
+        return items
+    return [items[round(i * (len(items) - 1) / (limit - 1))] for i in range(limit)]

@@ -33,6 +33,9 @@ def check_resumed(state, config, shape, meta, allow_data_change, out_dir):
     the settings in `shape` (n_layer, ...). These may also equal the settings at its beginning: the n_layer of a run
     that started from gpt2-xl does not describe its model.
     """
+    if 'meta' not in state:  # the original's
+        print0('the checkpoint does not say what its ids mean: they are taken for those of this dataset, which must be '
+               'the one that it was trained on')
     check_same(meta, state.get('meta'), config.vocab_size)
     check_unchanged(meta, state.get('meta'), allow_data_change)
     then = state.get('config', {})

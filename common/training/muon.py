@@ -77,8 +77,7 @@ def orthogonalize_together(matrices, dtype):
     if ranks == 1:
         return mine
     gathered = mine.new_empty(len(filled), *mine.shape[1:])
-    all_gather = getattr(dist, 'all_gather_single', None) or dist.all_gather_into_tensor  # its name before PyTorch 2.13
-    all_gather(gathered, mine)
+    dist.all_gather_single(gathered, mine)
     return gathered[:len(matrices)]
 
 

@@ -9,7 +9,7 @@ from common.tokenizer import from_meta
 
 def encode_prompts(meta, sample_prompts):
     """
-    The ids of each prompt, a list of lists. They are one string with | between them, or FILE:PATH (also LINES:PATH) of
+    The ids of each prompt, a list of lists. They are one string with | between them, or LINES:PATH (also FILE:PATH) of
     a file with one per line; '' means none. An empty prompt among several becomes the id that a new text starts with.
     """
     if not sample_prompts:

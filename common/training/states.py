@@ -155,7 +155,8 @@ def describe_changes(state, now):
     then = state.get('config', {})
     differing = [f'{key} {then[key]!r} -> {now[key]!r}' for key in then
                  if key in now and key != 'init_from' and now[key] != then[key]]
-    differing += [f'{key} {now[key]!r}, which it did not have' for key in now if key not in then and now[key]]
+    if 'format' in state:  # the original's has few of them
+        differing += [f'{key} {now[key]!r}, which it did not have' for key in now if key not in then and now[key]]
     return '; changed since then: ' + ', '.join(differing) if differing else ''
 
 

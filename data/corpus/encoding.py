@@ -14,6 +14,7 @@ from tqdm import tqdm
 from common import dataset, tokenizer
 from common.charsets import iconv_name
 from common.files import write_whole
+from common.processes import cores
 
 SHARD = 2**24  # characters of text in a shard: a second of work
 UNIT = 2**20   # characters that a thread tokenises at a time
@@ -68,8 +69,7 @@ def tokenise(shards, plan, read, skip_bad):
     the bytes of the text that counts in the loss.
     """
     encoder, state = Encoder(plan), {**START, **shards.last}
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    tokens, t0 = 0, time.perf_counter()
+    threads, tokens, t0 = cores(), 0, time.perf_counter()
     for split in dataset.SPLITS:
         shards.append(f'{split}.{encoder.suffix}', b'')  # a split without documents has a file, too
     with (ThreadPoolExecutor(threads) as pool,
@@ -95,8 +95,8 @@ def tokenise(shards, plan, read, skip_bad):
             'scored': {split: counts[f'{split}_bytes'] for split in dataset.SPLITS}}
     if counts['decomposed']:
         print(f'{counts["decomposed"]:,} characters of the text only complete the one before them' +
-              f', as in {state["decomposed"]}' * bool(state['decomposed']) + ': it has more tokens than it needs, and '
-              'words that look the same differ. --normalize=NFC composes them')
+              f', as in {state["decomposed"]}' * bool(state['decomposed']) + ': words that look the same '
+              'differ, and mostly it has more tokens than it needs. --normalize=NFC composes them')
     if counts['crlf']:
         other = next((file['encoding'] for file in plan.files if 'encoding' in file), None)
         utf8 = f'iconv -f {iconv_name(other)} -t utf-8 FILE |' if other else 'cat FILE |'

@@ -44,11 +44,18 @@ class Shards:
 
     def claim(self):
         """Make the folder and lock it."""
-        os.makedirs(self.folder, exist_ok=True)
-        try:
-            self.lock = files.lock_if_possible(self.path('.lock'), 'do not start a second process there')
-        except files.Locked:
-            raise ValueError(f'another process is at work in {self.folder}') from None
+        for attempt in range(100):
+            os.makedirs(self.folder, exist_ok=True)
+            try:
+                self.lock = files.lock_if_possible(self.path('.lock'), 'do not start a second process there')
+            except FileNotFoundError:  # another process has just finished, and removes the folder
+                continue
+            except files.Locked:
+                raise ValueError(f'another process is at work in {self.folder}') from None
+            if os.path.exists(self.path('.lock')):
+                return
+            self.release()  # of a file that is gone
+        raise ValueError(f'{self.folder} cannot be locked: its .lock comes and goes')
 
     def release(self):
         if self.lock is not None:

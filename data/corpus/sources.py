@@ -29,9 +29,9 @@ class Unreachable(ValueError):
 def find(pattern):
     """
     The files that a pattern names, in order and each once: a file, a folder with its subfolders, a glob, or on Hugging
-    Face hf://datasets/OWNER/NAME/GLOB (or NAME@REVISION). What is not taken is printed, except files of other
-    kinds in folders: in folders hidden names, links to folders and what cannot be read, anywhere pipes, sockets,
-    devices, links to nothing and other names of a file. ValueError if there are no files, or none of a known kind.
+    Face hf://datasets/OWNER/NAME/GLOB (or NAME@REVISION). What is not taken is printed: in folders hidden names,
+    links to folders and what cannot be read, anywhere files of other kinds, pipes, sockets, devices, links to nothing
+    and other names of a file. ValueError if there are no files, or none of a known kind.
     """
     if pattern.startswith('hf://'):
         return find_on_hub(pattern)
@@ -43,15 +43,18 @@ def find(pattern):
         found = expand(named, left_out)
         if not found and not left_out:
             raise ValueError(f'there is no {pattern!r}')
-    files, taken = [], {}
+    files, taken, others = [], {}, []
     for path in sorted({os.path.abspath(path) for path in found}, key=lambda path: (os.path.islink(path), path)):
-        if not regular(path, left_out) or suffix(path) not in SUFFIXES:
+        if not regular(path, left_out):
+            continue
+        if suffix(path) not in SUFFIXES:
+            others.append(path)
             continue
         if taken.setdefault(identity(path), path) != path:
             left_out.setdefault('another name of a file that is taken', []).append(path)
             continue
         files.append({'path': path, 'bytes': os.path.getsize(path), 'version': os.stat(path).st_mtime_ns})
-    for what, paths in left_out.items():
+    for what, paths in [*left_out.items(), *([('of another kind', others)] if files and others else [])]:
         print(f'left out, {what}: {some(sorted(paths))}')
     if not files:
         convert = '; convert other formats to .jsonl, with a {"text": "..."} on each line'

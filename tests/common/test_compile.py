@@ -11,6 +11,7 @@ from torch._dynamo.utils import counters
 from common import distributed, inference
 from common.compile import compile_or_eager, training_trial
 from model import GPT, GPTConfig
+from test_distributed import process_group  # noqa: a fixture
 
 BF16 = torch.autocast('cpu', torch.bfloat16)
 
@@ -36,14 +37,6 @@ def graphs(monkeypatch):
         return graph
     monkeypatch.setattr(torch, 'compile', lambda model, **options: compile(model, backend=backend, **options))
     return made
-
-
-@pytest.fixture
-def process_group(tmp_path):
-    """A process group of this process alone, for DDP and FSDP."""
-    torch.distributed.init_process_group('gloo', init_method=f'file://{tmp_path}/store', rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def operators(graph):
@@ -138,7 +131,8 @@ def test_a_model_that_does_not_compile_runs_in_eager_and_says_so(monkeypatch, ca
     monkeypatch.setattr(torch, 'compile', lambda model, **options: no_compiler)
     model = torch.nn.Linear(2, 2)
     assert compile_or_eager(model, nullcontext(), lambda compiled: compiled(torch.ones(2))) is model
-    assert capsys.readouterr().out == ('compile: not possible here, running eager instead '
+    assert capsys.readouterr().out == ('compile: begun; it may take a minute or two\n'
+                                       'compile: not possible here, running eager instead '
                                        '(RuntimeError: Failed to find C++ compiler)\n')
 
 

@@ -1,4 +1,5 @@
 """What the machine is said to be, on machines that are not there: the V100's rules above all."""
+import os
 import shutil
 from unittest.mock import Mock
 
@@ -61,6 +62,18 @@ def test_bfloat16_is_native_where_the_cpu_pytorch_and_onednn_have_it(monkeypatch
     assert native_bf16('cpu') == native and not native_bf16('mps')
 
 
+@pytest.mark.parametrize('architecture, dtype', [
+    ('gfx90a:sramecc+:xnack-', 'bfloat16'), ('gfx908', 'bfloat16'), ('gfx942', 'bfloat16'), ('gfx1100', 'bfloat16'),
+    ('gfx1201', 'bfloat16'), ('gfx1030', 'float16'), ('gfx1010', 'float16'), ('gfx900', 'float16'),
+    ('gfx906:sramecc-:xnack-', 'float16'), ('gfx90c', 'float16'), ('gfx909', 'float16'),
+    ('gfx803', 'float16')])
+def test_an_amd_gpu_trains_in_bfloat16_where_it_has_instructions_for_it(monkeypatch, architecture, dtype):
+    monkeypatch.setattr(torch.version, 'hip', '7.2')  # with that the real is_bf16_supported says yes
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: Mock(gcnArchName=architecture))
+    assert resolve_dtype('auto', 'cuda') == resolve_dtype('bfloat16', 'cuda:1') == dtype
+    assert muon_dtype('cuda', dtype) == getattr(torch, dtype)
+
+
 def test_muon_iterates_in_the_16_bits_of_the_run_where_they_are_native(gpu, monkeypatch):
     gpu()
     assert muon_dtype('cuda', 'float16') == torch.float16
@@ -94,7 +107,9 @@ def test_a_build_without_kernels_for_the_gpu_is_found_at_once(capability, built,
     ('Tesla V100S-PCIE-32GB', 130), ('Tesla V100-DGXS-32GB', 125), ('Tesla T4', 65), ('NVIDIA A10', 125),
     ('NVIDIA A10G', None), ('NVIDIA A100-SXM4-80GB', 312), ('NVIDIA L4', 121), ('NVIDIA L40S', 362),
     ('NVIDIA L40', None),
-    ('NVIDIA GeForce RTX 3090', 71), ('NVIDIA GeForce RTX 3090 Ti', None), ('NVIDIA GeForce RTX 4090', 165.2),
+    ('NVIDIA GeForce RTX 3060', 25.5), ('NVIDIA GeForce RTX 3060 Ti', None),
+    ('NVIDIA GeForce RTX 3060 Laptop GPU', None), ('NVIDIA GeForce RTX 3090', 71),
+    ('NVIDIA GeForce RTX 3090 Ti', None), ('NVIDIA GeForce RTX 4090', 165.2),
     ('NVIDIA H100 80GB HBM3', 989), ('NVIDIA H100 PCIe', 756), ('NVIDIA H100 NVL', 835), ('NVIDIA H200', 989),
     ('NVIDIA H200 NVL', None), ('NVIDIA B200', 2250), ('NVIDIA GB200', 2500), ('AMD Instinct MI300X', 1307),
     ('Some GPU of tomorrow', None)])
@@ -115,6 +130,16 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, device, expected):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
     with pytest.raises(ValueError, match=expected):
         resolve_device(device)
+
+
+@pytest.mark.parametrize('cuda, hip, expected', [
+    (None, None, 'built for the CPU only'), ('13.0', None, 'finds no GPU'), (None, '7.2', 'finds no GPU')])
+def test_a_build_for_a_gpu_that_finds_none_is_told_from_one_for_the_cpu(monkeypatch, cuda, hip, expected):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.version, 'cuda', cuda)
+    monkeypatch.setattr(torch.version, 'hip', hip)
+    with pytest.raises(ValueError, match=expected):
+        resolve_device('cuda')
 
 
 def test_words_that_mean_nothing_are_refused():
@@ -144,6 +169,34 @@ def test_a_driver_without_a_gpu_is_no_silent_cpu(monkeypatch, capsys):
     for hidden in ('', '-1'):  # on purpose
         monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)
         assert resolve_device('auto') == 'cpu' and capsys.readouterr().out == ''
+
+
+@pytest.mark.parametrize('driver, intel, expected', [
+    (True, False, 'an AMD GPU here; docs/hardware.md'), (False, True, 'an Intel GPU here; docs/hardware.md'),
+    (False, False, '')])
+def test_a_gpu_that_is_not_used_is_named(monkeypatch, capsys, driver, intel, expected):
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    for module in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(module, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.xpu, 'is_available', lambda: intel)
+    monkeypatch.setattr(shutil, 'which', lambda name: None)
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, 'exists', lambda path: driver if path == '/dev/kfd' else exists(path))
+    assert resolve_device('auto') == 'cpu'
+    out = capsys.readouterr().out
+    assert expected in out and (out == '') == (expected == '')
+    assert resolve_device('cpu') == 'cpu' and capsys.readouterr().out == ''  # as was asked for
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')  # on purpose
+    assert resolve_device('auto') == 'cpu' and capsys.readouterr().out == ''
+
+
+def test_an_amd_gpu_is_taken_as_cuda(monkeypatch):
+    for name, value in (('is_available', True), ('device_count', 1), ('get_arch_list', ['gfx90a', 'gfx1100'])):
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'AMD Radeon RX 7900 XTX')
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (11, 0))
+    monkeypatch.setattr(torch, 'set_float32_matmul_precision', lambda precision: None)  # it would hold for other tests
+    assert resolve_device('auto') == 'cuda'
 
 
 def test_a_gpu_is_taken_by_its_number_where_it_has_one(monkeypatch):

@@ -47,6 +47,24 @@ def test_a_disk_without_locks_is_named_and_used(tmp_path, monkeypatch, capsys, n
     assert not files.is_locked(str(tmp_path / '.lock'))
 
 
+def test_a_lock_whose_folder_is_removed_meanwhile_is_an_error(tmp_path, monkeypatch):
+    def lock(path):
+        raise FileNotFoundError(path)
+    monkeypatch.setattr(files, 'lock', lock)
+    with pytest.raises(FileNotFoundError):
+        files.lock_if_possible(str(tmp_path / '.lock'), '')
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='flock is a call of Unix')
+def test_a_turn_is_taken_on_a_disk_without_locks_too(tmp_path, monkeypatch, capsys):
+    def flock(fd, operation):
+        raise OSError(errno.ENOLCK, 'no')
+    monkeypatch.setattr('fcntl.flock', flock)
+    with files.turn(str(tmp_path / '.lock'), 'wait'):
+        (tmp_path / 'done').touch()
+    assert (tmp_path / 'done').exists() and capsys.readouterr().out == ''
+
+
 def test_a_lock_in_no_folder_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         files.lock_if_possible(str(tmp_path / 'gone' / '.lock'), '')

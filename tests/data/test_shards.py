@@ -192,12 +192,33 @@ def test_clean_leaves_alone_what_is_in_use_and_what_is_not_ours(whole, work, tmp
 
 def test_clean_is_a_command(work, tmp_path):
     script = os.path.join(ROOT, 'data', 'corpus.py')
-    for words, code in ((['clean', 'out', '--dry_run'], 0), (['clean', 'none'], 2), (['clear', 'out', '--dry_run'], 2)):
+    for words, code, said in ((['clean', 'out', '--dry_run'], 0, ''), (['clean', '--dry_run=True', 'out'], 0, ''),
+                              (['clean', 'none'], 2, 'there is no folder none'),
+                              (['clear', 'out', '--dry_run'], 2, "unknown command 'clear'; did you mean clean?"),
+                              (['clean', 'out', '--dry-run'], 2, '--dry-run; did you mean dry_run?'),
+                              (['check', 'out', '--dry_run'], 2, 'unknown setting --dry_run; ')):
         done = python(script, *words, cwd=tmp_path)
-        assert done.returncode == code and 'Traceback' not in done.stderr and work.exists(), done.stderr
-    assert 'clean data/NAME, with --dry_run' in done.stderr
+        assert done.returncode == code and said in done.stderr and 'Traceback' not in done.stderr and work.exists()
     done = python(script, 'clean', 'out', cwd=tmp_path)
     assert done.returncode == 0 and f'removed out/{work.name}' in done.stdout and not work.exists()
+
+
+@pytest.mark.parametrize('moment', ['before the lock', 'before the lock is held'])
+def test_work_that_another_process_finishes_and_removes_at_this_moment_is_begun_anew(tmp_path, monkeypatch, moment):
+    folder = tmp_path / 'unfinished-00000000'
+    ours, removals = files.lock_if_possible, [folder]
+
+    def lock(path, advice):
+        if moment == 'before the lock' and removals:
+            shutil.rmtree(removals.pop())
+        held = ours(path, advice)
+        if removals:
+            shutil.rmtree(removals.pop())
+        return held
+    monkeypatch.setattr(files, 'lock_if_possible', lock)
+    work = shards.Shards(str(folder))
+    assert (folder / '.lock').exists() and not removals
+    work.release()
 
 
 def test_a_first_mistake_leaves_nothing_to_remove(prepare, tmp_path):

@@ -68,6 +68,7 @@ def start(names, **changes):
     return peers.ways(names, CODE, [asdict(new_model(**changes).config)], SIZES, 'cpu')
 
 
+@pytest.mark.slow
 def test_what_is_not_installed_or_broken_is_left_out_in_a_line(monkeypatch, capsys, tmp_path):
     for package, error in (('transformers', 'ImportError'), ('llama_cpp', 'RuntimeError'), ('ctranslate2', 'KeyError')):
         (tmp_path / f'{package}.py').write_text(f'raise {error}("no {package}")')

@@ -190,14 +190,19 @@ def test_a_machine_is_named_by_its_gpu_or_by_what_its_cpu_can(monkeypatch, name,
     about = ledger.machine('cuda')
     assert (about['machine'], about['driver'], about['gb'], about['gpus']) == (expected, '550.1', 16, 2)
     monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX2')
-    assert re.fullmatch(r'\S.* \(AVX2 only\), (\d+ threads? of )?\d+ cores?', ledger.machine('cpu')['machine'])
+    assert re.fullmatch(r'\S.* \((AVX2 only|limited to AVX2(, but not MKL)?)\), (\d+ threads? of )?\d+ cores?', ledger.machine('cpu')['machine'])
 
 
 @pytest.mark.skipif(not hasattr(os, 'sched_getaffinity') or sys.platform != 'linux', reason='/proc/cpuinfo')
-@pytest.mark.parametrize('name, expected', [
-    ('AMD EPYC', 'AMD EPYC family 25 model 17'), ('AMD EPYC 9B14 96-Core Processor', 'AMD EPYC 9B14')])
-def test_a_cpu_with_a_vague_name_is_told_from_others_and_so_are_its_threads(monkeypatch, tmp_path, name, expected):
-    info = f'processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: {name}\nstepping\t: 1\n\n'
+@pytest.mark.parametrize('name, flags, mkl, expected', [
+    ('AMD EPYC', 'fma avx2', '', 'AMD EPYC family 25 model 17 (AVX2 only)'),
+    ('AMD EPYC 9B14 96-Core Processor', 'fma avx2 avx512f', '', 'AMD EPYC 9B14 (limited to AVX2, but not MKL)'),
+    ('AMD EPYC 9B14 96-Core Processor', 'fma avx2 avx512f', 'AVX2', 'AMD EPYC 9B14 (limited to AVX2)')])
+def test_a_cpu_with_a_vague_name_is_told_from_others_and_so_are_its_threads(monkeypatch, tmp_path, name, flags, mkl,
+                                                                            expected):
+    monkeypatch.setenv('MKL_ENABLE_INSTRUCTIONS', mkl)
+    info = (f'processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: {name}\nstepping\t: 1\n'
+            f'flags\t\t: {flags}\n\n')
     (tmp_path / 'cpuinfo').write_text(info + info.replace('17', '99'))
     monkeypatch.setattr(cpu, 'open', lambda path, *args, **options: open(tmp_path / 'cpuinfo', *args, **options),
                         raising=False)
@@ -207,7 +212,7 @@ def test_a_cpu_with_a_vague_name_is_told_from_others_and_so_are_its_threads(monk
     for threads, said in ((1, '1 thread of 2 cores'), (2, '2 cores')):
         monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
         about = ledger.machine('cpu')
-        assert (about['machine'], about['threads']) == (f'{expected} (AVX2 only), {said}', threads)
+        assert (about['machine'], about['threads']) == (f'{expected}, {said}', threads)
         assert about['torch'] == '2.13.0'
 
 

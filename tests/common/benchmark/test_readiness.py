@@ -46,6 +46,28 @@ def test_a_newer_gpu_has_bfloat16_and_one_that_is_not_in_the_table_has_no_peak(g
     assert rows[-1].state == WARNING and 'GPUS in common/device.py' in rows[-1].remedy
 
 
+@pytest.mark.parametrize('arch, expected', [('gfx1100', 'bfloat16 natively'), ('gfx1030', 'float16 with loss scaling')])
+def test_an_amd_gpu_is_said_to_train_in_what_it_trains_in_and_nvidias_driver_is_not_missed(gpus, monkeypatch, tmp_path,
+                                                                                          arch, expected):
+    gpus('AMD Radeon', (11, 0), [arch])
+    monkeypatch.setattr(torch.version, 'hip', '7.2')
+    archs = {'cuda:0': arch, 'cuda:1': 'gfx90a'}  # the second would do in bfloat16
+    monkeypatch.setattr(torch.cuda, 'get_device_properties',
+                        lambda device: Mock(total_memory=16e9, gcnArchName=archs.get(device, 'gfx90a')))
+    monkeypatch.setattr(readiness, 'attention', lambda: readiness.Row(OK, 'attention', ''))
+    rows = readiness.check(str(tmp_path))
+    assert any(expected in row.found for row in rows) and 'driver' not in [row.what for row in rows]
+
+
+def test_a_gpu_that_this_pytorch_does_not_offer_is_named(monkeypatch):
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.setattr(shutil, 'which', lambda name: None)
+    exists = os.path.exists
+    monkeypatch.setattr(os.path, 'exists', lambda path: path == '/dev/kfd' or exists(path))
+    row = readiness.no_gpu()
+    assert row.state == WARNING and 'an AMD GPU' in row.found and 'docs/hardware.md' in row.remedy
+
+
 @pytest.mark.parametrize('peer, state', [(True, OK), (False, WARNING)])
 def test_gpus_that_do_not_reach_each_other_are_named(gpus, monkeypatch, peer, state):
     gpus(count=4)
