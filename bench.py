@@ -39,7 +39,6 @@ gpus = 1               # of them; with --fsdp=True they share weights, gradients
 prompt_tokens = 16
 max_new_tokens = 128
 batch_sizes = [1, 4]   # without the cache only the first, for other libraries 1
-top_k = 200
 rounds = 3             # in which all ways take turns, because a machine's speed drifts; medians are shown
 use_huggingface = True  # also time Hugging Face's generate(), if transformers is installed and block_size allows it
 use_others = True      # and, on a CPU, llama.cpp and CTranslate2, if llama-cpp-python and ctranslate2 are installed
@@ -310,7 +309,7 @@ def show_decoding():
     def new_model():  # as all others have it
         return make_model() if modern else make_model(bias=True, activation='gelu_tanh', softcap=0.0)
 
-    sizes, ways = (prompt_tokens, max_new_tokens, top_k), {}
+    sizes, ways = (prompt_tokens, max_new_tokens, decoding.TOP_K), {}
     if not modern and {'bias', 'activation'} & config_given:
         print('bias and activation are those that all libraries have: biases, gelu_tanh')
     for batch, precision in itertools.product(batch_sizes, decoding.BYTES):
@@ -326,8 +325,8 @@ def show_decoding():
         code = ('import torch\nfrom model import GPT, GPTConfig\ndef make_model(config):\n'
                 f'    torch.manual_seed({seed})\n    return GPT(GPTConfig(**config)).eval()')
         ways.update(peers.ways(names, code, [asdict(new_model().config)], sizes, device))
-    print(f'{prompt_tokens} + {max_new_tokens} tokens, top_k {top_k}, by a new model of {n_layer} layers, {n_embd} '
-          f'wide, on {device}: {len(ways)} ways in turn, medians of {rounds}')
+    print(f'{prompt_tokens} + {max_new_tokens} tokens, top_k {decoding.TOP_K}, by a new model of {n_layer} layers, '
+          f'{n_embd} wide, on {device}: {len(ways)} ways in turn, medians of {rounds}')
     speeds, last_by_first, bandwidth = decoding.measure(ways, max_new_tokens, rounds, device)
     figures = decoding.figures(speeds, last_by_first)
     weights = sum(p.numel() for name, p in new_model().named_parameters() if p.dim() == 2 and 'wpe' not in name)

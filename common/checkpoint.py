@@ -16,14 +16,13 @@ import json
 import math
 import os
 import pickle
-import sys
 import zipfile
 
 import torch
 
 from common import files
+from common.console import say
 from common.device import is_out_of_memory
-from common.distributed import rank
 from common.settings import SMEARED
 from common.tokenizer import check_meta
 
@@ -193,23 +192,17 @@ def weights_path(path):
     untrained = best and best['iter_num'] == 0 and best['config']['init_from'] in ('scratch', 'auto')
     if untrained and newest and newest['iter_num'] > 0:
         names.remove('ckpt.pt')
-        tell(f'{path}: the newest weights, as the best are still those of the untrained model{come}')
+        say(f'{path}: the newest weights, as the best are still those of the untrained model{come}')
     elif best:
-        tell(f'{path}: the best weights, of iteration {best["iter_num"]}{come}')
+        say(f'{path}: the best weights, of iteration {best["iter_num"]}{come}')
     elif newest and not files.exists(os.path.join(path, 'ckpt.pt')):
-        tell(f'{path}: the newest weights, as there are no best ones yet{come}')
+        say(f'{path}: the newest weights, as there are no best ones yet{come}')
     for name in names:
         if files.exists(os.path.join(path, name)):
             return os.path.join(path, name)
     if files.exists(os.path.join(path, 'model.onnx')):
         raise ValueError(f'{path} is an export for onnxruntime, which is not read here; name the folder of the run')
     raise FileNotFoundError(f'no checkpoint in {path} (looked for ckpt.pt, last.pt and prev.pt)')
-
-
-def tell(line):
-    """Print a line on stderr, once for all ranks: stdout may be for the text of a model."""
-    if rank() == 0:
-        print(line, file=sys.stderr)
 
 
 def peek(path):

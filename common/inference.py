@@ -1,7 +1,7 @@
 """
 Make a trained model generate fast. A token takes about as long as reading all weights: they are stored in 16 or 8 bits
-and, on a CPU, multiplied by the fastest kernel that there is; or a step of one token is compiled. It knows no tokenizer
-and no settings.
+and, on a CPU, multiplied by the kernel that linears.py takes for it; or a step of one token is compiled. It knows no
+tokenizer and no settings.
 """
 import sys
 from contextlib import nullcontext
@@ -89,7 +89,7 @@ def convert(model, device, dtype):
 
 def specialize(model, dtype, int8=False):
     """
-    Give a model in float32 on a CPU the fastest kernels that it has, and say which. Its weights are stored in `dtype`,
+    Give a model in float32 on a CPU the kernels of a linears.Choice, and say which. Its weights are stored in `dtype`,
     a name, or with `int8` the matrices in 8 bits; it computes in float32. 'auto' is float16 for a large model, where
     that is faster and can hold the weights, else float32. If kernels.c computes its blocks, and weights are in float16,
     the keys and values in its caches are, too. ValueError if float16 cannot hold the weights. torch.compile, deepcopy

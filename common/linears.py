@@ -277,7 +277,10 @@ def total(times, names):
 
 
 class Choice:
-    """The fastest candidates for a model in a precision: `names` {(N, K): candidate}, and what a token takes then."""
+    """
+    The candidates for a model in a precision: `names` {(N, K): candidate}, and what a token takes then. They are the
+    fastest, or kernels.c where that is hardly slower.
+    """
 
     def __init__(self, model, precision, whole=True):
         """whole: kernels.c can compute all blocks of the model without Python."""
@@ -311,5 +314,7 @@ class Choice:
     def __str__(self):
         used = ' and '.join(dict.fromkeys(self.names.values()))
         others = ', '.join(f'{name} {1000 * seconds:.1f}' for name, seconds in self.others.items())
+        is_slower = 'kernels.c' in used and min(self.others.values(), default=self.seconds) < self.seconds
         return (f'{self.precision} by {used}: measured here, the matrices of a token take {1000 * self.seconds:.1f} ms'
-                + f' ({others})' * bool(others))
+                + f' ({others})' * bool(others)
+                + '; not the fastest, but kernels.c also saves time between the matrices' * is_slower)

@@ -1,6 +1,6 @@
 """
-The processes of a run or a command: whether one is still there, which others belong to it, and their end. No torch, no
-numpy.
+The processes of a run or a command: whether one is still there, which others belong to it, their end, and how many
+cores they have. No torch, no numpy.
 """
 import contextlib
 import os
@@ -8,6 +8,11 @@ import signal
 import subprocess
 
 MARK = 'NANOGPT_RUN'  # set for each process that is started: see mark()
+
+
+def cores():
+    """How many cores of the CPU this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
 def process_start(pid):

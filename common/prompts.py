@@ -1,11 +1,11 @@
 """Prompts as users give them: on the command line, in a file, through a pipe. It knows no model."""
 import ast
-import os
 import shlex
 import sys
 import unicodedata
 
 from common import charsets
+from common.console import say
 
 COMPOSED = 'decomposed characters (NFD): taken in NFC, which suits this vocabulary better'
 
@@ -122,9 +122,3 @@ def encode_one(tokenizer, text):
     if not forms:
         raise failures[0]
     return min(forms, key=lambda form: len(form[1]))
-
-
-def say(line):
-    """Print a line on stderr, once for all ranks of a run."""
-    if os.environ.get('RANK', '0') == '0':
-        print(line, file=sys.stderr)

@@ -1,7 +1,10 @@
 """Folders as runs leave them, made by hand; for the tests of the report."""
 import json
 
+import pytest
+
 from common.console import SEPARATOR
+from common.experiments import records
 
 
 def make_run(folder, losses, seconds=1.0, samples=(), done=True, bytes_per_token=None, **settings):
@@ -23,12 +26,17 @@ def make_run(folder, losses, seconds=1.0, samples=(), done=True, bytes_per_token
     return str(folder)
 
 
-def three_runs(place):
+@pytest.fixture
+def runs(tmp_path):
     """Folders of a slow run and of a fast one with two seeds."""
     sly = 'once </script><script>document.title="broken"</script>'
-    return [make_run(place / 'slow', [4.0, 3.0, 2.0], seconds=10.0, samples=['ROMEO: I', 'JULIET: O']),
-            make_run(place / 'fast', [4.0, 2.0, 1.0], n_layer=4, samples=[sly, 'second']),
-            make_run(place / 'fast-2', [4.0, 2.5, 1.5], n_layer=4, seed=2, done=False)]
+    return [make_run(tmp_path / 'slow', [4.0, 3.0, 2.0], seconds=10.0, samples=['ROMEO: I', 'JULIET: O']),
+            make_run(tmp_path / 'fast', [4.0, 2.0, 1.0], n_layer=4, samples=[sly, 'second']),
+            make_run(tmp_path / 'fast-2', [4.0, 2.5, 1.5], n_layer=4, seed=2, done=False)]
+
+
+def read(folders):
+    return records.read_all(folders)[0]
 
 
 def scored(tokenizer='char', vocab_size=65, val='a', val_bytes=1000):

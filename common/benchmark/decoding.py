@@ -10,6 +10,7 @@ from common.benchmark import roofline
 from common.device import synchronize
 
 BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2, 'int8': 1}  # of a weight in each precision
+TOP_K = 200  # as in sample.py
 STRETCH = 100  # tokens at the beginning and at the end of a long text, to see what attention to it costs
 
 

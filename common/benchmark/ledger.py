@@ -72,8 +72,9 @@ class Bench:
         self.work = os.path.join(folder, 'work')  # of one claim: the working directory of its commands
         # where tiktoken itself looks, before TMPDIR is another
         self.vocabulary = os.environ.get('TIKTOKEN_CACHE_DIR') or os.path.join(tempfile.gettempdir(), 'data-gym-cache')
-        self.env = {**os.environ, processes.MARK: processes.mark(folder, self.started), 'PYTHONPATH': root, 'WANDB_MODE': 'disabled', 'TMPDIR': self.work,
-                    'TIKTOKEN_CACHE_DIR': self.vocabulary, 'TORCHINDUCTOR_CACHE_DIR': os.path.join(folder, 'compiled')}
+        self.env = {**os.environ, processes.MARK: processes.mark(folder, self.started), 'PYTHONPATH': root,
+                    'WANDB_MODE': 'disabled', 'TMPDIR': self.work, 'TIKTOKEN_CACHE_DIR': self.vocabulary,
+                    'TORCHINDUCTOR_CACHE_DIR': os.path.join(folder, 'compiled')}
         if device == 'cpu' and torch.cuda.is_available():
             self.env['CUDA_VISIBLE_DEVICES'] = ''  # the configs take smaller settings then
 
@@ -154,8 +155,7 @@ class Bench:
 
 def machine(device):
     """What is said of this machine in each line, and what claims need to know of it: a dict."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    threads = torch.get_num_threads()
+    cores, threads = processes.cores(), torch.get_num_threads()
     busy = f'{counted(threads, "thread")} of ' * (threads < cores)
     version = torch.__version__ if device == 'cuda' else torch.__version__.partition('+')[0]  # 2.13.0+cu126
     about = {'machine': f'{cpu.describe()}, {busy}{counted(cores, "core")}', 'cores': cores, 'threads': threads,

@@ -83,7 +83,7 @@ def ctranslate2(model, precision, sizes, device):
     def write(tokens):
         found = generator.generate_batch(
             [names[:1] * prompt_tokens], max_length=tokens, min_length=tokens, include_prompt_in_result=False,
-            sampling_topk=min(top_k, c.vocab_size) if top_k else -1)  # -1: from all
+            sampling_topk=min(top_k, c.vocab_size))
         return len(found[0].sequences_ids[0])
     return write
 

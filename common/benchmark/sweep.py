@@ -53,11 +53,9 @@ def table(rows):
 
 def draw(rows, path):
     """Plot tokens/s and memory against batch_size. ImportError without matplotlib."""
-    import matplotlib
-    matplotlib.use('Agg')
-    from matplotlib import pyplot
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4))
-    curves = {}
+    from matplotlib.figure import Figure  # pyplot would look for a display
+    figure, curves = Figure(figsize=(10, 4), layout='tight'), {}
+    axes = figure.subplots(1, 2)
     for row in rows:
         if 'error' not in row:
             label = row['dtype'] + ', compiled' * row['compile'] + ', checkpointing' * row['gradient_checkpointing']
@@ -69,5 +67,4 @@ def draw(rows, path):
     axes[0].set(xlabel='batch_size', ylabel='tokens/s')
     axes[1].set(xlabel='batch_size', ylabel='GB')
     axes[0].legend()
-    figure.tight_layout()
     figure.savefig(path)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from common.experiments import reasons, references
 from common.experiments.records import (Record, comparability, differing, losses_are_comparable, names_of, one_line,
-                                        read_file, read_run, short)
+                                        read_file, read_run, short, thinned)
 from common.experiments.reasons import RISE, overfitting, rising
 from common.experiments.references import LONGER, Reference, expected, tokens_per_iter
 from common.experiments.runs import is_figure, whole_lines
@@ -223,7 +223,6 @@ def interval(bounds):
 def table(case):
     """The evaluations beside what is expected, evenly thinned, the last one always; nothing for a single one."""
     rows = case.compared or case.rows
-    places = {round(i * (len(rows) - 1) / (ROWS - 1)) for i in range(ROWS)} if len(rows) > 1 else ()
-    for line, bounds in (rows[place] for place in sorted(places)):
+    for line, bounds in thinned(rows, ROWS) if len(rows) > 1 else ():
         yield (f'iteration {line["iter"]:>7,}  {line["tokens"]:>15,} tokens  {line["val_loss"]:.4f}'
                + (f'  expected {interval(bounds)}' if bounds else ''))

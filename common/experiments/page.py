@@ -9,7 +9,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from common.experiments.records import differing, groups, losses_are_comparable, one_line, short
+from common.experiments.records import differing, groups, losses_are_comparable, one_line, short, thinned
 
 # what can be drawn, and its name in metrics.jsonl
 EVALUATED = {'validation loss': 'val_loss', 'bits per byte': 'bits_per_byte', 'accuracy': 'val_acc'}
@@ -60,13 +60,6 @@ def curves(runs):
                               tokens=[line['tokens'] for line in lines], seconds=[line['train_s'] for line in lines],
                               values={kind: column for kind, column in values.items() if set(column) - {None}}))
     return found
-
-
-def thinned(items, limit):
-    """At most `limit` of the items, evenly spread, including the last."""
-    if len(items) <= limit:
-        return items
-    return [items[round(i * (len(items) - 1) / (limit - 1))] for i in range(limit)]
 
 
 def main_kind(runs):

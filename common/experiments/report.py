@@ -9,8 +9,8 @@ import statistics
 import sys
 from typing import NamedTuple
 
-from common import files
-from common.console import duration, pad, perplexity, width
+from common import console, files
+from common.console import duration, perplexity
 from common.experiments import naming, page, welch
 from common.experiments.records import (comparability, differing, groups, losses_are_comparable, one_line, read_all,
                                         short, twins)
@@ -154,9 +154,7 @@ def table(runs, target=None):
                    if run.settings else 'not known' for i, run in enumerate(runs)]
         columns.append([f'differs from {"the first" if first == 0 else runs[first].name} by', *changes,
                         *[''] * (len(columns[0]) - 1 - len(runs))])
-    widths = [max(map(width, column)) for column in columns]
-    for row in zip(*columns):
-        yield '  '.join(map(pad, row, widths)).rstrip()
+    return console.table(zip(*columns))
 
 
 def terminal_text(runs, target):
@@ -280,24 +278,20 @@ def main(folders, options, hint):
     tables = {options.csv: as_csv(runs, options.target), options.json: as_json(runs, notes, options.target)}
     tables.pop(None, None)
     alone = tables.pop('-', None)  # on stdout
-    try:
-        print(alone or terminal_text(runs, options.target), end='')
-        for path, text in tables.items():
-            with files.write_whole(path) as f:
-                f.write(text)
-            print(f'wrote {path}', file=sys.stderr if alone else sys.stdout)
-        if alone:
-            return
-        if options.serve:
-            page.library()  # missing, it has to be said here
-            return page.serve(lambda: content(*find_runs(), options.target), options.port)
-        with files.write_whole(f'{options.out}.html') as f:
-            f.write(page.page(content(runs, notes, options.target)))
-        with files.write_whole(f'{options.out}.png', 'wb') as f:
-            no_font = page.picture(runs, f, options.target)
-    except ImportError as error:
-        package = {'vl_convert': 'vl-convert-python'}.get(error.name, error.name)
-        raise ValueError(f'this needs a package that is not here: pip install {package}') from None
+    print(alone or terminal_text(runs, options.target), end='')
+    for path, text in tables.items():
+        with files.write_whole(path) as f:
+            f.write(text)
+        print(f'wrote {path}', file=sys.stderr if alone else sys.stdout)
+    if alone:
+        return
+    if options.serve:
+        page.library()  # missing, it has to be said here
+        return page.serve(lambda: content(*find_runs(), options.target), options.port)
+    with files.write_whole(f'{options.out}.html') as f:
+        f.write(page.page(content(runs, notes, options.target)))
+    with files.write_whole(f'{options.out}.png', 'wb') as f:
+        no_font = page.picture(runs, f, options.target)
     if no_font:
         print(f'no font here has {no_font[:20]}, drawn as boxes in {options.out}.png; apt install fonts-nanum (for '
               f'Hangul) or fonts-noto-cjk; {options.out}.html takes the fonts of the browser')

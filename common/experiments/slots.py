@@ -3,6 +3,8 @@ import os
 import re
 import subprocess
 
+from common.processes import cores
+
 
 def find(gpus, processes):
     """For each slot its GPUs, as in CUDA_VISIBLE_DEVICES, or [None] for any. ValueError if there are none such."""
@@ -32,5 +34,4 @@ def threads(processes):
     """How many threads each of so many processes should have, or None if the user has set that. At least 1."""
     if 'OMP_NUM_THREADS' in os.environ:
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return max(1, cores // processes)
+    return max(1, cores() // processes)

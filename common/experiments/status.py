@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 
-from common.console import cut, pad, visible, width
+from common.console import cut, table, visible
 from common.experiments.runs import State
 
 EVERY = 2.0  # seconds between two tables of `status --watch`
@@ -16,11 +16,8 @@ LOOK = 0.5   # seconds between two looks at a log
 
 def status_lines(names, runs):
     """A table of the runs with these names, line by line. What only running ones have is left out if none is."""
-    table = [('name', 'state', 'pid', 'GPU', 'started', ''), *(row(name, runs) for name in names)]
-    columns = [cells for cells in zip(*table) if any(cells[1:]) or cells[0] in ('name', 'state', '')]
-    widths = [max(map(width, cells)) for cells in columns[:-1]]
-    for *cells, text in zip(*columns):
-        yield '  '.join([*map(pad, cells, widths), text]).rstrip()
+    rows = [('name', 'state', 'pid', 'GPU', 'started', ''), *(row(name, runs) for name in names)]
+    return table(zip(*(cells for cells in zip(*rows) if any(cells[1:]) or cells[0] in ('name', 'state', ''))))
 
 
 def row(name, runs):

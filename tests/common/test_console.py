@@ -206,6 +206,13 @@ def test_a_users_mistake_is_a_line_and_a_fault_of_ours_a_traceback(capsys, error
         raise KeyError('why')
 
 
+def test_what_all_ranks_know_is_said_once(monkeypatch, capsys):
+    for rank in ('', '0', '1', '10'):
+        monkeypatch.setenv('RANK', rank)
+        console.say(f'rank {rank}')
+    assert capsys.readouterr() == ('', 'rank \nrank 0\n')
+
+
 def test_a_text_from_elsewhere_cannot_command_the_terminal():
     assert console.visible('a\x1b]0;title\x07\x1b[2J\x9b5m\x00\x7f') == (
         'a\\x1b]0;title\\x07\\x1b[2J\\x9b5m\\x00\\x7f')
@@ -216,6 +223,11 @@ def test_a_text_from_elsewhere_cannot_command_the_terminal():
 def test_columns_are_aligned_whatever_the_characters(text, columns):
     assert console.pad(text, 8) == text + ' ' * (8 - columns)
     assert console.pad(text, 0) == text
+
+
+def test_the_columns_of_a_table_are_aligned_whatever_the_characters():
+    rows = [('a', 'é', 'end'), ('한글 실험', 'b', ''), ('x', '', 'y')]
+    assert list(console.table(rows)) == ['a          é  end', '한글 실험  b', 'x             y']
 
 
 def test_bits_per_byte_are_those_of_the_loss():

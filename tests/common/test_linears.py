@@ -114,7 +114,8 @@ def test_our_kernel_is_taken_where_others_are_hardly_faster(model, monkeypatch, 
     """Because it needs no Python between the matrices of a block."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     monkeypatch.setattr(linears, 'measure', figures(**names(1, own, 2)))
-    assert set(linears.Choice(model, 'float32').names.values()) == {taken}
+    choice = linears.Choice(model, 'float32')
+    assert set(choice.names.values()) == {taken} and ('not the fastest' in str(choice)) == (taken == 'kernels.c')
     assert set(linears.Choice(model, 'float32', whole=False).names.values()) == {'F.linear'}
 
 

@@ -1,12 +1,21 @@
 """Folders of runs with a given curve, and a reference that fits them; for the tests of curve.py and reasons.py."""
 import json
 
+import pytest
+
+from common.experiments import references
 from common.experiments.references import Reference
 
 TOY = Reference('toy', ('toy',), 'char', model=dict(n_layer=2), points=[(1000, 2.9, 3.1), (4000, 1.9, 2.1)],
                 recipe=dict(gradient_accumulation_steps=1, batch_size=2, block_size=5, learning_rate=1e-3,
                             warmup_iters=10, lr_decay_iters=400), source='made by hand', tolerance='0.1 on each side')
 NORMAL = [4.17, 3.0, 2.5, 2.2, 2.0]
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    """The toy is the only reference."""
+    monkeypatch.setattr(references, 'REFERENCES', [TOY])
 
 
 def write(folder, val, train=None, steps=(), norms=(), spikes=(), **settings):

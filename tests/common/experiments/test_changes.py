@@ -11,6 +11,7 @@ from common.experiments import changes, slurm
 from common.experiments.runs import Run, State
 from common.experiments.state_file import Queue
 from running import ROOT
+from test_manager import make_dataset
 
 WORDS = ['--n_layer=1', '--n_head=1', '--n_embd=8', '--dataset=toy', '--wandb_project=x y', '--out_dir=results/a']
 
@@ -19,9 +20,7 @@ WORDS = ['--n_layer=1', '--n_head=1', '--n_embd=8', '--dataset=toy', '--wandb_pr
 def queue(tmp_path, monkeypatch):
     """The queue of mine.conf, in whose file is a run a that failed, but in whose list there is only b."""
     monkeypatch.chdir(tmp_path)
-    os.mkdir('toy')
-    for split in ('train', 'val'):
-        Path('toy', f'{split}.bin').write_bytes(bytes(4096))
+    make_dataset('toy')
     Path('mine.conf').write_text('b: --n_layer=1 --n_head=1 --n_embd=8 --dataset=toy\n')
     queue = Queue('mine.conf')
     with queue.changing() as runs:

@@ -5,12 +5,7 @@ from pathlib import Path
 import pytest
 
 from common.experiments import curve, references
-from made_curves import NORMAL, TOY, write
-
-
-@pytest.fixture(autouse=True)
-def toy(monkeypatch):
-    monkeypatch.setattr(references, 'REFERENCES', [TOY])
+from made_curves import NORMAL, TOY, toy, write  # noqa: a fixture
 
 
 def verdict(folder, other=''):

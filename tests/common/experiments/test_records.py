@@ -6,12 +6,7 @@ from pathlib import Path
 import pytest
 
 from common.experiments import page, records, report
-from made_runs import make_run, scored, three_runs
-
-
-@pytest.fixture
-def runs(tmp_path):
-    return three_runs(tmp_path)
+from made_runs import make_run, runs, scored  # noqa: a fixture
 
 
 def test_what_is_half_written_or_foreign_is_left_out_and_named(runs):

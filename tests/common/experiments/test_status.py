@@ -13,8 +13,8 @@ def lines(**runs):
 
 
 def test_columns_are_aligned_for_names_of_wide_characters():
-    header, *rows = lines(실험=Run(state=State.FAILED, error='why'), ab=Run(state=State.FAILED, error='why'))
-    assert [console.width(row.partition('why')[0]) for row in rows] == [19, 19] and header == 'name  state'
+    header, *rows = lines(실험들=Run(state=State.FAILED, error='why'), ab=Run(state=State.FAILED, error='why'))
+    assert [console.width(row.partition('why')[0]) for row in rows] == [21, 21] and header == 'name    state'
 
 
 def test_a_running_one_has_its_process_its_gpus_and_its_start():
