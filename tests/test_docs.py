@@ -38,8 +38,18 @@ EXPERIMENTS = ''.join(f'{name}: config/quickstart.py {" ".join(TINY + SHORT)} --
 ABLATIONS = ''.join(f'gelu-{seed}: config/train_shakespeare_char_fast.py --variant=gelu config/ablations/change.py '
                     f'{" ".join(TINY + SHORT)} --seed={seed}\n' for seed in range(2))
 
-LONG = 'README.md', 'docs/training_guide.md', 'docs/recipe.md', 'docs/v100.md'
 BEFORE = {'data/alpaca/readme.md': ['data/tinystories/readme.md']}  # the documents that one goes on from
+# the pages that take README's first steps for done, and what these are
+AFTER_README = [f'docs/{name}.md' for name in ('data', 'evaluating', 'experiments', 'exporting', 'own_ids', 'questions',
+                                               'sampling', 'several_gpus', 'speed', 'training')]
+FIRST_STEPS = '''
+python train.py config/quickstart.py
+python data/shakespeare_char/prepare.py
+python train.py config/train_shakespeare_char.py
+python data/text/prepare.py --input letters --out=data/mine
+'''
+LONG = ['README.md', 'docs/hardware.md', 'docs/recipe.md', 'docs/training_guide.md', 'docs/v100.md',
+        'docs/what_124m_can_do.md', *AFTER_README]
 
 CODE = [path for pattern in ('*.py', 'common/**/*.py', 'data/**/*.py')
         for path in glob.glob(pattern, root_dir=ROOT, recursive=True)]
@@ -169,11 +179,27 @@ def execute(words, place):
     return python(*before, os.path.join(place, script), *words, cwd=place)
 
 
+@pytest.fixture(scope='session')
+def begun(world, tmp_path_factory):
+    """The same after README's first steps."""
+    place = tmp_path_factory.mktemp('begun') / 'project'
+    shutil.copytree(world, place)
+    for line in FIRST_STEPS.strip().splitlines():
+        ok(execute(toy(shlex.split(line)), place))
+    return place
+
+
+def test_the_first_steps_are_those_of_readme():
+    said = [shlex.join(words) for words in commands('README.md')]
+    for line in FIRST_STEPS.strip().splitlines()[:3]:
+        assert line in said
+
+
 @pytest.mark.parametrize('path', [slow(path) if path in LONG else path for path in DOCS
                                   if path not in KOREAN and any(commands(path))])
-def test_every_command_works(path, world, tmp_path):
+def test_every_command_works(path, request, tmp_path):
     place = tmp_path / 'project'
-    shutil.copytree(world, place)
+    shutil.copytree(request.getfixturevalue('begun' if path in AFTER_README else 'world'), place)
     for document in (*BEFORE.get(path, ()), path):
         for words in commands(document):
             short = toy(words)
@@ -183,12 +209,12 @@ def test_every_command_works(path, world, tmp_path):
 
 
 def mistakes():
-    """The rows of README's table of mistakes: (what one types, what one sees), in backticks where it is literal."""
-    table = read('README.md').partition('| you type | you see | |')[2].partition('\n\n')[0]
+    """The rows of the table of mistakes: (what one types, what one sees), in backticks where it is literal."""
+    table = read('docs/questions.md').partition('| you type | you see | |')[2].partition('\n\n')[0]
     return [[cell.strip() for cell in row.split('|')[1:3]] for row in table.splitlines()[2:]]
 
 
-def test_the_mistakes_give_the_messages_that_readme_shows(world, tmp_path):
+def test_the_mistakes_give_the_messages_that_the_table_shows(world, tmp_path):
     rows = mistakes()
     assert len(rows) == 10
     place = tmp_path / 'project'
@@ -235,13 +261,14 @@ def measured(command):
 
 
 def readme_figures():
-    """(a text with figures, the command behind them) for what README says was measured."""
+    """(a text with figures, the command behind them) for what README and the page on sampling say was measured."""
     text, command = read('README.md'), None
-    for row in text.partition('| measured, on ')[2].partition('\n\n')[0].splitlines()[2:]:
-        _, figures, behind = row.strip('| ').split(' | ')
+    for row in text.partition('| measured on ')[2].partition('\n\n')[0].splitlines()[2:]:
+        *figures, behind = row.strip('| ').split(' | ')[1:]
         command = command if behind == 'the same' else behind.strip('`')
-        yield figures, command
-    for row in text.partition('| tokens a second |')[2].partition('\n\n')[0].splitlines()[2:]:
+        yield ' '.join(figures), command
+    speeds = read('docs/sampling.md').partition('| tokens/s |')[2].partition('\n\n')[0]
+    for row in speeds.splitlines()[2:]:
         yield row, 'python bench.py --mode=sample'
     yield re.search(r'best val loss [\d.]+', text)[0], 'python train.py config/quickstart.py'
     yield re.search(r'\d+ passed, \d+ skipped', text)[0], 'python -m pytest'
@@ -300,8 +327,8 @@ def definition(path, name):
 
 
 @pytest.mark.parametrize('path, pattern', [
-    ('README.md', r'(?P<names>(?:`[\w.]+`(?:, | and )?)+) in \[[^]]*\]\((?P<file>\S+\.py)\)'),
-    ('README.ko.md', r'\[[^]]*\]\((?P<file>\S+\.py)\)의 (?P<names>(?:`[\w.]+`(?:, )?)+)'),
+    ('docs/code.md', r'(?P<names>(?:`[\w.]+`(?:, | and )?)+) in \[[^]]*\]\(../(?P<file>\S+\.py)\)'),
+    ('docs/code.ko.md', r'\[[^]]*\]\(../(?P<file>\S+\.py)\)의 (?P<names>(?:`[\w.]+`(?:, )?)+)'),
 ], ids=['English', 'Korean'])
 def test_names_of_code_are_in_the_file_that_is_linked(path, pattern):
     named = [(found['file'], name) for found in re.finditer(pattern, read(path))
@@ -398,7 +425,7 @@ def test_a_setting_has_one_name_and_one_meaning_in_all_scripts():
 
 
 # of pip and torchrun, an example of any setting, and one of the mistakes
-OTHERS = {'help', 'index', 'standalone', 'nproc_per_node', 'nnodes', 'key', 'batchsize'}
+OTHERS = {'help', 'index', 'standalone', 'nproc_per_node', 'nnodes', 'key', 'batchsize', 'signals'}
 
 
 @pytest.mark.parametrize('path', DOCS)
