@@ -28,7 +28,7 @@ def bench(tmp_path):
 
 
 @pytest.mark.parametrize('args', [[], ['--optimizer=muon', '--modern=True', '--dropout=0.1'],
-                                  ['--gradient_checkpointing=True', '--dtype=float32']])
+                                  slow(['--gradient_checkpointing=True', '--dtype=float32'])])
 def test_a_step_is_measured(bench, args):
     row = json.loads(ok(bench('--json=True', *args)).stdout.splitlines()[-1])
     assert row['ms_lowest'] <= row['ms'] <= row['ms_highest'] and row['mfu_measured'] > 0

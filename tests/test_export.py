@@ -103,7 +103,8 @@ def test_sample_and_train_take_what_was_exported(runs, run, tmp_path, corpus_dir
     assert ok(done).stdout.startswith('the ')
 
 
-@pytest.mark.parametrize('name', ['modern', slow('bpe'), slow('softcap')])  # all but bpe in characters
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['modern', 'bpe', 'softcap'])  # all but bpe in characters
 def test_onnxruntime_computes_the_same_logits_whatever_the_shape(runs, run, tmp_path, name):
     pytest.importorskip('onnxscript')
     onnxruntime = pytest.importorskip('onnxruntime')
@@ -277,7 +278,7 @@ def hooked_export(tmp_path):
     return lambda code, *args: hook(code, 'export.py', *args, cwd=tmp_path)
 
 
-@pytest.mark.parametrize('name, format, code', [('char', 'hf', BREAK), ('modern', 'hf', BREAK),
+@pytest.mark.parametrize('name, format, code', [('char', 'hf', BREAK), slow('modern', 'hf', BREAK),
                                                 slow('modern', 'onnx', BREAK), slow('char', 'hf', SHUFFLE),
                                                 ('char', 'gguf', BREAK), ('char', 'gguf', SHUFFLE)],
                          ids=['hf', 'hf with its own code', 'onnx', 'tokenizer', 'gguf', 'tokenizer of gguf'])

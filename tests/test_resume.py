@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common import checkpoint as checkpoint_file
-from conftest import DEMANDING, assert_same_run, read_metrics, slow
+from conftest import DEMANDING, assert_same_run, read_metrics
 from running import HOOKED, TRAIN, ok
 
 
@@ -143,6 +143,7 @@ def test_two_processes_stop_together_and_any_number_goes_on(hooked, corpus_dir, 
     assert np.allclose([line['val_loss'] for line in moved[1]], [line['val_loss'] for line in whole[1]], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_killed_end_as_two_that_were_not(hooked_ranks, tmp_path):
     kill = '''
 from common.training import guard
@@ -159,8 +160,8 @@ guard.StepGuard.check_update = check_update
     assert_same_run(tmp_path / 'out', tmp_path / 'whole')
 
 
-@pytest.mark.parametrize('recipe', [['--modern=True', '--optimizer=muon'],
-                                    slow(['--modern=False', '--optimizer=adamw'])])
+@pytest.mark.slow
+@pytest.mark.parametrize('recipe', [['--modern=True', '--optimizer=muon'], ['--modern=False', '--optimizer=adamw']])
 def test_split_by_fsdp_it_is_the_same_run_with_the_same_files(hooked, hooked_ranks, tmp_path, recipe):
     plain = [*DEMANDING, *recipe, '--dropout=0.0', '--max_iters=10', '--init_from=auto']
     for args in (['--out_dir=whole'], ['--out_dir=out_of', '--fsdp=True', '--max_iters=5'], ['--out_dir=out_of'],

@@ -702,6 +702,7 @@ def test_the_originals_line_for_a_laptop_runs_as_it_stands(run, corpus_dir, tmp_
     assert checkpoint_file.load(str(tmp_path / 'out-shakespeare-char' / 'last.pt'))['model_args']['n_embd'] == 128
 
 
+@pytest.mark.slow
 def test_the_real_wandb_runs_offline(train, tmp_path):
     pytest.importorskip('wandb')
     done = ok(train('--out_dir=out', '--wandb_log=True', '--max_iters=1', WANDB_MODE='online', WANDB_SILENT='true',

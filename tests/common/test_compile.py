@@ -165,7 +165,7 @@ def test_training_and_evaluation_compile_before_the_run_begins(monkeypatch, caps
     assert sizes == {'training': [4], 'evaluation': [4, 3]}[fails_in]
 
 
-@pytest.mark.parametrize('bucket_mb, expected', [(100, 2), (1, 4)])
+@pytest.mark.parametrize('bucket_mb, expected', [slow(100, 2), (1, 4)])
 def test_with_ddp_the_graph_is_cut_where_gradients_can_travel(process_group, graphs, bucket_mb, expected):
     """
     That is where a bucket of them is full: the first has 1 MB, the others what DDP is told. Of gradients the blocks
