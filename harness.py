@@ -45,7 +45,8 @@ class NanoGPT(TemplateLM):
         names = (os.path.expanduser(str(name)) for name in (init_from, out_dir))  # lm_eval takes 2024 for a number
         if unknown:
             name, known = next(iter(unknown)), ['out_dir', 'init_from', 'dtype']
-            raise ValueError(f'unknown setting {name} in model_args{hint(name, known, "there are " + ", ".join(known))}')
+            advice = hint(name, known, f'there are {", ".join(known)}')
+            raise ValueError(f'unknown setting {name} in model_args{advice}')
         source = find_model(*names, otherwise='out_dir=FOLDER names one', dashes='')
         model, checkpoint = load_weights(source, dropout=0.0)
         meta = dataset.meta_of(root, checkpoint, model.config.vocab_size)

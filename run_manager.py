@@ -71,7 +71,8 @@ def parse_command_line():
     command.add_argument('--grace', type=float, default=GRACE, help='seconds that a run which was told to stop has for '
                          f'its iteration and its checkpoint, then it is killed; default: {GRACE}')
     command.add_argument('--launcher', choices=['local', 'slurm'], default='local')
-    command.add_argument('--sbatch', default='', metavar='OPTIONS', help="more options for sbatch, as in '--gres=gpu:1 --time=12:00:00'")
+    command.add_argument('--sbatch', default='', metavar='OPTIONS',
+                         help="more options for sbatch, as in '--gres=gpu:1 --time=12:00:00'")
     command.add_argument('--dry_run', action='store_true', help='only check the list and print the commands')
     command = add('status', show_status, 'what each experiment is doing')
     how = command.add_mutually_exclusive_group()

@@ -91,9 +91,7 @@ def read_meta(folder):
         if meta.get('dtype') not in DTYPES:
             raise ValueError(f'its dtype is {meta.get("dtype")!r}, not one of {", ".join(DTYPES)}')
     except (ValueError, RecursionError) as error:
-        own = isinstance(meta, dict) and meta.get('tokenizer') == 'ids'
-        remedy = 'docs/own_ids.md has the form' if own else how_to_prepare(folder)
-        raise ValueError(f'{path} is damaged ({error}); {remedy}') from None
+        raise ValueError(f'{path} is damaged ({error}); {how_to_mend(folder, meta)}') from None
     return meta
 
 
@@ -162,6 +160,12 @@ def how_to_prepare(folder):
     return (f'there is no {short(script)} to make it' +
             (f'; known to --dataset are {", ".join(known)}' if known else '') +
             f'; of your own text: {own_text(folder)}')
+
+
+def how_to_mend(folder, meta):
+    """What to do about a dataset with this meta.json, whatever that is: ids of a user's own no script of ours makes."""
+    own = isinstance(meta, dict) and meta.get('tokenizer') == 'ids'
+    return 'docs/own_ids.md has the form' if own else how_to_prepare(folder)
 
 
 def own_text(folder, text='FILE'):
@@ -235,8 +239,7 @@ def check(folder, meta, block_size):
         try:
             check_content(folder, split, meta, size)
         except ValueError as error:
-            remedy = 'docs/own_ids.md has the form' if meta['tokenizer'] == 'ids' else how_to_prepare(folder)
-            raise ValueError(f'{error}; {remedy}') from None
+            raise ValueError(f'{error}; {how_to_mend(folder, meta)}') from None
     return sizes
 
 

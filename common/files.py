@@ -101,9 +101,12 @@ def turn(path, notice):
         print(notice)
         held = lock(path, wait=True)
     except OSError:
-        held = contextlib.nullcontext()
-    with held:
+        held = None
+    try:
         yield
+    finally:
+        if held:
+            held.release()
 
 
 def is_locked(path):

@@ -155,6 +155,9 @@ def test_a_plan_in_json_has_the_figures_that_are_printed(run):
             f'{figures["disk_bytes"] / 1e9:.1f} GB: the best weights'):
         assert words in text, words
     assert figures['fits'] is False and 'does not fit' in text
+    assert '--fsdp=True splits the model over the GPUs\n' in text and 'what travels between the GPUs' in text
+    one = ok(run('bench.py', 'config/base.py', '--mode=plan', '--gpu=v100-16gb', '--batch_size=900')).stdout
+    assert 'does not fit' in one and 'fsdp' not in one
     small = ok(run('bench.py', 'config/train_shakespeare_char.py', '--mode=plan', '--gpu=H100', '--json'))
     assert json.loads(small.stdout)['dtype'] == 'bfloat16' and small.stderr, 'what the config says is not in the way'
     unknown = json.loads(ok(run('bench.py', '--mode=plan', '--gpu=h100', '--dtype=float32', '--json')).stdout)

@@ -180,6 +180,8 @@ def test_a_stop_is_a_whole_id(sample):
     assert found['finish_reason'] == 'stop' and ids_of(found['text']) == tokens[:tokens.index(stop)]
     done = sample(*shared, "--stop=['###']")
     assert done.returncode == 2 and 'the model knows the ids 0 to 24' in done.stderr and "'###'" in done.stderr
+    done = sample(*shared, "--stop=[',']")
+    assert done.returncode == 2 and "stop=[','] has a text without an id" in done.stderr
 
 
 def test_what_is_no_id_is_told_in_a_line(sample):

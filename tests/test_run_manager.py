@@ -610,6 +610,13 @@ def test_jobs_run_several_at_once_and_divide_the_cores(manage):
     assert '1000 experiments share the machine; OMP_NUM_THREADS=1' in output and 'threads 1' in manage.log('d')
 
 
+def test_a_dry_run_for_gpus_of_another_machine_names_what_is_missing_here_and_prints_the_commands(manage):
+    manage.write('a: config/toy.py')
+    refused, dry = manage('run', '--gpus=7'), manage('run', '--gpus=7', '--dry_run')
+    assert refused.returncode == 2 and '--gpus=7' in refused.stderr and not manage.results.exists()
+    assert dry.returncode == 0 and dry.stderr == refused.stderr and 'train.py config/toy.py' in dry.stdout
+
+
 @pytest.mark.parametrize('words, expected', [
     slow(['--jobs=0'], '--jobs=0 is below 1'), slow(['--grace=nan'], '--grace=nan is not a number of seconds'),
     (['--launcher=slurm', '--jobs=2'], '--jobs does not go with --launcher=slurm'),

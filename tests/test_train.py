@@ -634,6 +634,7 @@ def test_a_run_of_the_original_resumes_with_its_optimizer(train, trained, tmp_pa
     best = (tmp_path / 'out' / 'ckpt.pt').read_bytes()
     done = train('--out_dir=out', '--init_from=resume')
     assert done.returncode == 0 and 'resuming out/ckpt.pt at iteration 10' in done.stdout, done.stderr
+    assert 'does not say what its ids mean' in done.stdout and 'which it did not have' not in done.stdout
     assert {int(moments['step']) for moments in torch.load(
         tmp_path / 'out' / 'last.pt', weights_only=True)['optimizer']['state'].values()} == {30}
     assert (tmp_path / 'out' / 'ckpt.pt').read_bytes() == best  # nothing came that is better
@@ -1006,6 +1007,7 @@ def test_a_pickled_meta_is_not_loaded(train, other_corpus):
     os.rename(os.path.join(folder, 'meta.json'), os.path.join(folder, 'meta.pkl'))
     done = train(f'--dataset={folder}')
     assert done.returncode == 2 and 'meta.pkl' in done.stderr
+    assert 'made anew of the same text it has the same ids' in done.stderr and '--tokenizer=char' in done.stderr
 
 
 A_PICKLE_THAT_RUNS_A_COMMAND = b'\x80\x02cos\nsystem\nX\x0e\x00\x00\x00touch explodedq\x00\x85R.'

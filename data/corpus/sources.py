@@ -54,7 +54,9 @@ def find(pattern):
             left_out.setdefault('another name of a file that is taken', []).append(path)
             continue
         files.append({'path': path, 'bytes': os.path.getsize(path), 'version': os.stat(path).st_mtime_ns})
-    for what, paths in [*left_out.items(), *([('of another kind', others)] if files and others else [])]:
+    if files and others:
+        left_out['of another kind'] = others
+    for what, paths in left_out.items():
         print(f'left out, {what}: {some(sorted(paths))}')
     if not files:
         convert = '; convert other formats to .jsonl, with a {"text": "..."} on each line'
@@ -109,7 +111,7 @@ def matches(names, parts):
 
 
 def walk(folder, left_out):
-    """The paths in a folder and its subfolders that may be files to take. `left_out` gets {why: [paths]} of others."""
+    """The paths in a folder and its subfolders, of files of any kind. `left_out` gets {why: [paths]} of others."""
     paths, folders = [], [folder]
     while folders:
         place = folders.pop()
@@ -127,7 +129,7 @@ def walk(folder, left_out):
                 folders.append(entry.path)
             elif entry.is_symlink() and os.path.isdir(entry.path):
                 left_out.setdefault(LINKED, []).append(entry.path)
-            elif is_text or entry.is_symlink():
+            else:
                 paths.append(entry.path)
     return paths
 

@@ -2,6 +2,7 @@
 import fcntl
 import itertools
 import math
+import json
 import os
 import struct
 import subprocess
@@ -211,6 +212,14 @@ def test_what_all_ranks_know_is_said_once(monkeypatch, capsys):
         monkeypatch.setenv('RANK', rank)
         console.say(f'rank {rank}')
     assert capsys.readouterr() == ('', 'rank \nrank 0\n')
+
+
+def test_torchrun_is_told_the_mistake_for_its_last_lines(monkeypatch, tmp_path):
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', str(tmp_path / 'error.json'))
+    with pytest.raises(SystemExit):
+        console.stop('wrong')
+    told = json.loads((tmp_path / 'error.json').read_text())
+    assert told['message'].endswith(': wrong') and int(told['extraInfo']['timestamp']) > 0
 
 
 def test_a_text_from_elsewhere_cannot_command_the_terminal():

@@ -166,9 +166,11 @@ def test_a_driver_without_a_gpu_is_no_silent_cpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.backends.mps, 'is_available', lambda: False)
     monkeypatch.setattr(shutil, 'which', lambda name: '/usr/bin/' + name)
     assert resolve_device('auto') == 'cpu' and '--mode=check says why' in capsys.readouterr().out
-    for hidden in ('', '-1'):  # on purpose
-        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', hidden)
-        assert resolve_device('auto') == 'cpu' and capsys.readouterr().out == ''
+    for name in ('CUDA_VISIBLE_DEVICES', 'HIP_VISIBLE_DEVICES', 'ROCR_VISIBLE_DEVICES'):
+        for hidden in ('', '-1'):  # on purpose
+            with monkeypatch.context() as patch:
+                patch.setenv(name, hidden)
+                assert resolve_device('auto') == 'cpu' and capsys.readouterr().out == ''
 
 
 @pytest.mark.parametrize('driver, intel, expected', [

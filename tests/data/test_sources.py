@@ -89,6 +89,7 @@ def test_of_a_folder_each_file_is_taken_once_and_what_is_not_is_said(tree, patte
                   'another name of a file that is taken: ', 'a link to a folder (to take it, name it with --input): ']):
         assert f'left out, {line}' in said, said
     assert 'left out, hidden: ' in said
+    assert bool(re.search('left out, of another kind: .*f.csv\n', said)) == (not pattern.endswith('[tm]*'))
 
 
 def test_what_is_named_is_taken_though_it_is_hidden_or_a_link(tree, capsys):
